@@ -1,0 +1,27 @@
+"Packaging: all metadata is read from settings.ini."
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import setup
+
+here = Path(__file__).parent
+ini = ConfigParser(delimiters=["="])
+ini.read(here / "settings.ini", encoding="utf-8")
+meta = ini["DEFAULT"]
+
+setup(
+    version=meta["version"],
+    description=meta["description"],
+    keywords=meta["keywords"].split(),
+    author=meta["author"],
+    author_email=meta["author_email"],
+    license="Apache-2.0",
+    python_requires=f">={meta['min_python']}",
+    packages=[meta["lib_name"]],
+    package_data={meta["lib_name"]: ["*.toml", "py.typed"]},
+    install_requires=meta["requirements"].split(),
+    extras_require={"dev": meta["dev_requirements"].split()},
+    entry_points={"console_scripts": meta["console_scripts"].split()},
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+)
