@@ -184,7 +184,7 @@ def arm_label(name: str) -> str:
     "The arm's name for people, as figures and tables show it."
     return " + ".join(a.label for a in parse_arm(name))
 
-# %% ../nbs/00_config.ipynb #b00a3ea7
+# %% ../nbs/00_config.ipynb #18f1d02a
 @dataclass(frozen=True)
 class Scale:
     "Defaults of a size: fields of `ModelConfig` and `TrainConfig`, and the text."
@@ -199,7 +199,7 @@ SCALES = {
         dict(lr=1e-2, n_steps=20, batch_size=4, warmup_steps=2, eval_every=10, log_every=2, checkpoint_every=5, valid_stories=16)),
     "laptop": Scale("an arm in well under a minute on two CPU cores", "builtin",
         dict(vocab_size=2048, context_length=128, d_model=64, n_layers=3, n_heads=4),
-        dict(lr=1e-2, n_steps=400, batch_size=16, warmup_steps=20, eval_every=100, log_every=10, checkpoint_every=100, valid_stories=150)),
+        dict(lr=1e-2, n_steps=300, batch_size=16, warmup_steps=20, eval_every=50, log_every=10, checkpoint_every=50, valid_stories=100)),
     "cpu": Scale("one epoch of 3.6M tokens in some minutes on one CPU core", "tinystories",
         dict(vocab_size=2048, context_length=128, d_model=96, n_layers=4, n_heads=4),
         dict(lr=1e-2, n_steps=1750, batch_size=16, warmup_steps=50, eval_every=250, log_every=10, checkpoint_every=250, valid_stories=300)),

@@ -1,0 +1,37 @@
+# Each target installs what it needs into .venv, pinned. CORPUS is a path to text, "tinystories" or "builtin" (the default of the laptop study).
+PYTHON ?= python3
+STUDY  ?= studies/laptop.toml
+CORPUS ?= $(ABLATION_CORPUS)
+BIN    := .venv/bin
+export ABLATION_CORPUS := $(or $(realpath $(CORPUS)),$(CORPUS))
+
+.PHONY: install study test lab readme clean
+
+install: .venv/.installed
+
+.venv/.installed: requirements.txt settings.ini setup.py pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"make install pins packages for Python 3.11 or newer, this is {v[0]}.{v[1]}: pass PYTHON=/path/to/python3.11, or use pip install -e . for the ranges of settings.ini.")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+study: install  ## run the laptop study (or STUDY=...) and print its table
+	$(BIN)/ablation run $(STUDY)
+	$(BIN)/ablation report $(STUDY)
+
+test: install  ## the notebooks' own tests, then end to end
+	$(BIN)/nbdev-test --skip-file-re '^(train|analysis|index)' --n-workers 2 --timing
+	$(BIN)/python -m pytest -q tests
+
+lab: install  ## JupyterLab at the first page, on this machine only
+	$(BIN)/jupyter lab --ip=127.0.0.1 nbs/index.ipynb
+
+readme: install  ## README.md from nbs/index.ipynb
+	$(BIN)/nbdev-test nbs/index.ipynb --save
+	$(BIN)/nbdev-clean nbs/index.ipynb
+	$(BIN)/jupyter nbconvert nbs/index.ipynb --to markdown --no-input --log-level ERROR --output-dir . --output README
+	sed -i 's#](\.\./#](#g' README.md
+
+clean:  ## what can be made again; results stay
+	rm -rf .cache _proc _docs build *.egg-info .pytest_cache

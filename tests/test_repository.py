@@ -1,0 +1,80 @@
+"The repository keeps its promises: notebooks and package in step, notebooks clean, one place for metadata."
+import configparser
+import json
+import re
+import shutil
+import subprocess
+from importlib.metadata import version
+
+import pytest
+from conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory, sh):
+    "A copy of notebooks and package after a fresh export and clean."
+    there = tmp_path_factory.mktemp("copy")
+    for name in ("nbs", "ablation_nb"):
+        shutil.copytree(ROOT / name, there / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for name in ("pyproject.toml", "settings.ini"):
+        shutil.copy(ROOT / name, there)
+    for command in ("nbdev-export", "nbdev-clean"):
+        done = sh(command, cwd=there)
+        assert done.returncode == 0, done.stderr
+    return there
+
+
+@pytest.mark.parametrize("folder", ["nbs", "ablation_nb"])
+def test_fresh_export_and_clean_change_nothing(copy, folder):
+    for f in sorted((ROOT / folder).glob("*.*")):
+        assert f.read_text() == (copy / folder / f.name).read_text(), f"{f.name}: run nbdev-export and nbdev-clean"
+
+
+@pytest.mark.parametrize("name", ["train", "analysis"])
+def test_parameters_tag_is_alive_after_clean(copy, name):
+    cells = json.loads((copy / "nbs" / f"{name}.ipynb").read_text())["cells"]
+    assert [c["metadata"].get("tags") for c in cells].count(["parameters"]) == 1
+
+
+def test_train_notebook_has_a_parameter_for_every_field():
+    from ablation_nb.config import MODEL_FIELDS, TRAIN_FIELDS
+    from ablation_nb.runs import OPTIONS
+    cells = json.loads((ROOT / "nbs" / "train.ipynb").read_text())["cells"]
+    source = next("".join(c["source"]) for c in cells if c["metadata"].get("tags") == ["parameters"])
+    given = {}
+    exec(source, given)
+    assert [k for k in given if k != "__builtins__"] == [*OPTIONS, *MODEL_FIELDS, *TRAIN_FIELDS]
+    assert {k: given[k] for k in OPTIONS} == OPTIONS
+    assert all(given[k] is None for k in (*MODEL_FIELDS, *TRAIN_FIELDS))
+
+
+def test_modules_import_only_downwards():
+    order = [n.stem.split("_", 1)[1] for n in NOTEBOOKS if n.name[0].isdigit()]
+    for i, module in enumerate(order):
+        source = (ROOT / "ablation_nb" / f"{module}.py").read_text()
+        used = set(re.findall(r"^from (?:ablation_nb)?\.(\w+) import", source, re.M))
+        assert used <= set(order[:i]), f"{module} imports {used - set(order[:i])}, which stand below it"
+    assert "torch" not in (ROOT / "ablation_nb" / "statistics.py").read_text()
+
+
+def test_metadata_has_one_place():
+    meta = configparser.ConfigParser(delimiters=["="])
+    meta.read(ROOT / "settings.ini")
+    assert version("ablation_nb") == meta["DEFAULT"]["version"]
+    assert meta["DEFAULT"]["version"] not in (ROOT / "setup.py").read_text() + (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_text_of_the_project_names_no_machine():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    for f in tracked:
+        if f in (".ci/run", "tests/test_repository.py") or f.endswith((".png", ".npy")):
+            continue
+        text = (ROOT / f).read_text(encoding="utf-8")
+        assert "../shared" not in text and "/work/" not in text and str(ROOT) not in text, f
+
+
+def test_import_is_light(sh):
+    code = "import sys, ablation_nb; assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    assert sh("python", "-c", code).returncode == 0

@@ -1,0 +1,125 @@
+"train.ipynb as its users run it: through papermill, from the project's root, with real processes."
+import contextlib
+import json
+import subprocess
+import time
+
+import psutil
+import pytest
+from conftest import ROOT
+
+
+def losses(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
+
+
+def numbers(folder):
+    result = json.loads((folder / "result.json").read_text())
+    return {k: v for k, v in result.items() if "second" not in k}
+
+
+@pytest.fixture(scope="module")
+def nope(train, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "nope"
+    done = train(folder, ablation="nope")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_leaves_everything(nope):
+    assert {f.name for f in nope.iterdir()} == {"config.json", "env.json", "metrics.jsonl", "doc_losses.npy", "result.json", "weights.pt"}
+    result = numbers(nope)
+    assert result["status"] == "done" and result["final_val_loss"] < result["initial_val_loss"] - 0.5
+    assert all(c["passed"] for c in result["checks"]) and len(result["checks"]) >= 8
+    assert json.loads((nope / "config.json").read_text())["model"]["position"] == "none"
+
+
+def test_the_executed_notebook_shows_the_run(nope):
+    cells = json.loads(nope.with_suffix(".ipynb").read_text())["cells"]
+    outputs = [o for c in cells if c["cell_type"] == "code" for o in c["outputs"]]
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+    assert any("".join(o["data"].get("text/markdown", "")).startswith("> ") for o in outputs if "data" in o)
+    assert not any(o["output_type"] == "error" for o in outputs)
+
+
+def test_same_seed_same_numbers_to_the_bit(nope, train, tmp_path):
+    assert train(tmp_path / "again", ablation="no_pos_emb").returncode == 0  # by its other name
+    assert losses(tmp_path / "again") == losses(nope) and numbers(tmp_path / "again") == numbers(nope)
+
+
+def test_another_seed_other_numbers(nope, train, tmp_path):
+    assert train(tmp_path / "other", ablation="nope", seed=1).returncode == 0
+    assert losses(tmp_path / "other") != losses(nope)
+
+
+@pytest.mark.parametrize("parameters, words", [
+    (dict(ablation="rope"), ["Unknown arm 'rope'", "baseline, no_norm, post_norm, nope, silu"]),
+    (dict(ablatoin="nope"), ["no parameter 'ablatoin'", "Did you mean 'ablation'?"]),
+    (dict(scale="huge"), ["Unknown scale 'huge'", "laptop"]),
+    (dict(n_layers=2.5), ["n_layers=2.5", "int"]),
+    (dict(lr="fast"), ["lr='fast'", "float"]),
+    (dict(d_model=65), ["d_model=65", "n_heads=2"]),
+    (dict(corpus="no/such/place"), ["no/such/place"]),
+    (dict(device="cuda:99"), ["cuda:99"]),
+    (dict(ablation="no_norm+post_norm"), ["none to move"]),
+])
+def test_bad_input_is_one_sentence_before_any_training(train, tmp_path, parameters, words):
+    done = train(tmp_path / "bad", **parameters)
+    assert done.returncode != 0
+    assert all(w in done.stderr for w in words), done.stderr
+    assert "Traceback" not in done.stderr.split("AblationError:")[0].split("Exception encountered")[-1]
+    assert not (tmp_path / "bad").exists()
+
+
+def test_killed_at_any_moment_and_started_again(train, env, tmp_path):
+    "SIGKILL to the whole process group, again and again, until the run gets through: the numbers are those of an undisturbed run."
+    steps = {"ablation": "silu", "n_steps": 600, "checkpoint_every": 7, "eval_every": 100}
+    assert train(tmp_path / "whole", **steps).returncode == 0
+    argv = ["papermill", "nbs/train.ipynb", str(tmp_path / "cut.ipynb")]
+    for k, v in {"scale": "smoke", "threads": 1, "out": tmp_path / "cut", **steps}.items():
+        argv += ["-p", k, str(v)]
+    kills, seen = 0, 0
+    while kills < 3:
+        process = subprocess.Popen(argv, cwd=ROOT, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        rows = tmp_path / "cut" / "metrics.jsonl"
+        while process.poll() is None and (not rows.exists() or len(rows.read_text().splitlines()) < seen + 40):
+            time.sleep(0.01)
+        if process.poll() is not None:
+            break
+        kill_with_children(process)
+        kills += 1
+        assert not (tmp_path / "cut" / "result.json").exists()
+        seen = len(rows.read_text().splitlines())
+    assert kills >= 2
+    assert train(tmp_path / "cut", **steps).returncode == 0
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole") and numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+
+
+def kill_with_children(process):
+    "SIGKILL a process and everything below it (a kernel runs in a session of its own)."
+    for p in [*psutil.Process(process.pid).children(recursive=True), process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            p.kill()
+    process.wait()
+
+
+def test_arms_share_batches_and_common_tensors_at_step_0(sh):
+    "Across arms, from the outside: the same first batch and the same common weights."
+    code = """
+import torch
+from ablation_nb.config import ARMS, run_config
+from ablation_nb.data import prepare, batch
+from ablation_nb.model import FlexibleTransformerLM
+base = run_config("baseline", scale="smoke")
+data = prepare(base.corpus, base.model.vocab_size)
+for arm in ARMS:
+    cfg = run_config(arm, scale="smoke")
+    x = [batch(data.train, c.train.seed, 0, c.train.batch_size, c.model.context_length)[0] for c in (base, cfg)]
+    assert (x[0] == x[1]).all()
+    a, b = (FlexibleTransformerLM(c.model, 0).state_dict() for c in (base, cfg))
+    common = [k for k in a.keys() & b.keys() if a[k].shape == b[k].shape]
+    assert len(common) >= 10 and all(torch.equal(a[k], b[k]) for k in common), arm
+"""
+    done = sh("python", "-c", code)
+    assert done.returncode == 0, done.stderr
