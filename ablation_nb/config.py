@@ -8,10 +8,12 @@ __all__ = ['PRECISIONS', 'ARMS', 'WIDTHS', 'SCALES', 'MODEL_FIELDS', 'TRAIN_FIEL
            'register_arm', 'arm_names', 'parse_arm', 'arm_name', 'arm_label', 'Scale', 'resolve_scale', 'model_config',
            'train_config', 'known_fields', 'RunConfig', 'run_config', 'project_root']
 
-# %% ../nbs/00_config.ipynb #2f72cd5b
+# %% ../nbs/00_config.ipynb #ceb9332d
 import difflib, os
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: idle threads that spin made steps up to 20 times slower on two shared cores
 
 # %% ../nbs/00_config.ipynb #25b5ccb0
 class AblationError(ValueError):
@@ -184,7 +186,7 @@ def arm_label(name: str) -> str:
     "The arm's name for people, as figures and tables show it."
     return " + ".join(a.label for a in parse_arm(name))
 
-# %% ../nbs/00_config.ipynb #18f1d02a
+# %% ../nbs/00_config.ipynb #c57b37a2
 @dataclass(frozen=True)
 class Scale:
     "Defaults of a size: fields of `ModelConfig` and `TrainConfig`, and the text."
@@ -199,7 +201,7 @@ SCALES = {
         dict(lr=1e-2, n_steps=20, batch_size=4, warmup_steps=2, eval_every=10, log_every=2, checkpoint_every=5, valid_stories=16)),
     "laptop": Scale("an arm in well under a minute on two CPU cores", "builtin",
         dict(vocab_size=2048, context_length=128, d_model=64, n_layers=3, n_heads=4),
-        dict(lr=1e-2, n_steps=300, batch_size=16, warmup_steps=20, eval_every=50, log_every=10, checkpoint_every=50, valid_stories=100)),
+        dict(lr=1e-2, n_steps=200, batch_size=16, warmup_steps=20, eval_every=50, log_every=10, checkpoint_every=50, valid_stories=100)),
     "cpu": Scale("one epoch of 3.6M tokens in some minutes on one CPU core", "tinystories",
         dict(vocab_size=2048, context_length=128, d_model=96, n_layers=4, n_heads=4),
         dict(lr=1e-2, n_steps=1750, batch_size=16, warmup_steps=50, eval_every=250, log_every=10, checkpoint_every=250, valid_stories=300)),

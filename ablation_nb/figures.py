@@ -122,7 +122,7 @@ def plot_schedule(
     ax.annotate(f"end {end.lr_now:.3g}", (end.step, end.lr_now), xytext=(7, 0), textcoords="offset points", va="center")
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
-# %% ../nbs/09_figures.ipynb #7829540f
+# %% ../nbs/09_figures.ipynb #ff934e5a
 def plot_differences(
     ax,                 # axes to draw on
     runs: pd.DataFrame, # a row a run of one learning rate
@@ -150,7 +150,7 @@ def plot_differences(
         ax.text(1.02, y, difference_words(e, len(runs[runs.arm == arm])), color=colour, va="center", transform=ax.get_yaxis_transform(), linespacing=1.1)
     ax.set(xlim=(left, right), ylim=(len(arms) - .5, -.6), yticks=range(len(arms)), yticklabels=[arm_label(a) for a in arms])
     for tick, arm in zip(ax.get_yticklabels(), arms): tick.set_color(arm_colour(arm))
-    ax.tick_params(axis="y", length=0); ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ax.tick_params(axis="y", length=0, pad=9); ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 def difference_words(
     effect,     # a row of `paired_effects`

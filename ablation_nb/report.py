@@ -7,7 +7,7 @@ __all__ = ['SEED_REPORT', 'COLUMNS', 'SECTIONS', 'RUN_COLUMNS', 'Results', 'read
            'md_table', 'in_order', 'arm_means', 'results_table', 'for_reading', 'overview_table', 'precision_table',
            'certificate_table', 'effect_sentence', 'power_sentence', 'opening', 'at_lr', 'findings',
            'beside_the_report', 'every_seed', 'left_out', 'proofs', 'stories', 'figure_names', 'write_report',
-           'write_text', 'readme_table', 'find_study']
+           'write_text', 'readme_table', 'headline', 'find_study']
 
 # %% ../nbs/10_report.ipynb #70e78ab3
 import html, json, re
@@ -229,7 +229,7 @@ def beside_the_report(r: Results) -> str:
         "By a reading of its public code, the report's NoPE arm still rotated queries and keys: its row is a second run of its baseline.",
         md_table(for_reading(overview_table(r.runs))), "In full precision:", md_table(for_reading(precision_table(r.runs)))])
 
-# %% ../nbs/10_report.ipynb #63c75f65
+# %% ../nbs/10_report.ipynb #24779e7f
 def every_seed(r: Results) -> str:
     "Final loss of every run."
     value = [f"{v:.4f}" if s == "done" else s for v, s in zip(r.runs.final_val_loss, r.runs.status)]
@@ -254,10 +254,14 @@ def proofs(r: Results) -> str:
     checks = {x.folder: read_json(r.folder / x.folder / "result.json")["checks"] for x in ended.itertuples()}
     passed = [c["passed"] for cs in checks.values() for c in cs]
     first = ended.drop_duplicates("arm").set_index("arm").folder
-    def said(cs): return "; ".join(("" if c["passed"] else "FAILED: ") + c["says"].rstrip(".") for c in cs)
-    lines = [f"- **{arm_label(a)}**: {said(checks[first[a]])}." for a in arm_order(first.index) if checks[first[a]]]
+    arms, lines, known = arm_order(first.index), [], set()
+    for a in arms:
+        new = [("" if c["passed"] else "FAILED: ") + c["says"] for c in checks[first[a]] if c["says"] not in known]
+        lines.append(f"- **{arm_label(a)}**" + ("".join(f"\n  - {says}" for says in new) or ": nothing else"))
+        known = known or {c["says"] for c in checks[first[a]]}
     return "\n\n".join(["## Is each treatment real, and a fair match?", md_table(certificate_table(r.runs)),
-                        f"Before training, {sum(passed)} of {len(passed)} checks passed in {len(checks)} runs. Those of one run of each arm:", "\n".join(lines)])
+        f"Before training, {sum(passed)} of {len(passed)} checks passed in {len(checks)} runs. This is what one run of each arm said; what {arm_label(arms[0])} said already is not repeated.",
+        "\n".join(lines)])
 
 def stories(r: Results) -> str:
     "One sampled story an arm."
@@ -272,7 +276,7 @@ def figure_names(r: Results) -> dict:
     main = main_lr(r.runs)
     return {lr: "ablation_comparison" + ("" if lr == main else f"-lr{lr:g}") for lr in sorted(r.runs[r.runs.status == "done"].lr.unique(), key=lambda lr: (lr != main, lr))}
 
-# %% ../nbs/10_report.ipynb #c9ff583a
+# %% ../nbs/10_report.ipynb #ffd4240a
 def write_report(
     study_folder: Path | str,  # e.g. "outputs/laptop"
 ) -> Path:                     # its report.md
@@ -292,6 +296,7 @@ def write_text(path: Path, text: str) -> Path:
     path.write_bytes(text.encode())
     return path
 
+# %% ../nbs/10_report.ipynb #6b841232
 def readme_table(
     study_folder: Path | str,  # e.g. "outputs/laptop"
 ) -> str:                      # a markdown table
@@ -299,6 +304,20 @@ def readme_table(
     table = results_table(read_results(study_folder).runs)
     table.insert(2, "change", ["; ".join(a.says for a in parse_arm(arm)) for arm in table.arm])
     return md_table(for_reading(table[["arm", "lr", "change", "final_val_loss", "difference", "lo", "hi", "done", "diverged"]]))
+
+def headline(
+    study_folder: Path | str,  # e.g. "outputs/laptop"
+) -> str:                      # one paragraph
+    "What was run, for which arms the interval excludes zero, and the smallest effect that could be seen."
+    r = read_results(study_folder)
+    lr = main_lr(r.runs)
+    done, effects = r.runs[r.runs.status.eq("done") & r.runs.lr.eq(lr)], in_order(paired_effects(r.runs)).query("lr == @lr")
+    known = effects.dropna(subset="lo")
+    out = known[(known.lo > 0) | (known.hi < 0)]
+    def named(rows): return ", ".join(f"{arm_label(e.arm)} ({e['mean']:+.3f})" for _, e in rows.iterrows()) or "none"
+    verdict = f"The 95 % interval of the difference to the baseline excludes zero for: {named(out)}; it contains zero for: {named(known.drop(out.index))}. " if len(known) else ""
+    return (f"{Path(r.config['corpus']).name}, {done.parameters.iloc[0]:,.0f} parameters, {done.tokens.iloc[0]:,.0f} tokens a run, learning rate {lr:g}, "
+            f"{done.seed.nunique()} seed{'s' if done.seed.nunique() > 1 else ''}, {', '.join(sorted(set(done.device)))}. {verdict}{power_sentence(effects)}")
 
 def find_study(
     study: str,  # a name under outputs/, or a path from the project's root or from here
