@@ -29,7 +29,7 @@ lab: install  ## JupyterLab at the first page, on this machine only
 
 readme: install  ## README.md from nbs/index.ipynb
 	$(BIN)/nbdev-test nbs/index.ipynb --save
-	$(BIN)/nbdev-clean nbs/index.ipynb
+	$(BIN)/nbdev-clean --fname nbs/index.ipynb
 	$(BIN)/jupyter nbconvert nbs/index.ipynb --to markdown --no-input --log-level ERROR --output-dir . --output README
 	sed -i 's#](\.\./#](#g' README.md
 

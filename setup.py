@@ -15,7 +15,7 @@ setup(
     keywords=meta["keywords"].split(),
     author=meta["author"],
     author_email=meta["author_email"],
-    license="Apache-2.0",
+    license=meta["license"],
     python_requires=f">={meta['min_python']}",
     packages=[meta["lib_name"]],
     package_data={meta["lib_name"]: ["*.toml", "py.typed"]},

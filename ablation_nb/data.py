@@ -10,7 +10,7 @@ __all__ = ['NAMES', 'ELDERS', 'PERSON', 'LISTS', 'OPENING', 'ENDING', 'PLOTS', '
            'check_vocab_size', 'chunks', 'encode_stories', 'fingerprint', 'apart', 'TokenData', 'load', 'publish',
            'sweep', 'Tally', 'build', 'prepare', 'batch']
 
-# %% ../nbs/01_data.ipynb #e1e62d06
+# %% ../nbs/01_data.ipynb #c0e02caf
 import gzip, hashlib, io, json, os, random, re, secrets, shutil, time
 from array import array
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .config import AblationError, did_you_mean, project_root
 

@@ -7,7 +7,7 @@ __all__ = ['COMPUTING', 'OWN_FILES', 'ENV_COLUMNS', 'OPTIONS', 'write_json', 're
            'described', 'identity', 'environment', 'run_state', 'run_folder', 'read_rows', 'MetricsFile', 'Run',
            'run_folders', 'load_runs', 'load_metrics', 'load_doc_losses', 'read_parameters', 'open_run']
 
-# %% ../nbs/06_runs.ipynb #c8771115
+# %% ../nbs/06_runs.ipynb #a9288e9a
 import ast, hashlib, json, os, platform, subprocess, sys
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import ablation_nb
 from .checks import certificate, check_treatment, require
@@ -124,7 +124,7 @@ class MetricsFile:
     def append(self, row: dict):
         self.file.write(json.dumps({k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}) + "\n"); self.file.flush()
 
-# %% ../nbs/06_runs.ipynb #76edb97f
+# %% ../nbs/06_runs.ipynb #ea607b28
 class Run:
     "One training run and the folder it lives in. Opening it writes `config.json` and `env.json`, resumes what is half done, and refuses what is foreign."
     def __init__(self,
@@ -160,7 +160,7 @@ class Run:
     def __repr__(self):
         m, t = self.cfg.model, self.cfg.train
         return (f"{self.cfg.arm} at scale {self.cfg.scale} on {described(self.cfg)['corpus']}: {m.n_layers} layers of width {m.d_model}, {t.n_steps} steps of "
-                f"{t.batch_size} x {m.context_length} tokens, lr {t.lr:g}, seed {t.seed}, {self.env['device']}, {self.env['precision']} ({self.state})")
+                f"{t.batch_size} x {m.context_length} tokens, lr {t.lr:g}, seed {t.seed}, {self.env['device']}, {self.env['precision']} ({dict(absent='new', partial='to be resumed').get(self.state, self.state)})")
 
 # %% ../nbs/06_runs.ipynb #38605c9a
 @patch

@@ -60,10 +60,10 @@ def read_study(
     except AblationError as e: raise AblationError(f"{path}: {e}") from None
     return Study(name, runs, Path(outputs or project_root() / "outputs") / name)
 
-# %% ../nbs/07_study.ipynb #11ddbe95
+# %% ../nbs/07_study.ipynb #fc156adf
 def plan(study: Study) -> list[tuple[RunConfig, Path, str]]:
     "Each run of the study with its folder and state: absent, partial, done, diverged or foreign. Prepares the text if that is still to do."
-    ready = {c.model.vocab_size: prepare(c.corpus, c.model.vocab_size, progress=True) for c in study.runs}
+    ready = {c.model.vocab_size: prepare(c.corpus, c.model.vocab_size, progress=sys.stderr.isatty()) for c in study.runs}
     folders = [run_folder(study.outputs, c) for c in study.runs]
     return [(c, f, run_state(f, identity(c, ready[c.model.vocab_size]))) for c, f in zip(study.runs, folders)]
 
@@ -79,7 +79,7 @@ def show_plan(planned: list) -> Table:
                       f"{sum(tokens) / 1e6:.1f}M", f"{sum(t * flops_per_token(c.model) for t, c in zip(tokens, todo)):.1e}")
     return table
 
-# %% ../nbs/07_study.ipynb #7cda7afd
+# %% ../nbs/07_study.ipynb #c820db64
 def execute(
     cfg: RunConfig,
     folder: Path,   # the run's folder; the executed notebook becomes its run.ipynb
@@ -93,11 +93,11 @@ def execute(
     base = run_config(cfg.arm, cfg.scale, cfg.corpus)
     changed = {k: v for k, v in changed.items() if v != getattr(base.model if k in MODEL_FIELDS else base.train, k)}
     folder.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(root / "nbs" / "train.ipynb", folder / "run.ipynb", cwd=root, progress_bar=False, log_output=False,
+    papermill.execute_notebook(os.path.relpath(root / "nbs" / "train.ipynb"), os.path.relpath(folder / "run.ipynb"), cwd=root, progress_bar=False, log_output=False,
         parameters={**changed, "ablation": cfg.arm, "scale": cfg.scale, "seed": cfg.train.seed, "threads": threads, "out": os.path.relpath(folder, root), "fresh": fresh})
     return read_json(folder / "result.json")
 
-# %% ../nbs/07_study.ipynb #dc81ccb6
+# %% ../nbs/07_study.ipynb #73810767
 def work_off(
     study: Study,
     workers: int | None = None,  # runs at a time; None: one a core, or one a CUDA card
@@ -107,11 +107,12 @@ def work_off(
     "Do what is left of a study; a run that fails stops no other."
     import torch
     console = console or Console()
-    os.environ["ABLATION_CORPUS"] = str(study.runs[0].corpus)  # kernels inherit it, so that no path enters an executed notebook
+    corpus = study.runs[0].corpus
+    os.environ["ABLATION_CORPUS"] = os.path.abspath(corpus) if os.path.exists(corpus) else corpus  # kernels inherit it, so that no path enters an executed notebook
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = workers or torch.cuda.device_count() or cores
     planned = plan(study)
-    console.print(f"[bold]{study.name}[/bold]: {len(planned)} runs on {study.runs[0].corpus}, {workers} at a time"); console.print(show_plan(planned))
+    console.print(f"[bold]{study.name}[/bold]: {len(planned)} runs on {corpus}, {workers} at a time"); console.print(show_plan(planned))
     todo = [(c, f, s == "foreign") for c, f, s in planned if s in ("absent", "partial") or (s == "foreign" and rerun_stale)]
     failed = {f: "made by other code, settings or text: left alone; pass --rerun-stale to replace it" for _, f, s in planned if s == "foreign" and not rerun_stale}
     started = time.perf_counter()
@@ -165,7 +166,7 @@ class Progress:
                               f"{last['tokens'] / last['seconds']:.0f}" if last["seconds"] else "")
         return table
 
-# %% ../nbs/07_study.ipynb #121f47c6
+# %% ../nbs/07_study.ipynb #a2a47363
 def report(study: Study, console: Console) -> int:
     "Execute analysis.ipynb on the study's folder, print its result table and say where the report lies."
     import pandas as pd
@@ -173,9 +174,11 @@ def report(study: Study, console: Console) -> int:
     root = project_root()
     try: papermill.execute_notebook(root / "nbs" / "analysis.ipynb", root / "out" / f"analysis-{study.name}.ipynb", cwd=root, progress_bar=False, parameters={"study": os.path.relpath(study.outputs, root)})
     except papermill.PapermillExecutionError as e: raise AblationError(e.evalue) from None
-    frame = pd.read_csv(study.outputs / "tables" / "results.csv")[["arm", "lr", "parameters", "final_val_loss", "difference", "lo", "hi", "done", "diverged"]]
-    table = Table(*frame.columns, title="final validation loss in nats per token; difference to the baseline with its 95 % interval")
-    for row in frame.itertuples(index=False): table.add_row(*(f"{v:.4f}" if isinstance(v, float) and name not in ("lr", "parameters") else f"{v:g}" if name == "lr" else str(v) for name, v in zip(frame, row)))
+    table = Table("arm", "final loss", "difference to the baseline [95 %]", "seeds", "diverged", title="Validation loss in nats per token")
+    for r in pd.read_csv(study.outputs / "tables" / "results.csv").itertuples():
+        name = r.arm if len({c.train.lr for c in study.runs}) == 1 else f"{r.arm}, lr {r.lr:g}"
+        difference = "" if pd.isna(r.difference) else f"{r.difference:+.4f}" + ("" if pd.isna(r.lo) else f" [{r.lo:+.4f}, {r.hi:+.4f}]")
+        table.add_row(name, "–" if pd.isna(r.final_val_loss) else f"{r.final_val_loss:.4f}", difference, str(r.done), str(r.diverged))
     console.print(table); console.print(f"The report: {os.path.relpath(study.outputs / 'report.md')}")
     return 0
 

@@ -16,8 +16,8 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 def copy(tmp_path_factory, sh):
     "A copy of notebooks and package after a fresh export and clean."
     there = tmp_path_factory.mktemp("copy")
-    for name in ("nbs", "ablation_nb"):
-        shutil.copytree(ROOT / name, there / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for name in ("nbs", "ablation_nb", "outputs"):
+        shutil.copytree(ROOT / name, there / name, ignore=shutil.ignore_patterns("__pycache__", ".*", "*.pt"))
     for name in ("pyproject.toml", "settings.ini"):
         shutil.copy(ROOT / name, there)
     for command in ("nbdev-export", "nbdev-clean"):
@@ -36,6 +36,27 @@ def test_fresh_export_and_clean_change_nothing(copy, folder):
 def test_parameters_tag_is_alive_after_clean(copy, name):
     cells = json.loads((copy / "nbs" / f"{name}.ipynb").read_text())["cells"]
     assert [c["metadata"].get("tags") for c in cells].count(["parameters"]) == 1
+
+
+def test_the_committed_reports_regenerate_byte_for_byte(copy):
+    from ablation_nb.report import write_report
+    reported = sorted(p.parent for p in (ROOT / "outputs").glob("*/report.md"))
+    assert reported
+    for folder in reported:
+        again = copy / "outputs" / folder.name
+        write_report(again)
+        made = [p for p in folder.rglob("*") if p.suffix in (".md", ".csv", ".png", ".svg")]
+        assert len(made) >= 6
+        for p in made:
+            assert p.read_bytes() == (again / p.relative_to(folder)).read_bytes(), p.relative_to(ROOT)
+
+
+def test_readme_is_what_index_says(copy, sh):
+    done = sh("nbdev-test", "nbs/index.ipynb", "--save", cwd=copy)
+    assert done.returncode == 0, done.stderr
+    convert = "jupyter nbconvert nbs/index.ipynb --to markdown --no-input --output-dir . --output README"
+    assert sh(*convert.split(), cwd=copy).returncode == 0
+    assert (copy / "README.md").read_text().replace("](../", "](") == (ROOT / "README.md").read_text(), "run make readme"
 
 
 def test_train_notebook_has_a_parameter_for_every_field():

@@ -1,12 +1,16 @@
 "train.ipynb as its users run it: through papermill, from the project's root, with real processes."
 import contextlib
 import json
+import os
 import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 from conftest import ROOT
+
+REAL_TEXT = os.environ.get("ABLATION_CORPUS", "")
 
 
 def losses(folder):
@@ -123,3 +127,11 @@ for arm in ARMS:
 """
     done = sh("python", "-c", code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path(REAL_TEXT).is_dir(), reason="no real text at hand: ABLATION_CORPUS names no folder")
+def test_real_text(train, tmp_path):
+    done = train(tmp_path / "real", corpus=REAL_TEXT)
+    assert done.returncode == 0, done.stderr
+    assert numbers(tmp_path / "real")["final_val_loss"] < numbers(tmp_path / "real")["initial_val_loss"] - 0.5
+    assert REAL_TEXT not in (tmp_path / "real" / "config.json").read_text()
