@@ -18,7 +18,6 @@ setup(
     license=meta["license"],
     python_requires=f">={meta['min_python']}",
     packages=[meta["lib_name"]],
-    package_data={meta["lib_name"]: ["*.toml", "py.typed"]},
     install_requires=meta["requirements"].split(),
     extras_require={"dev": meta["dev_requirements"].split()},
     entry_points={"console_scripts": meta["console_scripts"].split()},

@@ -9,14 +9,13 @@ __all__ = ['SIZES', 'CHECKS', 'expected_config', 'rule_width', 'without', 'off',
            'check_placement', 'feed_forward_by_hand', 'check_gate', 'check_causal', 'check_live_parameters',
            'check_definition', 'Check', 'undisturbed', 'outcome', 'check_treatment', 'require', 'certificate']
 
-# %% ../nbs/04_checks.ipynb #92925c6e
+# %% ../nbs/04_checks.ipynb #0727c31d
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -8,8 +8,8 @@ __all__ = ['PRECISIONS', 'ARMS', 'WIDTHS', 'SCALES', 'MODEL_FIELDS', 'TRAIN_FIEL
            'register_arm', 'arm_names', 'parse_arm', 'arm_name', 'arm_label', 'Scale', 'resolve_scale', 'model_config',
            'train_config', 'known_fields', 'RunConfig', 'run_config', 'project_root']
 
-# %% ../nbs/00_config.ipynb #ceb9332d
-import difflib, os
+# %% ../nbs/00_config.ipynb #39cae6ae
+import difflib, math, os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class ModelConfig:
     @property
     def d_head(self) -> int: return self.d_model // self.n_heads
 
-# %% ../nbs/00_config.ipynb #7b284589
+# %% ../nbs/00_config.ipynb #9f152722
 @dataclass(frozen=True)
 class TrainConfig:
     "Everything that decides the numbers of a training run beside the model and the text."
@@ -85,22 +85,26 @@ class TrainConfig:
         check_types(self, may_be_zero=("seed", "warmup_steps", "min_lr_ratio", "beta1", "beta2", "weight_decay", "grad_clip", "checkpoint_every", "valid_stories", "threads"))
         if self.precision not in PRECISIONS: raise AblationError(f"precision='{self.precision}' is unknown; choose one of {', '.join(PRECISIONS)}.")
         if self.warmup_steps >= self.n_steps: raise AblationError(f"warmup_steps={self.warmup_steps} leaves no step of n_steps={self.n_steps} for the cosine; warm up for fewer.")
-        for f in ("beta1", "beta2", "min_lr_ratio"):
-            if getattr(self, f) > 1: raise AblationError(f"{f}={getattr(self, f)} must lie between 0 and 1.")
+        if self.min_lr_ratio > 1: raise AblationError(f"min_lr_ratio={self.min_lr_ratio} must lie between 0 and 1.")
+        for f in ("beta1", "beta2"):
+            if getattr(self, f) >= 1: raise AblationError(f"{f}={getattr(self, f)} must be at least 0 and below 1.")
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
-# %% ../nbs/00_config.ipynb #a4d524a7
+# %% ../nbs/00_config.ipynb #ef51d215
 def check_types(
     cfg,              # a dataclass instance with annotations int, float, bool or str
     may_be_zero=(),   # numeric fields for which zero means something
 ):
-    "Raise `AblationError` unless every field of `cfg` has its annotated type and a sensible sign."
+    "Raise `AblationError` unless every field of `cfg` has its annotated type, is finite and has a sensible sign."
     for f in fields(cfg):
         v, want = getattr(cfg, f.name), f.type if isinstance(f.type, str) else f.type.__name__
         fits = {"int": isinstance(v, int) and not isinstance(v, bool), "bool": isinstance(v, bool), "str": isinstance(v, str),
                 "float": isinstance(v, (int, float)) and not isinstance(v, bool)}[want]
         if not fits: raise AblationError(f"{f.name}={v!r} is of type {type(v).__name__}; it must be {'an' if want == 'int' else 'a'} {want}.")
+        if want == "float":
+            if not math.isfinite(v): raise AblationError(f"{f.name}={v!r} is not a finite number; give one that is.")
+            object.__setattr__(cfg, f.name, float(v))
         if want in ("int", "float") and not (v > 0 or (v == 0 and f.name in may_be_zero)):
             raise AblationError(f"{f.name}={v!r} must be {'zero or more' if f.name in may_be_zero else 'greater than zero'}.")
 

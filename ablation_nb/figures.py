@@ -73,14 +73,14 @@ def end_labels(
         ax.plot([right, 1.015, 1.045], [w, w, s], color=arm_colour(arm), lw=.8, alpha=.6, transform=ax.transAxes, clip_on=False)
         ax.text(1.055, s, f"{arm_label(arm)} {format(y, fmt)}" if fmt else arm_label(arm), color=arm_colour(arm), va="center", transform=ax.transAxes)
 
-# %% ../nbs/09_figures.ipynb #748cf180
+# %% ../nbs/09_figures.ipynb #f6b93a5e
 def plot_losses(
     ax,                     # axes to draw on
     runs: pd.DataFrame,     # a row a run of one learning rate
     metrics: pd.DataFrame,  # their rows of metrics
     column: str,            # train_loss or val_loss
 ):
-    "Loss against steps: mean and range over the finished seeds of each arm, diverged runs dashed."
+    "Loss against steps: mean and range over the finished seeds of each arm, diverged runs dotted."
     m = metrics.dropna(subset=column).merge(runs[["arm", "lr", "seed", "status"]], on=["arm", "lr", "seed"])
     if m.empty: return
     last = m.step.max()

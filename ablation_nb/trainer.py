@@ -28,12 +28,13 @@ def lr_at(
     low = cfg.lr * cfg.min_lr_ratio
     return low + (cfg.lr - low) * 0.5 * (1 + math.cos(math.pi * min(1, (i - cfg.warmup_steps) / (cfg.n_steps - cfg.warmup_steps))))
 
-# %% ../nbs/05_trainer.ipynb #6a80ea1b
+# %% ../nbs/05_trainer.ipynb #1df282d1
 def resolve_device(device: str = "auto") -> torch.device:
     "The device to train on; `auto` is the first CUDA card, or the CPU where there is none."
     if device == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try: found = torch.device(device)
     except RuntimeError: raise AblationError(f"device='{device}' is unknown; choose auto, cpu, cuda or cuda:N.") from None
+    if found.type not in ("cpu", "cuda"): raise AblationError(f"device='{device}' is not supported; choose auto, cpu, cuda or cuda:N.")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise AblationError(f"device='{device}' was asked for, but torch sees {torch.cuda.device_count()} CUDA cards here; use device=auto or cpu.")
     return found
@@ -77,9 +78,9 @@ def make_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
     "AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over all parameters as one group."
     return torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps, weight_decay=cfg.weight_decay, fused=True)
 
-# %% ../nbs/05_trainer.ipynb #b737e003
+# %% ../nbs/05_trainer.ipynb #fe81f807
 class Trainer:
-    "Trains one model on one token stream; `fit` yields nothing and tells `on_row` everything."
+    "Trains one model on one token stream; `fit` goes to the end and tells `on_row` what it sees."
     def __init__(self,
         model: FlexibleTransformerLM,
         data: TokenData,
@@ -163,7 +164,7 @@ def evaluate(self: Trainer) -> float:
     s["eval_seconds"] += time.perf_counter() - t
     return loss
 
-# %% ../nbs/05_trainer.ipynb #31c26dfd
+# %% ../nbs/05_trainer.ipynb #678f5816
 @patch
 def save(self: Trainer, since: float):
     "Write weights, optimiser, buffer and counters to `checkpoint`, atomically."
@@ -178,7 +179,8 @@ def save(self: Trainer, since: float):
 def resume(self: Trainer) -> int:
     "Go back to the checkpoint, if there is one; returns the step that training stands at."
     if self.checkpoint and self.checkpoint.exists():
-        saved = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        try: saved = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        except Exception as e: raise AblationError(f"{self.checkpoint} cannot be read ({type(e).__name__}); remove it to begin this run anew.") from None
         self.model.load_state_dict(saved["model"]); self.optimizer.load_state_dict(saved["optimizer"])
         self.buffer.copy_(saved["buffer"]); self.state = saved["state"]
         if self.device.type == "cpu": torch.set_num_threads(saved["threads"])  # sums in another order are other sums
@@ -188,12 +190,14 @@ def resume(self: Trainer) -> int:
 def summary(self: Trainer) -> dict:
     "What a finished run says of itself."
     s, diverged = self.state, self.state.get("diverged_at")
-    if diverged is None and self.doc_losses is None: self.evaluate()  # resumed after the last step
+    if diverged is None and self.doc_losses is None:  # resumed after the last step
+        already = s["eval_seconds"]
+        self.evaluate(); s["seconds"] += s["eval_seconds"] - already
     tokens = s["step"] * self.cfg.batch_size * self.model.cfg.context_length
     final = s.get("final_val_loss") if diverged is None else None
     n_bytes = int(self.valid.valid_bytes.sum())
     finite = lambda x: x if x is not None and math.isfinite(x) else None
     return dict(status="done" if diverged is None else "diverged", diverged_at=diverged, final_val_loss=final,
         **{k: finite(s.get(k)) for k in ("best_val_loss", "initial_val_loss", "min_train_loss", "final_train_loss")}, best_val_step=s["best_val_step"],
-        perplexity=final and math.exp(final), bits_per_byte=final and float(self.doc_losses[:, 0].sum()) / math.log(2) / n_bytes,
+        perplexity=math.exp(final) if final is not None and final < 700 else None, bits_per_byte=final and float(self.doc_losses[:, 0].sum()) / math.log(2) / n_bytes,
         steps=s["step"], tokens=tokens, seconds=round(s["seconds"], 3), tokens_per_second=round(tokens / max(1e-9, s["seconds"] - s["eval_seconds"]), 1))

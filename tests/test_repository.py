@@ -55,6 +55,7 @@ def test_readme_is_what_index_says(copy, sh):
     done = sh("nbdev-test", "nbs/index.ipynb", "--save", cwd=copy)
     assert done.returncode == 0, done.stderr
     convert = "jupyter nbconvert nbs/index.ipynb --to markdown --no-input --output-dir . --output README"
+    assert sh("nbdev-clean", cwd=copy).returncode == 0
     assert sh(*convert.split(), cwd=copy).returncode == 0
     assert (copy / "README.md").read_text().replace("](../", "](") == (ROOT / "README.md").read_text(), "run make readme"
 
@@ -97,5 +98,12 @@ def test_the_text_of_the_project_names_no_machine():
 
 
 def test_import_is_light(sh):
-    code = "import sys, ablation_nb; assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    "What a script needs to plan runs loads neither torch nor pandas."
+    code = "import sys, ablation_nb.config as c; c.run_config('nope', scale='smoke'); assert not {'torch', 'pandas'} & set(sys.modules)"
     assert sh("python", "-c", code).returncode == 0
+
+
+def test_committed_runs_were_made_by_this_code():
+    from ablation_nb.runs import package_hash
+    made_by = {json.loads(p.read_text())["package_hash"] for p in (ROOT / "outputs").glob("*/*/*/env.json")}
+    assert made_by == {package_hash()}, "run the committed studies again"
