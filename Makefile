@@ -12,8 +12,8 @@ install: .venv/.installed
 .venv/.installed: requirements.txt settings.ini setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"make install pins packages for Python 3.11 or newer, this is {v[0]}.{v[1]}: pass PYTHON=/path/to/python3.11, or use pip install -e . for the ranges of settings.ini.")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 study: install  ## run the laptop study (or STUDY=...) and print its table
@@ -25,7 +25,7 @@ test: install  ## the notebooks' own tests, then end to end
 	$(BIN)/python -m pytest -q tests
 
 lab: install  ## JupyterLab at the first page, on this machine only
-	$(BIN)/jupyter lab --ip=127.0.0.1 nbs/index.ipynb
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
 readme: install  ## README.md from nbs/index.ipynb
 	$(BIN)/nbdev-test nbs/index.ipynb --save
