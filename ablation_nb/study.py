@@ -85,7 +85,7 @@ def show_plan(planned: list) -> Table:
                       f"{sum(tokens) / 1e6:.1f}M", f"{sum(t * flops_per_token(c.model) for t, c in zip(tokens, todo)):.1e}")
     return table
 
-# %% ../nbs/07_study.ipynb #c820db64
+# %% ../nbs/07_study.ipynb #9fe161a3
 def execute(
     cfg: RunConfig,
     folder: Path,   # the run's folder; the executed notebook becomes its run.ipynb
@@ -93,14 +93,17 @@ def execute(
     fresh: bool,    # replace what lies in the folder
 ) -> dict:          # the run's result.json
     "One run: papermill executes train.ipynb in a kernel of its own."
-    import papermill
+    import nbformat, papermill
     root = project_root()
     changed = {k: getattr(part, k) for part, names in ((cfg.model, MODEL_FIELDS), (cfg.train, TRAIN_FIELDS)) for k in names}
     base = run_config(cfg.arm, cfg.scale, cfg.corpus)
     changed = {k: v for k, v in changed.items() if v != getattr(base.model if k in MODEL_FIELDS else base.train, k)}
     folder.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(os.path.relpath(root / "nbs" / "train.ipynb"), os.path.relpath(folder / "run.ipynb"), cwd=root, progress_bar=False, log_output=False,
+    source, target = root / "nbs" / "train.ipynb", folder.resolve() / "run.ipynb"  # absolute: papermill resolves paths against a directory that its threads share
+    nb = papermill.execute_notebook(source, target, cwd=root, progress_bar=False, log_output=False,
         parameters={**changed, "ablation": cfg.arm, "scale": cfg.scale, "seed": cfg.train.seed, "threads": threads, "out": os.path.relpath(folder, root), "fresh": fresh})
+    nb.metadata.papermill.update(input_path=os.path.relpath(source, root), output_path=os.path.relpath(target, root))  # what is committed names no machine
+    nbformat.write(nb, target)
     return read_json(folder / "result.json")
 
 # %% ../nbs/07_study.ipynb #accd48b6
