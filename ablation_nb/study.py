@@ -106,7 +106,7 @@ def execute(
     nbformat.write(nb, target)
     return read_json(folder / "result.json")
 
-# %% ../nbs/07_study.ipynb #accd48b6
+# %% ../nbs/07_study.ipynb #23b3fa5b
 def work_off(
     study: Study,
     workers: int | None = None,  # runs at a time; None: one a core, or one on a CUDA card
@@ -137,7 +137,7 @@ def work_off(
             for kernel in psutil.Process().children(recursive=True): kernel.kill()
             console.print("Interrupted: what is done is kept, and the same command goes on from the last checkpoints.")
             os._exit(130)  # threads of the pool still wait for kernels that are gone
-    console.print(f"{len(todo)} runs in {time.perf_counter() - started:.0f} s, {len(failed)} of {len(planned)} not usable")
+    console.print(f"{len(todo)} runs in {time.perf_counter() - started:.0f} s, {len(planned) - len(failed)} of {len(planned)} usable")
     return failed
 
 @contextmanager
@@ -185,7 +185,7 @@ class Progress:
                               f"{last['tokens'] / last['seconds']:.0f}" if last["seconds"] else "")
         return table
 
-# %% ../nbs/07_study.ipynb #37812162
+# %% ../nbs/07_study.ipynb #67af1ddd
 def report(study: Study, console: Console) -> int:
     "Execute analysis.ipynb on the study's folder, print its result table and say where the report lies."
     import pandas as pd
@@ -194,7 +194,7 @@ def report(study: Study, console: Console) -> int:
     (root / "out").mkdir(exist_ok=True)
     try: papermill.execute_notebook(root / "nbs" / "analysis.ipynb", root / "out" / f"analysis-{study.name}.ipynb", cwd=root, progress_bar=False, parameters={"study": os.path.relpath(study.outputs, root)})
     except papermill.PapermillExecutionError as e: raise AblationError(e.evalue) from None
-    table = Table("arm", "final loss", "difference to the baseline [95 %]", "seeds", "diverged", title="Validation loss in nats per token")
+    table = Table("arm", "final loss", "difference [95 %]", "seeds", "diverged", title="Validation loss in nats per token, and its difference to the baseline")
     for r in pd.read_csv(study.outputs / "tables" / "results.csv").itertuples():
         name = r.arm if len({c.train.lr for c in study.runs}) == 1 else f"{r.arm}, lr {r.lr:g}"
         difference = "" if pd.isna(r.difference) else f"{r.difference:+.4f}" + ("" if pd.isna(r.lo) else f" [{r.lo:+.4f}, {r.hi:+.4f}]")
