@@ -8,7 +8,7 @@ __all__ = ['COMPUTING', 'OWN_FILES', 'ENV_COLUMNS', 'OPTIONS', 'PLAIN', 'write_j
            'read_rows', 'MetricsFile', 'Run', 'run_folders', 'load_runs', 'load_metrics', 'load_doc_losses',
            'read_parameters', 'open_run']
 
-# %% ../nbs/06_runs.ipynb #99d5ba81
+# %% ../nbs/06_runs.ipynb #5a5b00b6
 import ast, hashlib, io, json, os, platform, subprocess, sys, tokenize
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -25,18 +25,14 @@ from tqdm import tqdm
 import ablation_nb
 from .checks import blueprint, certificate, check_treatment, require
 from .config import ARMS, MODEL_FIELDS, TRAIN_FIELDS, AblationError, RunConfig, did_you_mean, project_root, run_config
-from .data import corpus_name, prepare
+from .data import corpus_name, prepare, write_atomic
 from .model import FlexibleTransformerLM, generate
 from .trainer import Trainer, resolve_device, use_precision
 
-# %% ../nbs/06_runs.ipynb #60024782
-def write_json(path: Path, value) -> Path:
-    "Write `value` to a neighbouring file and move it over `path`: readers see the old content or the new, never half."
-    tmp = path.with_name(path.name + ".tmp")
-    with open(tmp, "w", encoding="utf-8") as f:
-        json.dump(value, f, indent=1, ensure_ascii=False, allow_nan=False); f.write("\n"); f.flush(); os.fsync(f.fileno())
-    os.replace(tmp, path)
-    return path
+# %% ../nbs/06_runs.ipynb #166c064e
+def write_json(path: Path, value):
+    "Write a JSON file so that readers see the old content or the new, never half."
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 def read_json(path: Path):
     "The content of a JSON file; a damaged one is an error that names it."
@@ -115,7 +111,7 @@ def run_folder(study: Path, cfg: RunConfig) -> Path:
     "Where a study keeps a run: `<study>/<arm>/<lr>-s<seed>`."
     return Path(study) / cfg.arm / f"{cfg.train.lr:g}-s{cfg.train.seed}"
 
-# %% ../nbs/06_runs.ipynb #34f27a31
+# %% ../nbs/06_runs.ipynb #40c81951
 def read_rows(path: Path) -> list[dict]:
     "Rows of a metrics file; a last line that a kill cut short is dropped."
     if not path.exists(): return []
@@ -134,8 +130,7 @@ class MetricsFile:
     def keep_until(self, step: int):
         "Open for appending after the rows up to `step`; step 0 begins anew."
         kept = [r for r in read_rows(self.path) if r["step"] <= step] if step else []
-        tmp = self.path.with_suffix(".tmp")
-        tmp.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8"); os.replace(tmp, self.path)
+        write_atomic(self.path, "".join(json.dumps(r) + "\n" for r in kept))
         self.file = open(self.path, "a", encoding="utf-8")
 
     def append(self, row: dict):
