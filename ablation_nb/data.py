@@ -8,7 +8,7 @@ __all__ = ['NAMES', 'ELDERS', 'PERSON', 'LISTS', 'OPENING', 'ENDING', 'PLOTS', '
            'story', 'split_stories', 'read_stories', 'Source', 'builtin_source', 'write_atomic', 'sha256_file',
            'known_sha256', 'file_source', 'hub_file', 'hub_source', 'find_source', 'corpus_name', 'train_tokenizer',
            'check_vocab_size', 'chunks', 'encode_stories', 'fingerprint', 'apart', 'TokenData', 'load', 'publish',
-           'sweep', 'Tally', 'build', 'prepare', 'batch']
+           'sweep', 'Tally', 'build', 'cache_folder', 'prepare', 'batch']
 
 # %% ../nbs/01_data.ipynb #c0e02caf
 import gzip, hashlib, io, json, os, random, re, secrets, shutil, time
@@ -723,16 +723,20 @@ def build(
                     data_hash=_digest(rows["train.bin"]["sha256"], rows["valid.bin"]["sha256"]))
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
 
-# %% ../nbs/01_data.ipynb #c90d47a7
+# %% ../nbs/01_data.ipynb #1a5c9558
+def cache_folder() -> Path:
+    "Where what can be made again is kept: the environment's `ABLATION_CACHE`, else `.cache` in the project."
+    return Path(os.environ.get("ABLATION_CACHE") or project_root() / ".cache").expanduser()
+
 def prepare(
     corpus: Path | str = "builtin",    # builtin, builtin:STORIES, tinystories, or the path of a file or folder
     vocab_size: int = 10_000,          # entries of the tokenizer, V
-    cache: Path | str | None = None,   # where prepared corpora lie; None: the environment's ABLATION_CACHE, else .cache in the project
+    cache: Path | str | None = None,   # where prepared corpora lie; None: `cache_folder()`
     progress: bool = False,            # show progress bars?
 ) -> TokenData:
     "The token files of `corpus`: made at the first call, found again at every later one."
     check_vocab_size(vocab_size)
-    cache = Path(cache or os.environ.get("ABLATION_CACHE") or project_root() / ".cache").expanduser()
+    cache = Path(cache or cache_folder()).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     source = find_source(corpus, cache)
     folder = cache / f"{corpus_name(corpus)}-v{vocab_size}-{_digest(FORMAT, source.key, vocab_size)[:12]}"

@@ -1,0 +1,318 @@
+"Studies under fire: real processes really killed, and the numbers afterwards those of an undisturbed study."
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+
+HEAD = 'scale = "smoke"\n'
+LONG = HEAD + 'arms = ["baseline", "nope", "silu"]\nseeds = [0, 1]\n[overrides]\nn_steps = 400\ncheckpoint_every = 20\neval_every = 200\n'
+FORTY = HEAD + ('arms = ["baseline", "no_norm", "nope", "silu"]\nseeds = [0, 1, 2]\n[tune]\nlr = [3e-3, 1e-2, 1e-1]\nseeds = [100, 101]\n[fixed]\nlr = [1e-3]\nseeds = [0]\n'
+                '[overrides]\nn_steps = 60\ncheckpoint_every = 10\n')
+
+
+def project(folder):
+    "A copy of what a study needs: notebooks and settings."
+    for name in ("nbs", "studies"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("settings.ini", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def write(root, name, text):
+    (root / "studies" / f"{name}.toml").write_text(text)
+    return f"studies/{name}.toml"
+
+
+def engine(root, env, *argv, **kw):
+    return subprocess.Popen(["ablation", "run", *argv], cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+
+
+def results(root, name):
+    "Everything about a study's runs that must not depend on what happened to it: folder -> numbers, losses, document losses."
+    found = {}
+    for p in sorted((root / "outputs" / name).rglob("result.json")):
+        folder = p.parent
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        found[folder.relative_to(root / "outputs" / name).as_posix()] = (
+            {k: v for k, v in json.loads(p.read_text()).items() if "second" not in k},
+            [{k: v for k, v in r.items() if k != "seconds"} for r in rows],
+            (folder / "doc_losses.npy").read_bytes() if (folder / "doc_losses.npy").exists() else None)
+    return found
+
+
+def kernels(process):
+    "Processes of a running engine that are kernels."
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [p for p in psutil.Process(process.pid).children(recursive=True) if p.ppid() != process.pid]
+    return []
+
+
+def wait_for(condition, seconds=90):
+    until = time.time() + seconds
+    while not condition():
+        assert time.time() < until, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory, sh):
+    "The undisturbed study that the others are compared with."
+    root = project(tmp_path_factory.mktemp("calm"))
+    done = sh("ablation", "run", write(root, "long", LONG), cwd=root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results(root, "long-builtin")
+    assert len(found) == 6
+    return found
+
+
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_killed_engine_leaves_no_kernel_and_goes_on(tmp_path, env, sh, long, signum, status):
+    root = project(tmp_path)
+    process = engine(root, env, write(root, "long", LONG))
+    wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.pt"))) >= 2)
+    running = kernels(process)
+    assert len(running) >= 2
+    process.send_signal(signum)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == status and ("Interrupted" in out) == (status > 0)
+    psutil.wait_procs(running, timeout=10)
+    assert not any(k.is_running() for k in running)
+    half = {p.parent: p.read_text().splitlines() for p in root.glob("outputs/*/*/*/metrics.jsonl") if not (p.parent / "result.json").exists() and (p.parent / "checkpoint.pt").exists()}
+    assert half
+    assert sh("ablation", "run", "studies/long.toml", cwd=root).returncode == 0
+    assert results(root, "long-builtin") == long
+    for folder, before in half.items():  # resumed from the checkpoint, not begun anew: the rows before it are the old ones, wall clock and all
+        assert (folder / "metrics.jsonl").read_text().splitlines()[:10] == before[:10]
+
+
+def test_a_killed_kernel_stops_no_other_run(tmp_path, env, sh, long):
+    "What the system does to a kernel that takes too much memory."
+    root = project(tmp_path)
+    process = engine(root, env, write(root, "long", LONG))
+    wait_for(lambda: list(root.glob("outputs/*/*/*/checkpoint.pt")))
+    victim = kernels(process)[0]
+    victim.kill()
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 1 and err.count("its kernel was killed") == 1
+    failed = err.split(":")[1].strip()
+    assert failed.startswith("outputs/long-builtin/") and "5 of 6 usable" in out
+    assert not (root / failed / "result.json").exists() and len(results(root, "long-builtin")) == 5
+    assert sh("ablation", "run", "studies/long.toml", cwd=root).returncode == 0
+    assert results(root, "long-builtin") == long
+
+
+def test_a_killed_nursery_costs_its_kernels_and_no_more(tmp_path, env, sh, long):
+    root = project(tmp_path)
+    process = engine(root, env, write(root, "long", LONG))
+    wait_for(lambda: list(root.glob("outputs/*/*/*/checkpoint.pt")))
+    psutil.Process(process.pid).children()[0].kill()
+    process.communicate(timeout=200)
+    assert process.returncode == 1 and len(results(root, "long-builtin")) >= 3
+    assert sh("ablation", "run", "studies/long.toml", cwd=root).returncode == 0
+    assert results(root, "long-builtin") == long
+
+
+def test_a_run_that_asks_for_too_much_memory_or_raises_is_named(tmp_path, sh):
+    root = project(tmp_path)
+    file = write(root, "huge", HEAD + 'arms = ["baseline"]\nseeds = [0]\n[[grid]]\nd_ff = 64\n[[grid]]\nd_ff = 100000000000\n')
+    done = sh("ablation", "run", file, cwd=root)
+    assert done.returncode == 1 and "outputs/huge-builtin/d_ff-100000000000/baseline/0.01-s0: RuntimeError" in done.stderr and "allocate" in done.stderr
+    assert list(results(root, "huge-builtin")) == ["d_ff-64/baseline/0.01-s0"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A real disk of a few megabytes."
+    where = tmp_path / "disk"
+    where.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", where], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs the rights of root")
+    yield where
+    subprocess.run(["umount", "-l", where])
+
+
+def test_a_full_disk_fails_runs_and_spoils_none(tmp_path, small_disk, sh, long):
+    root = project(tmp_path)
+    (root / "outputs").symlink_to(small_disk)
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(4_900_000))
+    file = write(root, "long", LONG)
+    done = sh("ablation", "run", file, cwd=root)
+    assert done.returncode in (1, 2) and "No space left" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert all(long[k] == v for k, v in results(root, "long-builtin").items()) and len(results(root, "long-builtin")) < 6
+    filler.unlink()
+    again = sh("ablation", "run", file, cwd=root)
+    assert again.returncode == 0, again.stderr
+    assert results(root, "long-builtin") == long
+
+
+def test_two_engines_share_a_study(tmp_path, env, long):
+    "Each run is trained by one of them, once."
+    root = project(tmp_path)
+    file = write(root, "long", LONG)
+    seen, stop = set(), threading.Event()
+
+    def watch():
+        while not stop.is_set():
+            for p in root.glob("outputs/*/*/*/result.json"):
+                with contextlib.suppress(OSError):
+                    seen.add((p, p.stat().st_mtime_ns))
+            time.sleep(0.02)
+    threading.Thread(target=watch).start()
+    both = [engine(root, env, file) for _ in range(2)]
+    ends = [p.communicate(timeout=250) for p in both]
+    stop.set()
+    assert [p.returncode for p in both] == [0, 0], ends
+    assert len(seen) == 6 and results(root, "long-builtin") == long
+
+
+def test_an_engine_takes_over_from_one_that_died(tmp_path, env, long):
+    root = project(tmp_path)
+    file = write(root, "long", LONG)
+    first = engine(root, env, file)
+    wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.pt"))) >= 2)
+    second = engine(root, env, file)
+    time.sleep(3)
+    first.kill()
+    first.communicate()
+    out, err = second.communicate(timeout=250)
+    assert second.returncode == 0, err
+    assert results(root, "long-builtin") == long
+
+
+def test_time_limit_stops_at_a_checkpoint(tmp_path, sh):
+    root = project(tmp_path)
+    text = LONG.replace("n_steps = 400", "n_steps = 3000").replace("checkpoint_every = 20", "checkpoint_every = 0").replace('"nope", ', "").replace("[0, 1]", "[0]")
+    file = write(root, "slow", text)
+    calm = project(tmp_path / "calm")
+    started = time.time()
+    done = sh("ablation", "run", file, "--time-limit", 12, cwd=root)
+    assert done.returncode == 3 and time.time() - started < 30 and "time limit" in done.stderr, done.stderr
+    stopped = list(root.glob("outputs/*/*/*/checkpoint.pt"))
+    assert stopped and not list(root.glob("outputs/*/*/*/result.json"))
+    assert sh("ablation", "run", file, cwd=root).returncode == 0
+    write(calm, "slow", text)
+    assert sh("ablation", "run", file, cwd=calm).returncode == 0
+    assert results(root, "slow-builtin") == results(calm, "slow-builtin") != {}
+
+
+def test_stale_is_judged_by_behaviour(tmp_path, env, sh):
+    "The same study with a package whose text has changed, then with one that computes something else."
+    root = project(tmp_path)
+    shutil.copytree(ROOT / "ablation_nb", root / "ablation_nb")
+    mine = {**env, "PYTHONPATH": str(root)}
+    file = write(root, "tiny", HEAD + 'arms = ["baseline", "silu"]\nseeds = [0]\n')
+    def ablation(*argv): return sh(sys.executable, "-c", "import sys; from ablation_nb.study import main; sys.exit(main())", *argv, cwd=root, **mine)
+    assert ablation("run", file).returncode == 0
+    before = results(root, "tiny-builtin")
+    trainer, layers = root / "ablation_nb" / "trainer.py", root / "ablation_nb" / "layers.py"
+    text = trainer.read_text()
+    assert "low = cfg.lr" in text
+    trainer.write_text(text.replace("low = cfg.lr", "lowest = cfg.lr").replace("return low + (cfg.lr - low)", "return lowest + (cfg.lr - lowest)") + "\nUNUSED = 1\n")
+    done = ablation("run", file)
+    assert done.returncode == 0 and "0 runs in" in done.stdout, done.stderr
+    kept = layers.read_text()
+    assert "return F.silu(h)" in kept
+    layers.write_text(kept.replace("return F.silu(h)", "return 1.01 * F.silu(h)"))
+    done = ablation("run", file)
+    assert done.returncode == 1 and done.stderr.count("other code") == 1 and "silu/0.01-s0" in done.stderr and "--rerun-stale" in done.stderr
+    assert results(root, "tiny-builtin") == before
+    assert ablation("run", file, "--rerun-stale").returncode == 0
+    after = results(root, "tiny-builtin")
+    assert after["baseline/0.01-s0"] == before["baseline/0.01-s0"] and after["silu/0.01-s0"] != before["silu/0.01-s0"]
+
+
+def test_forty_runs_killed_five_times_at_random(tmp_path, env, sh):
+    "With tuning: 24 runs on the ladders, 12 of the test and 4 at the fixed rate. SIGKILL to the engine at moments that nobody chose."
+    calm, storm = project(tmp_path / "calm"), project(tmp_path / "storm")
+    for root in (calm, storm):
+        write(root, "forty", FORTY)
+    assert sh("ablation", "run", "studies/forty.toml", cwd=calm).returncode == 0
+    whole = results(calm, "forty-builtin")
+    assert len(whole) >= 40
+    seed = int(os.environ.get("KILL_SEED", time.time()))
+    print(f"KILL_SEED={seed}")
+    draw, kills, moments = random.Random(seed), 0, []
+    while kills < 5:
+        process = engine(storm, env, "studies/forty.toml")
+        target = len(results(storm, "forty-builtin")) + draw.randrange(1, 8)
+        wait_for(lambda: process.poll() is not None or len(list(storm.glob("outputs/*/*/*/result.json"))) >= target)
+        time.sleep(draw.random())
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+        moments.append(len(results(storm, "forty-builtin")))
+    assert kills == 5, (seed, moments)
+    done = sh("ablation", "run", "studies/forty.toml", cwd=storm)
+    assert done.returncode == 0, (seed, done.stderr)
+    assert results(storm, "forty-builtin") == whole, (seed, moments)
+    assert (storm / "outputs/forty-builtin/tuning.json").read_bytes() == (calm / "outputs/forty-builtin/tuning.json").read_bytes()
+
+
+def test_a_dask_worker_killed_in_mid_run(tmp_path, env, sh, long):
+    "Scheduler and two workers are processes of their own. The killed one's run is done by the other; nothing is lost or doubled."
+    root = project(tmp_path)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    quiet = dict(cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    processes = [subprocess.Popen(["dask", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet)]
+    try:
+        for _ in range(2):
+            processes.append(subprocess.Popen(["dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--resources", "run=1"], **quiet))
+        wait_for(lambda: connected(env, address) == 2)
+        process = engine(root, env, write(root, "long", LONG), "--scheduler", address)
+        wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.pt"))) >= 2)
+        running = kernels(processes[1])
+        assert running
+        processes[1].kill()
+        out, err = process.communicate(timeout=250)
+        assert process.returncode == 0, out + err
+        assert not any(k.is_running() for k in running)
+        assert results(root, "long-builtin") == long
+    finally:
+        for p in processes:
+            p.kill()
+
+
+def connected(env, address):
+    "Workers that a scheduler knows."
+    code = f"from distributed import Client; print(len(Client('{address}', timeout=5).scheduler_info(n_workers=-1)['workers']))"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    return int(done.stdout or 0)
+
+
+def test_status_from_another_terminal(tmp_path, env, sh):
+    root = project(tmp_path)
+    process = engine(root, env, write(root, "long", LONG))
+    try:
+        wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.pt"))) >= 1)
+        rows = json.loads(sh("ablation", "status", "studies/long.toml", "--json", cwd=root).stdout)
+        shown = sh("ablation", "status", "studies/long.toml", cwd=root).stdout
+    finally:
+        process.kill()
+        process.communicate()
+    assert len(rows) == 6 and {"running", "absent"} & {r["state"] for r in rows} and any(r["state"] in ("running", "done") and r["step"] > 0 for r in rows)
+    assert "long-builtin" in shown and "ETA" in shown
+
+
+def test_the_plan_says_what_it_will_cost(sh):
+    done = sh("ablation", "plan", "studies/laptop.toml", "--corpus", "builtin:300")
+    assert done.returncode == 0 and "about" in done.stdout and "FLOPs" in done.stdout
+    assert not (Path(ROOT) / "outputs" / "laptop-builtin").exists()
