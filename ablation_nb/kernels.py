@@ -45,7 +45,7 @@ def die_with_parent():
     if ctypes.CDLL(None).prctl(1, signal.SIGKILL): raise OSError("prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() == 1: os._exit(1)  # it has ended already
 
-# %% ../nbs/06b_kernels.ipynb #36ae6c27
+# %% ../nbs/06b_kernels.ipynb #975e769a
 class Nursery:
     "The engine's end of the pipe; started at the first kernel, again if it died."
     def __init__(self): self.process, self.lock = None, threading.Lock()
@@ -61,6 +61,11 @@ class Nursery:
                     return int(p.stdout.readline())
                 except (OSError, ValueError): p.kill(); p.wait()
             raise RuntimeError("The process that forks kernels died twice in a row; is there memory left?")
+
+    def warm(self):
+        "Start it ahead of the first kernel."
+        with self.lock:
+            if self.process is None or self.process.poll() is not None: self.start()
 
     def start(self):
         self.process = subprocess.Popen([sys.executable, "-c", "from ablation_nb.kernels import nursery; nursery()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)

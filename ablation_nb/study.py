@@ -313,7 +313,7 @@ def dask_pool(address: str):
         if not offered: raise AblationError(f"No worker of {address} offers the resource run; start them with `dask worker {address} --nthreads 1 --resources run=1`.")
         with client.get_executor(resources={"run": 1}, pure=False) as pool: yield pool.submit, int(offered), 0
 
-# %% ../nbs/07_study.ipynb #f8f7df2a
+# %% ../nbs/07_study.ipynb #db5c1097
 class Terminated(BaseException):
     "The engine was asked to end by SIGTERM."
 
@@ -329,6 +329,7 @@ def work_off(
     console, ended, started = console or Console(), {}, time.time()
     env = {"ABLATION_CORPUS": os.path.abspath(study.corpus) if os.path.exists(study.corpus) else study.corpus}
     if time_limit: env["ABLATION_DEADLINE"] = str(started + max(1, time_limit - 3))
+    if not scheduler and sys.platform == "linux": NURSERY.warm()  # it imports while the text is prepared
     ready = prepared(study)
     with dask_pool(scheduler) if scheduler else local_pool(workers) as (submit, n, _), Progress(study, console, n) as show:
         futures, root = {}, project_root()
