@@ -211,17 +211,22 @@ def plan(study: Study, ready: dict | None = None) -> tuple[list[Job], dict]:
         elif c["lr"] is not None: add(arm, point, c["lr"], seed, "test")
     return jobs, tuning
 
-# %% ../nbs/07_study.ipynb #cc57ab94
+# %% ../nbs/07_study.ipynb #c0380192
 def show_plan(jobs: list[Job], tuning: dict) -> Table:
-    "The plan as a table: an arm a row, with the state of its runs and what is still to compute."
-    points = len({j.point for j in jobs}) > 1
-    table = Table(*(["point"] if points else []), "arm", "lr", "for", "runs", "done", "to do", "stale", "tokens to do", "FLOPs to do")
+    "The plan as a table: an arm a row, with the state of its runs and the tokens and FLOPs still to compute; columns that say nothing are left out."
     key = lambda j: (j.point, j.cfg.arm, j.role, None if j.state == "waiting" else j.cfg.train.lr)
+    rows = []
     for k in dict.fromkeys(map(key, jobs)):
-        rows = [j for j in jobs if key(j) == k]
-        todo, n = [j for j in rows if j.state in TODO], Counter(j.state for j in rows)
+        these = [j for j in jobs if key(j) == k]
+        todo, n = [j for j in these if j.state in TODO], Counter(j.state for j in these)
         rate = "its best" if k[3] is None else f"{k[3]:g}" + (" (best)" if tuning.get(k[0], {}).get(k[1], {}).get("lr") == k[3] and k[2] == "test" else "")
-        table.add_row(*([k[0]] if points else []), k[1], rate, k[2], str(len(rows)), str(n["done"] + n["diverged"]), str(len(todo)), str(n["stale"] + n["damaged"]), f"{sum(map(tokens, todo)) / 1e6:.1f}M", f"{sum(map(flops, todo)):.1e}")
+        rows.append({"point": k[0], "arm": k[1], "lr": rate, "for": k[2], "runs": len(these), "done": n["done"] + n["diverged"], "stale": n["stale"] + n["damaged"], "to do": len(todo),
+                     "tokens": f"{sum(map(tokens, todo)) / 1e6:.1f}M", "FLOPs": f"{sum(map(flops, todo)):.1e}"})
+    frame = pd.DataFrame(rows)
+    frame = frame.drop(columns=[c for c, dull in (("point", ""), ("for", "test"), ("done", 0), ("stale", 0)) if (frame[c] == dull).all()])
+    table = Table()
+    for c in frame: table.add_column(c, no_wrap=True, overflow="fold")
+    for r in frame.itertuples(index=False): table.add_row(*map(str, r))
     return table
 
 TODO = ("absent", "partial", "waiting")
