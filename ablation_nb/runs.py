@@ -80,7 +80,7 @@ def package_hash() -> str:
     return hash_of([code_only((folder / f"{m}.py").read_text(encoding="utf-8")) for m in COMPUTING] +
                    [code_only("".join(c["source"])) for c in cells if c["cell_type"] == "code"])
 
-# %% ../nbs/06_runs.ipynb #5ae7510c
+# %% ../nbs/06_runs.ipynb #06881693
 TINY = dict(vocab_size=64, context_length=16, d_model=16, n_layers=2, n_heads=2)
 
 def tiny_losses(arm: str, precision: str) -> list[float]:
@@ -95,26 +95,27 @@ def tiny_losses(arm: str, precision: str) -> list[float]:
 
 @cache
 def fingerprint() -> dict:
-    "What this code computes: arm -> numbers. Some seconds the first time, then read from the cache."
+    "What this code computes: arm -> precision -> numbers. Some seconds the first time, then read from the cache."
     kept = cache_folder() / f"fingerprint-{hash_of([package_hash(), torch.__version__, platform.platform(), list(ARMS), TINY])}.json"
     try: return read_json(kept)
     except (OSError, AblationError): pass
     threads, rng = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(1)
-    try: found = {arm: tiny_losses(arm, "fp32") + tiny_losses(arm, "bf16") for arm in ARMS}
+    try: found = {arm: {p: tiny_losses(arm, p) for p in ("fp32", "bf16")} for arm in ARMS}
     finally: torch.set_num_threads(threads); torch.set_rng_state(rng)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, found)
     return found
 
 def same_behaviour(
-    arm: str,     # whose parts are compared, and the baseline
-    a: dict,      # a fingerprint
-    b: dict,      # another
+    arm: str,        # whose parts are compared, and the baseline
+    precision: str,  # of the run
+    a: dict,         # a fingerprint
+    b: dict,         # another
 ) -> bool:
-    "Do two fingerprints agree to five significant digits about `arm` and the baseline?"
-    parts = {"baseline", *(p.name for p in parse_arm(arm))}
-    return all(p in a and p in b and len(a[p]) == len(b[p]) and all(math.isclose(x, y, rel_tol=1e-5) for x, y in zip(a[p], b[p])) for p in parts)
+    "Do two fingerprints agree to five significant digits about `arm` and the baseline at this precision?"
+    numbers = [[f.get(part, {}).get("bf16" if precision == "bf16" else "fp32", []) for f in (a, b)] for part in {"baseline", *(p.name for p in parse_arm(arm))}]
+    return all(x and len(x) == len(y) and np.allclose(x, y, rtol=1e-5, atol=0) for x, y in numbers)
 
 # %% ../nbs/06_runs.ipynb #5375e133
 def git_sha() -> str | None:
@@ -131,14 +132,14 @@ def environment(cfg: RunConfig, data: TokenData) -> dict:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({os.cpu_count()} cores)", precision=cfg.train.precision,
         threads=cfg.train.threads or torch.get_num_threads(), started=datetime.now(timezone.utc).isoformat(timespec="seconds"), fingerprint=fingerprint())
 
-# %% ../nbs/06_runs.ipynb #75a1c4c2
+# %% ../nbs/06_runs.ipynb #47b757f8
 OWN_FILES = ("result.json", "checkpoint.pt", "weights.pt", "position_losses.npy", "doc_losses.npy", "metrics.jsonl", "config.json", "env.json")  # in the order in which they are removed
 
 def differences(env: dict, cfg: RunConfig, data: TokenData) -> list[str]:
     "In what a folder's `env.json` differs from what a run would be now: settings, text, tokenizer, code."
     found = [word for key, word in (("data_hash", "text"), ("tokenizer_hash", "tokenizer")) if env[key] != getattr(data, key)]
     if not found and env["identity"] != identity(cfg, data): found = ["settings"]
-    if env["package_hash"] != package_hash() and not same_behaviour(cfg.arm, env["fingerprint"], fingerprint()): found.append("code")
+    if env["package_hash"] != package_hash() and not same_behaviour(cfg.arm, cfg.train.precision, env["fingerprint"], fingerprint()): found.append("code")
     return found
 
 def run_state(

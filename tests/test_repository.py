@@ -106,5 +106,5 @@ def test_import_is_light(sh):
 def test_committed_runs_were_made_by_code_that_behaves_like_this():
     from ablation_nb.runs import fingerprint, package_hash, same_behaviour
     for p in (ROOT / "outputs").glob("**/env.json"):
-        env, arm = json.loads(p.read_text()), json.loads((p.parent / "config.json").read_text())["arm"]
-        assert env["package_hash"] == package_hash() or same_behaviour(arm, env["fingerprint"], fingerprint()), f"{p.parent}: run this study again"
+        env, cfg = json.loads(p.read_text()), json.loads((p.parent / "config.json").read_text())
+        assert env["package_hash"] == package_hash() or same_behaviour(cfg["arm"], cfg["train"]["precision"], env["fingerprint"], fingerprint()), f"{p.parent}: run this study again"
