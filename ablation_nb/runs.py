@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'TINY', 'OWN_FILES', 'WHO', 'ENV_COLUMNS', 'OPTIONS', 'PLAIN', 'write_json', 'read_json', 'hash_of',
-           'described', 'identity', 'code_only', 'package_hash', 'tiny_losses', 'fingerprint', 'same_behaviour',
-           'git_sha', 'environment', 'differences', 'run_state', 'clear', 'run_folder', 'alone', 'Busy', 'read_rows',
-           'MetricsFile', 'Run', 'run_folders', 'load_runs', 'who', 'load_metrics', 'load_arrays', 'load_doc_losses',
-           'load_position_losses', 'read_parameters', 'open_run']
+           'described', 'identity_of', 'identity', 'code_only', 'package_hash', 'tiny_losses', 'fingerprint',
+           'same_behaviour', 'git_sha', 'environment', 'differences', 'run_state', 'clear', 'run_folder', 'alone',
+           'Busy', 'read_rows', 'MetricsFile', 'Run', 'run_folders', 'load_runs', 'who', 'load_metrics', 'load_arrays',
+           'load_doc_losses', 'load_position_losses', 'read_parameters', 'open_run']
 
 # %% ../nbs/06_runs.ipynb #3fd2d023
 import ast, hashlib, io, json, math, os, platform, re, subprocess, sys, tokenize
@@ -41,7 +41,7 @@ def read_json(path: Path):
     try: return json.loads(path.read_text(encoding="utf-8"))
     except ValueError: raise AblationError(f"{path} is not valid JSON; remove its folder and run again.") from None
 
-# %% ../nbs/06_runs.ipynb #4fbeed68
+# %% ../nbs/06_runs.ipynb #758e11a9
 def hash_of(value) -> str:
     "Twelve hexadecimal digits that stand for a JSON value."
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
@@ -51,11 +51,13 @@ def described(cfg: RunConfig) -> dict:
     name = corpus_name(cfg.corpus)
     return {**cfg.as_dict(), "corpus": cfg.corpus if cfg.corpus.split(":")[0] in ("builtin", "tinystories") else f"{name} (files)"}
 
+def identity_of(config: dict, data_hash: str, tokenizer_hash: str) -> str:
+    "The identity that the content of a `config.json` and the hashes of an `env.json` give."
+    return hash_of([{**config, "train": {k: v for k, v in config["train"].items() if k != "threads"}}, data_hash, tokenizer_hash])
+
 def identity(cfg: RunConfig, data: TokenData) -> str:
     "Hash of what was decided about a run: settings, tokens and tokenizer."
-    d = described(cfg)
-    d["train"] = {k: v for k, v in d["train"].items() if k != "threads"}
-    return hash_of([d, data.data_hash, data.tokenizer_hash])
+    return identity_of(described(cfg), data.data_hash, data.tokenizer_hash)
 
 # %% ../nbs/06_runs.ipynb #db25b4e5
 COMPUTING = ("config", "data", "layers", "model", "trainer")  # modules that make numbers
@@ -308,7 +310,7 @@ def story(self: Run, prompt: str = "Once upon a time", n: int = 120) -> str:
     tok = self.data.tokenizer
     return tok.decode(generate(self.model, tok.encode(prompt).ids, n, seed=self.cfg.train.seed), skip_special_tokens=True)
 
-# %% ../nbs/06_runs.ipynb #ddb95e98
+# %% ../nbs/06_runs.ipynb #2dfb4b00
 def run_folders(study: Path | str) -> list[Path]:
     "Folders of the runs below `study`, sorted by arm in the order of the registry, then by learning rate and seed."
     order = {a: i for i, a in enumerate(ARMS)}
@@ -355,10 +357,10 @@ def load_doc_losses(study: Path | str) -> pd.DataFrame:
     return load_arrays(study, "doc_losses.npy", ["doc", "loss", "tokens"], lambda d: dict(doc=np.arange(len(d)), loss=d[:, 0], tokens=d[:, 1]))
 
 def load_position_losses(study: Path | str) -> pd.DataFrame:
-    "Mean loss at each position of the window, at the trained length and at twice that: point, arm, lr, seed, length, position (from 1), loss."
+    "Mean loss at each position of the window, at the trained length and at twice that: point, arm, lr, seed, length, position (from 0), loss."
     def rows(d):
         level, at = np.nonzero(np.isfinite(d))
-        return dict(length=(d.shape[1] // 2 * 2 ** level), position=at + 1, loss=d[level, at].astype(float))
+        return dict(length=(d.shape[1] // 2 * 2 ** level), position=at, loss=d[level, at].astype(float))
     return load_arrays(study, "position_losses.npy", ["length", "position", "loss"], rows)
 
 # %% ../nbs/06_runs.ipynb #fa015f18

@@ -123,14 +123,17 @@ def test_bad_commands_are_one_sentence(sh, tmp_path, argv, words):
     assert all(w in done.stderr for w in words), done.stderr
 
 
-def test_foreign_runs_are_refused_by_the_report(study, sh):
+def test_foreign_runs_are_named_by_the_report_and_counted_in_no_mean(study, sh):
     folder, _ = study
-    env = folder / "silu" / "0.01-s0" / "env.json"
-    kept = env.read_text()
+    root, env = folder.parent.parent, folder / "silu" / "0.01-s0" / "env.json"
+    kept, results = env.read_text(), folder / "tables" / "results.csv"
+    seeds = lambda: pd.read_csv(results).set_index("arm").loc["silu"].done
+    assert seeds() == 2
     env.write_text(json.dumps({**json.loads(kept), "data_hash": "0" * 12}))
-    done = sh("ablation", "report", "studies/tiny.toml", cwd=folder.parent.parent)
+    done = sh("ablation", "report", "studies/tiny.toml", cwd=root)
+    assert done.returncode == 0 and "silu/0.01-s0" in (folder / "report.md").read_text() and seeds() == 1
     env.write_text(kept)
-    assert done.returncode != 0 and "silu/0.01-s0" in done.stderr
+    assert sh("ablation", "report", "studies/tiny.toml", cwd=root).returncode == 0 and seeds() == 2
 
 
 def test_a_report_without_runs_is_one_sentence(study, sh):
