@@ -51,6 +51,13 @@ def test_the_committed_reports_regenerate_byte_for_byte(copy):
             assert p.read_bytes() == (again / p.relative_to(folder)).read_bytes(), p.relative_to(ROOT)
 
 
+def test_the_committed_ledger_regenerates_byte_for_byte(copy):
+    from ablation_nb.ledger import write_ledger
+    write_ledger(copy / "outputs", ROOT / "nbs" / "claims.toml")
+    for name in ("ledger.md", "ledger.csv"):
+        assert (ROOT / "outputs" / name).read_bytes() == (copy / "outputs" / name).read_bytes()
+
+
 def test_readme_is_what_index_says(copy, sh):
     done = sh("nbdev-test", "nbs/index.ipynb", "--save", cwd=copy)
     assert done.returncode == 0, done.stderr
