@@ -1,0 +1,184 @@
+"""The pages of the site, for Sphinx to render: `python nbs/_sphinx/pages.py FOLDER`.
+
+FOLDER becomes a mirror of the repository, so that links among notebooks, reports and README hold as they stand. Notebooks go through
+nbdev's own page processors, but nothing is executed: outputs are the committed ones, and an API entry is nbdev's `show_doc` of the package.
+"""
+import ast, inspect, json, re, shutil, sys
+from base64 import b64decode
+from importlib import import_module
+from io import BytesIO
+from operator import attrgetter
+from pathlib import Path
+
+from fastcore.nbio import mk_cell
+from nbdev.doclinks import NbdevLookup
+from nbdev.process import Processor
+from nbdev.processors import FilterDefaults, add_show_docs, clean_magics, hide_line, populate_language, strip_ansi
+from nbdev.serve_drv import exec_nb
+from nbdev.showdoc import show_doc, showdoc_nm
+from PIL import Image
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "ablation_nb"
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+STORY = [f for f in NOTEBOOKS if f.stem[0].isdigit()]
+
+
+def exported(path):
+    "Name -> line of each function, class and patched method that a module holds."
+    found = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
+            names = showdoc_nm(node)
+            found |= dict.fromkeys([names] if isinstance(names, str) else names, node.lineno)
+    return found
+
+
+def module_of(notebook): return Path(notebook).stem.split("_", 1)[-1]
+
+
+API = {module_of(f): exported(PACKAGE / f"{module_of(f)}.py") for f in STORY}
+lookup = NbdevLookup()  # turns `name` into a link; of all libraries that nbdev knows, only ours is linked
+lookup.syms = {name: f"#{module}.{name}" for module, names in reversed(API.items()) for name in names}
+
+
+class entries_first(Processor):
+    "Entries of an exported cell stand above its source."
+    def begin(self):
+        cells = self.nb.cells
+        for i in reversed(range(len(cells))):
+            if getattr(cells[i], "has_sd", False) or "export" not in cells[i].directives_: continue
+            n = next((n for n, c in enumerate(cells[i + 1:]) if not getattr(c, "has_sd", False)), len(cells) - i - 1)
+            cells[i:i + n + 1] = [*cells[i + 1:i + n + 1], cells[i]]
+
+
+class api_entry(Processor):
+    "In place of a cell `show_doc(name)`, what it says, under an anchor and with a link to the source."
+    def cell(self, cell):
+        if not getattr(cell, "has_sd", False): return
+        module, name = module_of(self.nb.path_), re.fullmatch(r"show_doc\((.+)\)", cell.source)[1]
+        says = show_doc(attrgetter(name)(import_module(f"{PACKAGE.name}.{module}")), name=name)._repr_markdown_()
+        source = f'<a class="source" href="../source/{module}.html#L-{API[module][name]}">source</a>'
+        cell.update(cell_type="markdown", source=re.sub(r"^---\n+(### .+)", lambda m: f"({module}.{name})=\n{m[1]}\n\n{source}", says))
+        cell.pop("outputs", None)
+
+
+def hide_or_fold(cell):
+    "Hidden cells go; exported ones stay, folded, unless their directive is `exports`."
+    if cell.cell_type != "code": return
+    if cell.directives_.keys() & {"export", "exporti"}: cell.metadata["tags"] = ["hide-input"]
+    elif cell.directives_.keys() & {"hide", "default_exp"}: del cell["source"]
+
+
+class spoken(Processor):
+    "What a cell says in markdown becomes prose of the page; on the first page its code goes."
+    def end(self):
+        cells, front = [], Path(self.nb.path_).stem == "index"
+        for cell in self.nb.cells:
+            outputs = cell.get("outputs", [])
+            words = ["".join(o["data"]["text/markdown"]) for o in outputs if "text/markdown" in o.get("data", {})]
+            said = cell.cell_type == "code" and words and len(words) == len(outputs)
+            if said: cell.outputs = []
+            if not (front and cell.cell_type == "code"): cells.append(cell)
+            if said: cells += [mk_cell(w, "markdown") for w in words]
+        self.nb.cells = cells
+
+
+def sized(cell):
+    "A picture is shown at 100 dots an inch, however fine it was stored; cleaned notebooks have lost its width."
+    for o in cell.get("outputs", []):
+        if "image/png" in o.get("data", {}):
+            with Image.open(BytesIO(b64decode("".join(o["data"]["image/png"])))) as picture:
+                o["metadata"] = {"image/png": {"width": f"{picture.width * 100 / picture.info.get('dpi', (100,))[0]:.0f}px"}}
+
+
+def linked(cell):
+    "Names of the package become links to their entries."
+    if cell.cell_type == "markdown" and not cell.source.startswith("("): cell.source = lookup.linkify(cell.source)
+
+
+class Page(FilterDefaults):
+    "nbdev's processors for pages, without execution, and with the code that nbdev would drop."
+    def base_procs(self): return [populate_language, add_show_docs, strip_ansi, hide_line, entries_first, api_entry, hide_or_fold, clean_magics, spoken, sized, linked]
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def promise(notebook):
+    "Title and first sentence of a notebook."
+    first = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
+    says = re.search(r"^> (.+)", first, re.M)
+    return re.match(r"# (.+)", first)[1], says[1] if says else ""
+
+
+def toctree(*entries): return "\n```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(entries) + "\n```\n"
+
+
+def notebooks(out):
+    "The notebooks; the first page is `index.ipynb`, with the links of a README."
+    (out / "nbs").mkdir(parents=True)
+    for f in NOTEBOOKS: exec_nb(f, out / "nbs" / f.name, Page)
+    (out / "nbs" / "index.ipynb").rename(out / "index.ipynb")
+    index = json.loads((out / "index.ipynb").read_text(encoding="utf-8"))
+    for cell in index["cells"]: cell["source"] = "".join(cell["source"]).replace("](../", "](")
+    index["cells"].append(dict(mk_cell(toctree("Tour <nbs/tour>", "story", "outputs/index", "api", "project"), "markdown"), metadata={}))
+    write(out / "index.ipynb", json.dumps(index))
+
+
+def story(out):
+    "The numbered notebooks, then those that use them."
+    after = sorted((f for f in NOTEBOOKS if f not in STORY and f.stem not in ("index", "tour")), key=lambda f: f.stem != "train")
+    listed = {f: (f.stem.split("_")[0].lstrip("0") or "0", *promise(f)) for f in STORY} | {f: ("", *promise(f)) for f in after}
+    row = lambda f: "- {} [{}](nbs/{}): {}".format(*listed[f][:2], f.name, listed[f][2])
+    write(out / "story.md", "# Story\n\nThe package is written as notebooks, each of which defines, shows and tests one thing. They build on each other in this order.\n\n"
+        + "\n".join(map(row, STORY)) + "\n\nWith them, one run and one study are a notebook each:\n\n" + "\n".join(map(row, after)) + "\n"
+        + toctree(*(f"{number} {title} <nbs/{f.stem}>" for f, (number, title, _) in listed.items())))
+
+
+def studies(out):
+    "The report of each study with its figures and tables, and a page that shows them side by side."
+    reports, shown = sorted((ROOT / "outputs").glob("*/report.md")), []
+    for report in reports:
+        study, text = report.parent, report.read_text(encoding="utf-8")
+        for f in sorted(study.rglob("*")):
+            if f.suffix in (".png", ".svg", ".csv"): write(out / f.relative_to(ROOT), ""); shutil.copy(f, out / f.relative_to(ROOT))
+        tables = "".join(f"- [{f.name}](tables/{f.name})\n" for f in sorted(study.glob("tables/*.csv")))
+        write(out / report.relative_to(ROOT), text + f"\n## Data\n\nThe numbers behind this page:\n\n{tables}")
+        figure = f"[![{study.name}]({study.name}/ablation_comparison.png)]({study.name}/report.md)\n\n" if (study / "ablation_comparison.png").exists() else ""
+        shown.append(f"## [{study.name}]({study.name}/report.md)\n\n" + "\n".join(re.findall(r"^- \*\*.+", text.split("\n## ")[0], re.M)) + f"\n\n{figure}")
+    write(out / "outputs" / "index.md", "# Studies\n\nEvery figure and number on these pages comes from run folders in the repository.\n\n" + "".join(shown)
+        + toctree(*(f"{r.parent.name} <{r.parent.name}/report>" for r in reports)))
+
+
+def api(out):
+    "Every public name with its first line of documentation, and the highlighted source of each module."
+    rows = []
+    for f in STORY:
+        module = module_of(f)
+        for name in API[module]:
+            doc = inspect.getdoc(attrgetter(name)(import_module(f"{PACKAGE.name}.{module}"))) or ""
+            rows.append(f"| [`{name}`](#{module}.{name}) | [{module}](nbs/{f.name}) | {doc.splitlines()[0].replace('|', chr(92) + '|') if doc else ''} |")
+        code = highlight((PACKAGE / f"{module}.py").read_text(encoding="utf-8"), PythonLexer(), HtmlFormatter(lineanchors="L"))
+        write(out / "source" / f"{module}.md", f"---\norphan: true\n---\n# {PACKAGE.name}/{module}.py\n\nExported from [{f.name}](../nbs/{f.name}).\n\n```{{raw}} html\n{code}\n```\n")
+    write(out / "api.md", f"# API\n\nWhat `{PACKAGE.name}` exports. A name leads to its entry in the notebook that defines and tests it.\n\n| name | module | what it does |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+
+
+def project(out):
+    "What is written about the project beside the notebooks."
+    files = [f for f in ("CONTRIBUTING.md", "LOG.md", "CHANGELOG.md") if (ROOT / f).exists()]
+    for f in files: shutil.copy(ROOT / f, out)
+    shutil.copytree(ROOT / "studies", out / "studies")
+    titles = {f: (ROOT / f).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ") for f in files}
+    write(out / "project.md", "# Project\n\n" + "\n".join(f"- [{t}]({f})" for f, t in titles.items()) + "\n" + toctree(*(f.removesuffix(".md") for f in files)))
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    shutil.rmtree(out, ignore_errors=True)
+    for part in (notebooks, story, studies, api, project): part(out)
