@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastcore.nbio import mk_cell
 from nbdev.doclinks import NbdevLookup
-from nbdev.process import Processor
+from nbdev.process import NBProcessor, Processor
 from nbdev.processors import FilterDefaults, add_show_docs, clean_magics, hide_line, populate_language, strip_ansi
 from nbdev.serve_drv import exec_nb
 from nbdev.showdoc import show_doc, showdoc_nm
@@ -103,6 +103,7 @@ def linked(cell):
 class Page(FilterDefaults):
     "nbdev's processors for pages, without execution, and with the code that nbdev would drop."
     def base_procs(self): return [populate_language, add_show_docs, strip_ansi, hide_line, entries_first, api_entry, hide_or_fold, clean_magics, spoken, sized, linked]
+    def nb_proc(self, nb): return NBProcessor(nb=nb, procs=self.procs(), rm_directives=True)
 
 
 def write(path, text):
@@ -165,7 +166,7 @@ def api(out):
             doc = inspect.getdoc(attrgetter(name)(import_module(f"{PACKAGE.name}.{module}"))) or ""
             rows.append(f"| [`{name}`](#{module}.{name}) | [{module}](nbs/{f.name}) | {doc.splitlines()[0].replace('|', chr(92) + '|') if doc else ''} |")
         code = highlight((PACKAGE / f"{module}.py").read_text(encoding="utf-8"), PythonLexer(), HtmlFormatter(lineanchors="L"))
-        write(out / "source" / f"{module}.md", f"---\norphan: true\n---\n# {PACKAGE.name}/{module}.py\n\nExported from [{f.name}](../nbs/{f.name}).\n\n```{{raw}} html\n{code}\n```\n")
+        write(out / "source" / f"{module}.md", f"---\norphan: true\nnosearch: true\n---\n# {PACKAGE.name}/{module}.py\n\nExported from [{f.name}](../nbs/{f.name}).\n\n```{{raw}} html\n{code}\n```\n")
     write(out / "api.md", f"# API\n\nWhat `{PACKAGE.name}` exports. A name leads to its entry in the notebook that defines and tests it.\n\n| name | module | what it does |\n|---|---|---|\n" + "\n".join(rows) + "\n")
 
 
