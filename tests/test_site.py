@@ -1,4 +1,5 @@
 "The rendered site: built as `make docs` builds it, read as a machine reads it, and looked at in a browser."
+import configparser
 import functools
 import json
 import os
@@ -229,3 +230,13 @@ def test_quarto_could_render_the_same_notebooks(copy, sh):
     assert set(website["contents"]) == {n.name for n in NOTEBOOKS} and website["style"] == "floating"
     for n in NOTEBOOKS:
         assert json.loads((copy / "_proc" / n.name).read_text())["cells"]
+
+
+def test_citation_and_changelog_agree_with_the_metadata():
+    meta = configparser.ConfigParser(delimiters=["="])
+    meta.read(ROOT / "settings.ini")
+    version, cff = meta["DEFAULT"]["version"], yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cff["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= cff.keys()
+    assert (str(cff["version"]), cff["license"]) == (version, meta["DEFAULT"]["license"])
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(r"^## \[Unreleased\]$", changes, re.M) and version in changes

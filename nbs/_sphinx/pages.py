@@ -3,7 +3,7 @@
 FOLDER becomes a mirror of the repository, so that links among notebooks, reports and README hold as they stand. Notebooks go through
 nbdev's own page processors, but nothing is executed: outputs are the committed ones, and an API entry is nbdev's `show_doc` of the package.
 """
-import ast, inspect, json, re, shutil, sys
+import ast, inspect, json, os, re, shutil, sys
 from base64 import b64decode
 from importlib import import_module
 from io import BytesIO
@@ -20,6 +20,9 @@ from PIL import Image
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
+
+from ablation_nb.config import arm_label
+from ablation_nb.figures import arm_order
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "ablation_nb"
@@ -52,7 +55,7 @@ class entries_first(Processor):
         for i in reversed(range(len(cells))):
             if getattr(cells[i], "has_sd", False) or "export" not in cells[i].directives_: continue
             n = next((n for n, c in enumerate(cells[i + 1:]) if not getattr(c, "has_sd", False)), len(cells) - i - 1)
-            cells[i:i + n + 1] = [*cells[i + 1:i + n + 1], cells[i]]
+            cells[i:i + n + 1] = cells[i:i + n + 1][::-1]  # nbdev stacks them upside down
 
 
 class api_entry(Processor):
@@ -87,6 +90,17 @@ class spoken(Processor):
         self.nb.cells = cells
 
 
+def settled(cell):
+    "What a progress bar wrote is shown as it stood at the end."
+    outputs = []
+    for o in cell.get("outputs", []):
+        if outputs and o.output_type == outputs[-1].output_type == "stream": outputs[-1]["text"] += o["text"]
+        else: outputs.append(o)
+    for o in outputs:
+        if o.output_type == "stream": o["text"] = re.sub(r"[^\n]*\r(?!\n)", "", "".join(o["text"]))
+    if outputs: cell["outputs"] = outputs
+
+
 def sized(cell):
     "A picture is shown at 100 dots an inch, however fine it was stored; cleaned notebooks have lost its width."
     for o in cell.get("outputs", []):
@@ -102,7 +116,7 @@ def linked(cell):
 
 class Page(FilterDefaults):
     "nbdev's processors for pages, without execution, and with the code that nbdev would drop."
-    def base_procs(self): return [populate_language, add_show_docs, strip_ansi, hide_line, entries_first, api_entry, hide_or_fold, clean_magics, spoken, sized, linked]
+    def base_procs(self): return [populate_language, add_show_docs, strip_ansi, hide_line, entries_first, api_entry, hide_or_fold, clean_magics, settled, spoken, sized, linked]
     def nb_proc(self, nb): return NBProcessor(nb=nb, procs=self.procs(), rm_directives=True)
 
 
@@ -142,15 +156,32 @@ def story(out):
         + toctree(*(f"{number} {title} <nbs/{f.stem}>" for f, (number, title, _) in listed.items())))
 
 
+def executed(out, study):
+    "One executed notebook for each arm of a study, by label; as copies of nbs/train.ipynb their links lead from there."
+    first = {f.parent.parent.name: f for f in sorted(study.rglob("run.ipynb"), reverse=True)}
+    for f in first.values():
+        page = out / f.relative_to(ROOT)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        exec_nb(f, page, Page)
+        nb, up = json.loads(page.read_text(encoding="utf-8")), os.path.relpath(ROOT, f.parent)
+        for cell in nb["cells"]:
+            if cell["cell_type"] == "markdown": cell["source"] = re.sub(r"\]\((?![#\w]+:|#)", f"]({up}/nbs/", "".join(cell["source"]))
+        nb["cells"][0]["source"] = f"# {arm_label(f.parent.parent.name)}: one run\n\n> {f.parent.relative_to(ROOT / 'outputs').as_posix()}, as papermill left it. The whole study: [report]({os.path.relpath(study, f.parent)}/report.md)."
+        write(page, json.dumps(nb))
+    return {arm_label(arm): first[arm].relative_to(study).as_posix() for arm in arm_order(first)}
+
+
 def studies(out):
-    "The report of each study with its figures and tables, and a page that shows them side by side."
+    "The report of each study with its figures, its tables and a run of each arm, and a page that shows the studies one below the other."
     reports, shown = sorted((ROOT / "outputs").glob("*/report.md")), []
     for report in reports:
         study, text = report.parent, report.read_text(encoding="utf-8")
         for f in sorted(study.rglob("*")):
             if f.suffix in (".png", ".svg", ".csv"): write(out / f.relative_to(ROOT), ""); shutil.copy(f, out / f.relative_to(ROOT))
         tables = "".join(f"- [{f.name}](tables/{f.name})\n" for f in sorted(study.glob("tables/*.csv")))
-        write(out / report.relative_to(ROOT), text + f"\n## Data\n\nThe numbers behind this page:\n\n{tables}")
+        runs = executed(out, study)
+        write(out / report.relative_to(ROOT), text + f"\n## Data\n\nThe numbers behind this page:\n\n{tables}\nA run of each arm, notebook and all: " + ", ".join(f"[{arm}]({f})" for arm, f in runs.items()) + ".\n"
+            + toctree(*(f"{arm} <{f.removesuffix('.ipynb')}>" for arm, f in runs.items())))
         figure = f"[![{study.name}]({study.name}/ablation_comparison.png)]({study.name}/report.md)\n\n" if (study / "ablation_comparison.png").exists() else ""
         shown.append(f"## [{study.name}]({study.name}/report.md)\n\n" + "\n".join(re.findall(r"^- \*\*.+", text.split("\n## ")[0], re.M)) + f"\n\n{figure}")
     write(out / "outputs" / "index.md", "# Studies\n\nEvery figure and number on these pages comes from run folders in the repository.\n\n" + "".join(shown)
