@@ -11,8 +11,11 @@ import urllib.request
 import nbformat
 import psutil
 import pytest
-from browser import browser  # noqa: F401  a fixture
+from browser import CHROMIUM, NONE, browser  # noqa: F401  browser is a fixture
 from conftest import ROOT
+
+if not CHROMIUM:
+    pytestmark = pytest.mark.skip(NONE)
 
 TOKEN = "tests"
 LAST = "folder: out/"  # what the last cell prints
