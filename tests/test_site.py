@@ -24,7 +24,7 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 def copy(tmp_path_factory):
     "What is committed, without anything that a build could have left."
     there = tmp_path_factory.mktemp("site") / "project"
-    shutil.copytree(ROOT, there, ignore=shutil.ignore_patterns(".git", ".venv", ".cache", "build", "_docs", "_proc", "out", "author", "__pycache__", ".pytest_cache", ".ipynb_checkpoints"))
+    shutil.copytree(ROOT, there, ignore=shutil.ignore_patterns(".git", ".venv", ".cache", "build", "_docs", "_proc", "out", "*.pt", "__pycache__", ".pytest_cache", ".ipynb_checkpoints"))
     return there
 
 

@@ -2,6 +2,8 @@
 
 FOLDER becomes a mirror of the repository, so that links among notebooks, reports and README hold as they stand. Notebooks go through
 nbdev's own page processors, but nothing is executed: outputs are the committed ones, and an API entry is nbdev's `show_doc` of the package.
+
+This folder lies beside the notebooks because it is about them; as its name begins with an underscore, nbdev's commands and Quarto pass over it.
 """
 import ast, inspect, json, os, re, shutil, sys
 from base64 import b64decode
@@ -85,7 +87,8 @@ class spoken(Processor):
             words = ["".join(o["data"]["text/markdown"]) for o in outputs if "text/markdown" in o.get("data", {})]
             said = cell.cell_type == "code" and words and len(words) == len(outputs)
             if said: cell.outputs = []
-            if not (front and cell.cell_type == "code"): cells.append(cell)
+            if front and cell.cell_type == "code": cell.metadata["tags"] = ["remove-input"]
+            if not (front and cell.cell_type == "code" and not cell.outputs): cells.append(cell)
             if said: cells += [mk_cell(w, "markdown") for w in words]
         self.nb.cells = cells
 
@@ -180,8 +183,8 @@ def studies(out):
             if f.suffix in (".png", ".svg", ".csv"): write(out / f.relative_to(ROOT), ""); shutil.copy(f, out / f.relative_to(ROOT))
         tables = "".join(f"- [{f.name}](tables/{f.name})\n" for f in sorted(study.glob("tables/*.csv")))
         runs = executed(out, study)
-        write(out / report.relative_to(ROOT), text + f"\n## Data\n\nThe numbers behind this page:\n\n{tables}\nA run of each arm, notebook and all: " + ", ".join(f"[{arm}]({f})" for arm, f in runs.items()) + ".\n"
-            + toctree(*(f"{arm} <{f.removesuffix('.ipynb')}>" for arm, f in runs.items())))
+        named = "A run of each arm, notebook and all: " + ", ".join(f"[{arm}]({f})" for arm, f in runs.items()) + ".\n" if runs else ""
+        write(out / report.relative_to(ROOT), text + f"\n## Data\n\nThe numbers behind this page:\n\n{tables}\n{named}" + toctree(*(f"{arm} <{f.removesuffix('.ipynb')}>" for arm, f in runs.items())))
         figure = f"[![{study.name}]({study.name}/ablation_comparison.png)]({study.name}/report.md)\n\n" if (study / "ablation_comparison.png").exists() else ""
         shown.append(f"## [{study.name}]({study.name}/report.md)\n\n" + "\n".join(re.findall(r"^- \*\*.+", text.split("\n## ")[0], re.M)) + f"\n\n{figure}")
     write(out / "outputs" / "index.md", "# Studies\n\nEvery figure and number on these pages comes from run folders in the repository.\n\n" + "".join(shown)
