@@ -115,8 +115,8 @@ def test_every_exported_name_has_an_entry_with_its_source(site, pages):
 
 def test_pages_of_code_show_what_nbdev_says_and_the_source(pages):
     page = pages["nbs/02_layers.html"]
-    entry = page.find(id="layers-rmsnorm") or page.find(id="layers.RMSNorm")
-    assert "Root-mean-square normalisation" in entry.find_parent("main").get_text()
+    entry = next(h for h in page.select("h3") if h.get_text().startswith("RMSNorm")).find_parent("section")
+    assert "Root-mean-square normalisation" in entry.get_text() and "def RMSNorm(" in entry.get_text()
     assert any("class RMSNorm(nn.Module)" in d.get_text() for d in page.select("details"))
     assert not any(re.search(r"^#\|", p.get_text(), re.M) for soup in pages.values() for p in soup.select("div.cell pre")), "a directive is left"
 

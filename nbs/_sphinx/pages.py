@@ -42,12 +42,15 @@ def exported(path):
     return found
 
 
-def module_of(notebook): return Path(notebook).stem.split("_", 1)[-1]
+def label(module, name):
+    "The anchor of an entry. Sphinx does not see the case of letters, so a class says that it is one."
+    return f"{module}.{name}".lower() + (".class" if name[0].isupper() and "." not in name else "")
 
 
-API = {module_of(f): exported(PACKAGE / f"{module_of(f)}.py") for f in STORY}
+MODULES = {f.name: m[1] for f in NOTEBOOKS if (m := re.search(r"#\| ?default_exp (\w+)", f.read_text(encoding="utf-8")))}
+API = {module: exported(PACKAGE / f"{module}.py") for module in MODULES.values()}
 lookup = NbdevLookup()  # turns `name` into a link; of all libraries that nbdev knows, only ours is linked
-lookup.syms = {name: f"#{module}.{name}" for module, names in reversed(API.items()) for name in names}
+lookup.syms = {name: "#" + label(module, name) for module, names in reversed(API.items()) for name in names}
 
 
 class entries_first(Processor):
@@ -64,10 +67,10 @@ class api_entry(Processor):
     "In place of a cell `show_doc(name)`, what it says, under an anchor and with a link to the source."
     def cell(self, cell):
         if not getattr(cell, "has_sd", False): return
-        module, name = module_of(self.nb.path_), re.fullmatch(r"show_doc\((.+)\)", cell.source)[1]
+        module, name = MODULES[Path(self.nb.path_).name], re.fullmatch(r"show_doc\((.+)\)", cell.source)[1]
         says = show_doc(attrgetter(name)(import_module(f"{PACKAGE.name}.{module}")), name=name)._repr_markdown_()
         source = f'<a class="source" href="../source/{module}.html#L-{API[module][name]}">source</a>'
-        cell.update(cell_type="markdown", source=re.sub(r"^---\n+(### .+)", lambda m: f"({module}.{name})=\n{m[1]}\n\n{source}", says))
+        cell.update(cell_type="markdown", source=re.sub(r"^---\n+(### .+)", lambda m: f"({label(module, name)})=\n{m[1]}\n\n{source}", says))
         cell.pop("outputs", None)
 
 
@@ -76,6 +79,14 @@ def hide_or_fold(cell):
     if cell.cell_type != "code": return
     if cell.directives_.keys() & {"export", "exporti"}: cell.metadata["tags"] = ["hide-input"]
     elif cell.directives_.keys() & {"hide", "default_exp"}: del cell["source"]
+
+
+def excerpt(text, folder):
+    "A piece of a report in a notebook keeps the links and pictures that lead somewhere from there; of other links the words stay."
+    def keep(m):
+        picture, words, to = m.groups()
+        return m[0] if re.match(r"\w+:", to) or (to[0] != "#" and (folder / to.split("#")[0]).exists()) else "" if picture else words
+    return re.sub(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", keep, text)
 
 
 class spoken(Processor):
@@ -89,7 +100,7 @@ class spoken(Processor):
             if said: cell.outputs = []
             if front and cell.cell_type == "code": cell.metadata["tags"] = ["remove-input"]
             if not (front and cell.cell_type == "code" and not cell.outputs): cells.append(cell)
-            if said: cells += [mk_cell(w, "markdown") for w in words]
+            if said: cells += [mk_cell(excerpt(w, Path(self.nb.path_).parent), "markdown") for w in words]
         self.nb.cells = cells
 
 
@@ -113,8 +124,8 @@ def sized(cell):
 
 
 def linked(cell):
-    "Names of the package become links to their entries."
-    if cell.cell_type == "markdown" and not cell.source.startswith("("): cell.source = lookup.linkify(cell.source)
+    "Names of the package become links to their entries; a link within the page is written as Sphinx writes it, and not as JupyterLab does."
+    if cell.cell_type == "markdown" and not cell.source.startswith("("): cell.source = re.sub(r"\]\(#[^)]+\)", lambda m: m[0].lower(), lookup.linkify(cell.source))
 
 
 class Page(FilterDefaults):
@@ -135,6 +146,9 @@ def promise(notebook):
     return re.match(r"# (.+)", first)[1], says[1] if says else ""
 
 
+def title(page): return page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+
+
 def toctree(*entries): return "\n```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(entries) + "\n```\n"
 
 
@@ -142,6 +156,8 @@ def notebooks(out):
     "The notebooks; the first page is `index.ipynb`, with the links of a README."
     (out / "nbs").mkdir(parents=True)
     for f in NOTEBOOKS: exec_nb(f, out / "nbs" / f.name, Page)
+    for f in (ROOT / "nbs").glob("[!_.]*"):
+        if f.is_file() and f.suffix != ".ipynb": shutil.copy(f, out / "nbs")
     (out / "nbs" / "index.ipynb").rename(out / "index.ipynb")
     index = json.loads((out / "index.ipynb").read_text(encoding="utf-8"))
     for cell in index["cells"]: cell["source"] = "".join(cell["source"]).replace("](../", "](")
@@ -151,11 +167,11 @@ def notebooks(out):
 
 def story(out):
     "The numbered notebooks, then those that use them."
-    after = sorted((f for f in NOTEBOOKS if f not in STORY and f.stem not in ("index", "tour")), key=lambda f: f.stem != "train")
+    after = sorted((f for f in NOTEBOOKS if f not in STORY and f.stem not in ("index", "tour")), key=lambda f: (f.stem != "train", f.stem != "analysis", f.stem))
     listed = {f: (f.stem.split("_")[0].lstrip("0") or "0", *promise(f)) for f in STORY} | {f: ("", *promise(f)) for f in after}
     row = lambda f: "- {} [{}](nbs/{}): {}".format(*listed[f][:2], f.name, listed[f][2])
     write(out / "story.md", "# Story\n\nThe package is written as notebooks, each of which defines, shows and tests one thing. They build on each other in this order.\n\n"
-        + "\n".join(map(row, STORY)) + "\n\nWith them, one run and one study are a notebook each:\n\n" + "\n".join(map(row, after)) + "\n"
+        + "\n".join(map(row, STORY)) + "\n\nNotebooks that use it:\n\n" + "\n".join(map(row, after)) + "\n"
         + toctree(*(f"{number} {title} <nbs/{f.stem}>" for f, (number, title, _) in listed.items())))
 
 
@@ -187,30 +203,30 @@ def studies(out):
         write(out / report.relative_to(ROOT), text + f"\n## Data\n\nThe numbers behind this page:\n\n{tables}\n{named}" + toctree(*(f"{arm} <{f.removesuffix('.ipynb')}>" for arm, f in runs.items())))
         figure = f"[![{study.name}]({study.name}/ablation_comparison.png)]({study.name}/report.md)\n\n" if (study / "ablation_comparison.png").exists() else ""
         shown.append(f"## [{study.name}]({study.name}/report.md)\n\n" + "\n".join(re.findall(r"^- \*\*.+", text.split("\n## ")[0], re.M)) + f"\n\n{figure}")
-    write(out / "outputs" / "index.md", "# Studies\n\nEvery figure and number on these pages comes from run folders in the repository.\n\n" + "".join(shown)
-        + toctree(*(f"{r.parent.name} <{r.parent.name}/report>" for r in reports)))
+    across = sorted((ROOT / "outputs").glob("*.md"))
+    for f in (ROOT / "outputs").glob("*.*"): shutil.copy(f, out / "outputs")
+    write(out / "outputs" / "index.md", "# Studies\n\nEvery figure and number on these pages comes from run folders in the repository.\n\n"
+        + "".join(f"Across studies: [{title(f)}]({f.name}).\n\n" for f in across) + "".join(shown) + toctree(*(f.stem for f in across), *(f"{r.parent.name} <{r.parent.name}/report>" for r in reports)))
 
 
 def api(out):
     "Every public name with its first line of documentation, and the highlighted source of each module."
     rows = []
-    for f in STORY:
-        module = module_of(f)
+    for notebook, module in MODULES.items():
         for name in API[module]:
             doc = inspect.getdoc(attrgetter(name)(import_module(f"{PACKAGE.name}.{module}"))) or ""
-            rows.append(f"| [`{name}`](#{module}.{name}) | [{module}](nbs/{f.name}) | {doc.splitlines()[0].replace('|', chr(92) + '|') if doc else ''} |")
+            rows.append(f"| [`{name}`](#{label(module, name)}) | [{module}](nbs/{notebook}) | {doc.splitlines()[0].replace('|', chr(92) + '|') if doc else ''} |")
         code = highlight((PACKAGE / f"{module}.py").read_text(encoding="utf-8"), PythonLexer(), HtmlFormatter(lineanchors="L"))
-        write(out / "source" / f"{module}.md", f"---\norphan: true\nnosearch: true\n---\n# {PACKAGE.name}/{module}.py\n\nExported from [{f.name}](../nbs/{f.name}).\n\n```{{raw}} html\n{code}\n```\n")
+        write(out / "source" / f"{module}.md", f"---\norphan: true\nnosearch: true\n---\n# {PACKAGE.name}/{module}.py\n\nExported from [{notebook}](../nbs/{notebook}).\n\n```{{raw}} html\n{code}\n```\n")
     write(out / "api.md", f"# API\n\nWhat `{PACKAGE.name}` exports. A name leads to its entry in the notebook that defines and tests it.\n\n| name | module | what it does |\n|---|---|---|\n" + "\n".join(rows) + "\n")
 
 
 def project(out):
     "What is written about the project beside the notebooks."
-    files = [f for f in ("CONTRIBUTING.md", "LOG.md", "CHANGELOG.md") if (ROOT / f).exists()]
+    files = ("CONTRIBUTING.md", "LOG.md", "CHANGELOG.md")
     for f in files: shutil.copy(ROOT / f, out)
     shutil.copytree(ROOT / "studies", out / "studies")
-    titles = {f: (ROOT / f).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ") for f in files}
-    write(out / "project.md", "# Project\n\n" + "\n".join(f"- [{t}]({f})" for f, t in titles.items()) + "\n" + toctree(*(f.removesuffix(".md") for f in files)))
+    write(out / "project.md", "# Project\n\n" + "\n".join(f"- [{title(ROOT / f)}]({f})" for f in files) + "\n" + toctree(*(f.removesuffix(".md") for f in files)))
 
 
 if __name__ == "__main__":
