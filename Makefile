@@ -5,7 +5,7 @@ CORPUS ?= $(ABLATION_CORPUS)
 BIN    := .venv/bin
 export ABLATION_CORPUS := $(or $(realpath $(CORPUS)),$(CORPUS))
 
-.PHONY: install study test lab readme clean
+.PHONY: install study test lab docs readme clean
 
 install: .venv/.installed
 
@@ -22,10 +22,17 @@ study: install  ## run the laptop study (or STUDY=...) and print its table
 
 test: install  ## the notebooks' own tests, then end to end
 	$(BIN)/nbdev-test --skip-file-re '^(train|analysis|index)' --n-workers 2 --timing
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -rs tests
 
 lab: install  ## JupyterLab at the first page, on this machine only
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
+
+docs: install  ## the rendered site, _docs/index.html, from what is committed: nothing is trained or executed
+	$(BIN)/python nbs/_sphinx/pages.py build/pages
+	rm -rf build/site
+	$(BIN)/python -m sphinx -q -W --keep-going -E -c nbs/_sphinx -d build/doctrees build/pages build/site
+	rm -rf _docs && mv build/site _docs
+	@echo "The site: _docs/index.html"
 
 readme: install  ## README.md from nbs/index.ipynb
 	$(BIN)/nbdev-test nbs/index.ipynb --save

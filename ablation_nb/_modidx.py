@@ -69,6 +69,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.config.known_fields': ('config.html#known_fields', 'ablation_nb/config.py'),
                                     'ablation_nb.config.matched_width': ('config.html#matched_width', 'ablation_nb/config.py'),
                                     'ablation_nb.config.model_config': ('config.html#model_config', 'ablation_nb/config.py'),
+                                    'ablation_nb.config.own_arms': ('config.html#own_arms', 'ablation_nb/config.py'),
                                     'ablation_nb.config.parse_arm': ('config.html#parse_arm', 'ablation_nb/config.py'),
                                     'ablation_nb.config.plain_width': ('config.html#plain_width', 'ablation_nb/config.py'),
                                     'ablation_nb.config.project_root': ('config.html#project_root', 'ablation_nb/config.py'),

@@ -1,0 +1,27 @@
+"How Sphinx renders the pages that pages.py has written. Every file that a reader's browser asks for is in the site itself."
+import configparser
+from importlib.util import find_spec
+from pathlib import Path
+
+meta = configparser.ConfigParser(delimiters=["="])
+meta.read(Path(__file__).parents[2] / "settings.ini")
+project, version, author = (meta["DEFAULT"][k] for k in ("lib_name", "version", "author"))
+copyright = author
+
+extensions = ["myst_nb"]
+nb_execution_mode = "off"
+nb_code_prompt_show, nb_code_prompt_hide = "Source", "Source"
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header", "mystnb.lexer"]  # a page may go from # to ###; cleaned notebooks name no lexer
+
+mathjax_path = "tex-svg.js"  # MathJax in one file, fonts included
+html_static_path = ["static", str(Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / mathjax_path)]
+html_css_files, html_js_files = ["site.css"], ["sort.js"]
+
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system asks
+html_theme, html_title = "pydata_sphinx_theme", project
+html_show_sphinx = html_copy_source = html_use_index = False
+html_theme_options = dict(logo=dict(text=project), navbar_align="left", header_links_before_dropdown=6, show_toc_level=2, secondary_sidebar_items=["page-toc"],
+                          footer_start=["copyright"], footer_end=[], primary_sidebar_end=[])
+html_sidebars = {page: [] for page in ("index", "api", "nbs/tour")}

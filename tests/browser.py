@@ -1,0 +1,26 @@
+"A headless Chromium for the tests that look at pages; where there is none they are skipped, and say so."
+import shutil
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NONE = "there is no Chromium here, so no page is looked at in a browser"
+
+
+class NoBrowser:
+    "Skips whatever test asks it for a window."
+
+    def new_context(self, **_):
+        pytest.skip(NONE)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM:
+        yield NoBrowser()
+        return
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

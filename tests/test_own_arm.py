@@ -1,0 +1,73 @@
+"An arm from outside the package: a file arms.py at the project's root, and from there to the report."
+import json
+import shutil
+
+import pytest
+from conftest import ROOT
+
+ARM = '''"Arms of our own."
+from ablation_nb.config import Arm, register_arm
+
+register_arm(Arm("slow_rope", "Slow RoPE", "RoPE with a base of 100", {"rope_theta": 100.0}))
+'''
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A scratch copy of the project: `project(text)` writes its arms.py and gives back its root."
+    shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".*", "_*"))
+    for name in ("settings.ini", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def with_arms(text):
+        (tmp_path / "arms.py").write_text(text)
+        return tmp_path
+    return with_arms
+
+
+def train(sh, root, arm):
+    return sh("papermill", "nbs/train.ipynb", "out.ipynb", "-p", "ablation", arm, "-p", "scale", "smoke", "-p", "out", "run", "-p", "threads", 1, cwd=root)
+
+
+def test_an_own_arm_trains_through_papermill(project, sh):
+    root = project(ARM)
+    done = train(sh, root, "slow_rope+silu")  # own arms compose, too
+    assert done.returncode == 0, done.stderr
+    config, result = (json.loads((root / "run" / f).read_text()) for f in ("config.json", "result.json"))
+    assert config["arm"] == "silu+slow_rope" and config["model"]["rope_theta"] == 100 and config["model"]["ffn"] == "silu"
+    assert result["status"] == "done" and all(c["passed"] for c in result["checks"])
+
+
+def test_an_own_arm_goes_from_a_study_file_to_the_report(project, sh):
+    root = project(ARM)
+    (root / "studies").mkdir()
+    (root / "studies" / "own.toml").write_text('scale = "smoke"\narms = ["baseline", "slow_rope"]\nseeds = [0, 1]\n')
+    for command in ("run", "report"):
+        done = sh("ablation", command, "studies/own.toml", cwd=root)
+        assert done.returncode == 0, done.stdout + done.stderr
+    report = (root / "outputs" / "own-builtin" / "report.md").read_text()
+    row = next(line for line in report.splitlines() if line.startswith("| Slow RoPE"))
+    assert "[" in row and "theta = 100" in report, row
+
+
+def test_the_arm_is_not_there_without_the_file(project, sh):
+    root = project(ARM)
+    (root / "arms.py").unlink()
+    done = train(sh, root, "slow_rope")
+    assert done.returncode != 0 and "Unknown arm 'slow_rope'" in done.stderr
+
+
+def test_an_arm_that_changes_nothing_is_refused_before_it_trains(project, sh):
+    root = project(ARM.replace("100.0", "10_000.0"))
+    done = train(sh, root, "slow_rope")
+    assert done.returncode != 0 and "'slow_rope' claims a change that is not there" in done.stderr
+    assert not (root / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (ARM.replace('"slow_rope"', '"nope"'), ["An arm called 'nope' exists already"]),
+    (ARM.replace("rope_theta", "rope_thta"), ["'slow_rope' changes rope_thta", "Did you mean 'rope_theta'?"]),
+])
+def test_what_is_wrong_in_the_file_is_said(project, sh, wrong, words):
+    done = train(sh, project(wrong), "baseline")
+    assert done.returncode != 0 and all(w in done.stderr for w in words), done.stderr

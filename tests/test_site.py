@@ -1,0 +1,242 @@
+"The rendered site: built as `make docs` builds it, read as a machine reads it, and looked at in a browser."
+import configparser
+import functools
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+from browser import browser  # noqa: F401  a fixture
+from bs4 import BeautifulSoup
+from conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    "What is committed, without anything that a build could have left."
+    there = tmp_path_factory.mktemp("site") / "project"
+    shutil.copytree(ROOT, there, ignore=shutil.ignore_patterns(".git", ".venv", ".cache", "build", "_docs", "_proc", "out", "*.pt", "__pycache__", ".pytest_cache", ".ipynb_checkpoints"))
+    return there
+
+
+@pytest.fixture(scope="module")
+def site(copy, sh):
+    "The site that `make docs` builds there, with every way to the network closed."
+    closed = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    done = sh("make", "docs", "--old-file=install", f"BIN={Path(sys.executable).parent}", cwd=copy, **closed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return copy / "_docs"
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    "Each page of the site, parsed."
+    return {p.relative_to(site).as_posix(): BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser") for p in sorted(site.rglob("*.html")) if "_static" not in p.parts}
+
+
+def test_nothing_was_trained_or_executed(copy, site):
+    assert not (copy / "out").exists() and not (copy / ".cache").exists()
+    for n in NOTEBOOKS:
+        assert (copy / "nbs" / n.name).read_bytes() == n.read_bytes()
+
+
+def test_every_notebook_and_every_report_is_a_page(pages):
+    assert {"index.html", *(f"nbs/{n.stem}.html" for n in NOTEBOOKS if n.stem != "index")} <= pages.keys()
+    reports = {f"{r.parent.relative_to(ROOT).as_posix()}/report.html" for r in (ROOT / "outputs").glob("*/report.md")}
+    assert reports and reports <= pages.keys()
+    for report in reports:
+        assert pages[report].select("article img") and len(pages[report].select("article table")) >= 3
+        assert pages[report].select("a.download[href$='.csv']")
+
+
+def test_every_link_leads_somewhere_and_every_file_is_in_the_site(site, pages):
+    ids = {page: {e["id"] for e in soup.select("[id]")} for page, soup in pages.items()}
+    faults = []
+    for page, soup in pages.items():
+        for tag, attribute in (("a", "href"), ("img", "src"), ("script", "src"), ("link", "href"), ("source", "src")):
+            for e in soup.select(f"{tag}[{attribute}]"):
+                url = urlsplit(e[attribute])
+                if url.scheme or url.netloc:
+                    if tag != "a" and url.scheme != "data":
+                        faults.append(f"{page}: {e[attribute]} is fetched from elsewhere")
+                    continue
+                target = Path(os.path.normpath((site / page).parent / unquote(url.path))) if url.path else site / page
+                if target.is_dir():
+                    target /= "index.html"
+                name = target.relative_to(site).as_posix()
+                if not target.exists():
+                    faults.append(f"{page}: {e[attribute]} does not exist")
+                elif url.fragment and name in ids and unquote(url.fragment) not in ids[name] and tag == "a" and url.fragment != "":
+                    faults.append(f"{page}: {e[attribute]} has no such place")
+    assert not faults, "\n".join(faults)
+
+
+def test_the_story_can_be_read_from_page_to_page(pages):
+    "The links to the next page go through the numbered notebooks in order, and the links back lead back."
+    page, walked = "index.html", []
+    while page and page not in walked:
+        walked.append(page)
+        link = pages[page].select_one("a.right-next")
+        following = link and os.path.normpath(os.path.join(os.path.dirname(page), link["href"]))
+        if following:
+            back = pages[following].select_one("a.left-prev")
+            assert os.path.normpath(os.path.join(os.path.dirname(following), back["href"])) == page
+        page = following
+    numbered = [f"nbs/{n.stem}.html" for n in NOTEBOOKS if n.stem[0].isdigit()]
+    start = walked.index(numbered[0])
+    assert walked[start:start + len(numbered)] == numbered
+
+
+def test_every_exported_name_has_an_entry_with_its_source(site, pages):
+    from ablation_nb._modidx import d
+    rows = {r.select_one("td a.reference"): r for r in pages["api.html"].select("tbody tr")}
+    listed = {a.get_text(): a["href"] for a in rows}
+    for module, names in d["syms"].items():
+        short = module.removeprefix("ablation_nb.")
+        lines = (ROOT / "ablation_nb" / f"{short}.py").read_text(encoding="utf-8").splitlines()
+        top = [n.removeprefix(f"{module}.") for n in names if n.count(".") == 2 and n.split(".")[-1][0] != "_"]
+        assert set(top) <= listed.keys(), module
+        for name in top:
+            page, _, anchor = listed[name].partition("#")
+            entry = pages[page].find(id=anchor)
+            source = (entry if entry.name == "section" else entry.find_parent("section")).select_one("a.source")["href"]
+            line = int(source.rpartition("-")[2])
+            assert re.search(rf"\b(def|class) {name}\b", "\n".join(lines[line - 1:line + 2])), (name, source)
+
+
+def test_pages_of_code_show_what_nbdev_says_and_the_source(pages):
+    page = pages["nbs/02_layers.html"]
+    entry = next(h for h in page.select("h3") if h.get_text().startswith("RMSNorm")).find_parent("section")
+    assert "Root-mean-square normalisation" in entry.get_text() and "def RMSNorm(" in entry.get_text()
+    assert any("class RMSNorm(nn.Module)" in d.get_text() for d in page.select("details"))
+    assert not any(re.search(r"^#\|", p.get_text(), re.M) for soup in pages.values() for p in soup.select("div.cell pre")), "a directive is left"
+
+
+@pytest.fixture(scope="module")
+def look(browser, site):  # noqa: F811
+    "Open a page: `look('index.html', width=390, dark=True)`; what went wrong on the way lies in `.faults`."
+    contexts = []
+
+    def open_page(name, width=1280, dark=False):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+        contexts.append(context)
+        page = context.new_page()
+        page.faults = []
+        page.on("console", lambda m: page.faults.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: page.faults.append(str(e)))
+        page.on("requestfailed", lambda r: page.faults.append(f"{r.url} failed"))
+        page.on("request", lambda r: page.faults.append(f"{r.url} is asked for") if not r.url.startswith(("file:", "data:", "blob:")) else None)
+        page.goto(f"{site.as_uri()}/{name}")
+        return page
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+LOOKS = """async () => {
+  await window.MathJax?.startup.promise;
+  for (const i of document.images) { i.loading = 'eager'; await i.decode().catch(() => 0); }
+  return {
+    wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    broken: [...document.images].filter(i => !i.naturalWidth).map(i => i.src),
+    bad_maths: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent),
+    raw_maths: [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).map(e => e.textContent),
+  }
+}"""
+
+
+def test_every_page_on_a_phone_and_in_the_dark(look, pages):
+    "No page is wider than a phone, lacks a picture, shows a formula raw, or complains; each is dark where that is asked for."
+    page, faults = look("index.html", width=390, dark=True), []
+    for name in pages:
+        page.goto(page.url.rpartition("_docs/")[0] + "_docs/" + name)
+        seen = page.evaluate(LOOKS)
+        faults += [f"{name}: {what} {value}" for what, value in seen.items() if value]
+        faults += [f"{name}: {f}" for f in page.faults]
+        page.faults.clear()
+        ground, text = (page.evaluate(f"getComputedStyle(document.body).{c}") for c in ("backgroundColor", "color"))
+        if not brightness(ground) < 0.05 < 0.4 < brightness(text):
+            faults.append(f"{name}: {text} on {ground} in the dark")
+    assert not faults, "\n".join(faults)
+
+
+def brightness(colour):
+    "Relative luminance of a CSS colour rgb(r, g, b)."
+    linear = [c / 12.92 if c <= .04045 else ((c + .055) / 1.055)**2.4 for c in (int(v) / 255 for v in re.findall(r"\d+", colour)[:3])]
+    return sum(w * c for w, c in zip((.2126, .7152, .0722), linear, strict=True))
+
+
+def test_the_reader_can_switch_to_the_dark_and_it_stays(look):
+    page = look("index.html")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator("header .theme-switch-button:visible").click()
+    page.locator("header .theme-change-button[data-mode=dark]:visible").click()
+    page.goto(page.url.replace("index.html", "story.html"))
+    assert brightness(page.evaluate("getComputedStyle(document.body).backgroundColor")) < 0.05 < brightness(light)
+
+
+def test_search_finds_a_word_with_its_surroundings(look, site):
+    "From a file, and with the lines around it where the site is served."
+    from_file = look("search.html?q=rotary")
+    from_file.wait_for_selector("#search-results li a")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=site)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = look("index.html")
+        page.goto(f"http://127.0.0.1:{server.server_port}/search.html?q=rotary")
+        page.wait_for_selector("#search-results li p.context")
+        server.shutdown()
+    for found in (from_file, page):
+        names = found.locator("#search-results li a").all_inner_texts()
+        assert any("layers" in n for n in names) and not any(n.endswith(".py") for n in names)
+
+
+def test_tables_of_a_report_can_be_sorted(look, pages):
+    "Up, down, and back: by value, with what has no value last."
+    report = next(p for p in pages if p.endswith("/report.html"))
+    page = look(report)
+    table = page.locator("article table.sortable").first
+    heads = table.locator("thead th").all_inner_texts()
+    column = next(i for i, h in enumerate(heads) if "difference" in h)
+    cells = lambda: [r.locator("td, th").nth(column).inner_text() for r in table.locator("tbody tr").all()]  # noqa: E731
+    first, button = cells(), table.locator("thead th").nth(column).get_by_role("button")
+    numbers = [float(c.split()[0]) for c in first if c != "–"]
+    assert len(numbers) >= 3 and numbers != sorted(numbers) and numbers != sorted(numbers, reverse=True)
+    for wanted in (sorted(numbers), sorted(numbers, reverse=True)):
+        button.click()
+        assert [float(c.split()[0]) for c in cells()[:len(numbers)]] == wanted and cells()[len(numbers):] == [c for c in first if c == "–"]
+    button.press("Enter")  # a button is a button for the keyboard too
+    assert cells() == first
+
+
+def test_quarto_could_render_the_same_notebooks(copy, sh):
+    "`nbdev-docs` needs Quarto, which few machines have. Up to the call of it, all goes well."
+    code = "from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar\nfrom nbdev.serve import proc_nbs\nif __name__ == '__main__':\n    refresh_quarto_yml(); nbdev_sidebar.__wrapped__(); proc_nbs(n_workers=2)\n"
+    (copy / "quarto.py").write_text(code)
+    done = sh("python", "quarto.py", cwd=copy)
+    assert done.returncode == 0, done.stderr
+    website = {}
+    for name in ("_quarto.yml", *yaml.safe_load((copy / "nbs" / "_quarto.yml").read_text())["metadata-files"]):
+        website |= yaml.safe_load((copy / "nbs" / name).read_text())["website"].get("sidebar", {})
+    assert set(website["contents"]) == {n.name for n in NOTEBOOKS} and website["style"] == "floating"
+    for n in NOTEBOOKS:
+        assert json.loads((copy / "_proc" / n.name).read_text())["cells"]
+
+
+def test_citation_and_changelog_agree_with_the_metadata():
+    meta = configparser.ConfigParser(delimiters=["="])
+    meta.read(ROOT / "settings.ini")
+    version, cff = meta["DEFAULT"]["version"], yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cff["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= cff.keys()
+    assert (str(cff["version"]), cff["license"]) == (version, meta["DEFAULT"]["license"])
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(r"^## \[Unreleased\]$", changes, re.M) and version in changes
