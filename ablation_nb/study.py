@@ -9,11 +9,11 @@ __all__ = ['KINDS', 'SAYS', 'RESERVED', 'WIDEN', 'TODO', 'Study', 'check_keys', 
            'Terminated', 'work_off', 'interruptible', 'write_down', 'progress_of', 'status', 'status_table', 'Progress',
            'report', 'main', 'show_cost', 'show_status']
 
-# %% ../nbs/07_study.ipynb #4d8e3125
+# %% ../nbs/07_study.ipynb #47f5beab
 import argparse, itertools, json, math, os, queue, signal, sys, time
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -318,7 +318,7 @@ def dask_pool(address: str):
         if not offered: raise AblationError(f"No worker of {address} offers the resource run; start them with `dask worker {address} --nthreads 1 --resources run=1`.")
         with client.get_executor(resources={"run": 1}, pure=False) as pool: yield pool.submit, int(offered), 0
 
-# %% ../nbs/07_study.ipynb #db5c1097
+# %% ../nbs/07_study.ipynb #ac22529c
 class Terminated(BaseException):
     "The engine was asked to end by SIGTERM."
 
@@ -364,7 +364,8 @@ def work_off(
             show.__exit__()
             console.print("Interrupted: what is done is kept, and the same command goes on from the last checkpoints.")
             NURSERY.stop()
-            for p in psutil.Process().children(recursive=True): p.kill()
+            for p in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess): p.kill()
             os._exit(130 if isinstance(e, KeyboardInterrupt) else 143)  # threads of the pool still wait for kernels that are gone
         jobs, tuning = plan(study, ready); write_down(study, tuning)
     done = sum(j.state in ("done", "diverged") for j in jobs)
