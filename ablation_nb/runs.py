@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'TINY', 'OWN_FILES', 'WHO', 'ENV_COLUMNS', 'OPTIONS', 'PLAIN', 'write_json', 'read_json', 'hash_of',
-           'described', 'identity_of', 'identity', 'code_only', 'package_hash', 'tiny_losses', 'fingerprint',
+           'described', 'identity_of', 'identity', 'code_only', 'package_hash', 'tiny_losses', 'code_fingerprint',
            'same_behaviour', 'git_sha', 'environment', 'differences', 'run_state', 'clear', 'run_folder', 'alone',
            'Busy', 'read_rows', 'MetricsFile', 'Run', 'run_folders', 'load_runs', 'who', 'load_metrics', 'load_arrays',
            'load_doc_losses', 'load_position_losses', 'read_parameters', 'open_run']
@@ -82,7 +82,7 @@ def package_hash() -> str:
     return hash_of([code_only((folder / f"{m}.py").read_text(encoding="utf-8")) for m in COMPUTING] +
                    [code_only("".join(c["source"])) for c in cells if c["cell_type"] == "code"])
 
-# %% ../nbs/06_runs.ipynb #06881693
+# %% ../nbs/06_runs.ipynb #c3a84670
 TINY = dict(vocab_size=64, context_length=16, d_model=16, n_layers=2, n_heads=2)
 
 def tiny_losses(arm: str, precision: str) -> list[float]:
@@ -96,7 +96,7 @@ def tiny_losses(arm: str, precision: str) -> list[float]:
     return [float(f"{r[k]:.7g}") for r in rows for k in ("val_loss", "train_loss", "grad_norm") if k in r]
 
 @cache
-def fingerprint() -> dict:
+def code_fingerprint() -> dict:
     "What this code computes: arm -> precision -> numbers. Some seconds the first time, then read from the cache."
     kept = cache_folder() / f"fingerprint-{hash_of([package_hash(), torch.__version__, platform.platform(), list(ARMS), TINY])}.json"
     try: return read_json(kept)
@@ -119,7 +119,7 @@ def same_behaviour(
     numbers = [[f.get(part, {}).get("bf16" if precision == "bf16" else "fp32", []) for f in (a, b)] for part in {"baseline", *(p.name for p in parse_arm(arm))}]
     return all(x and len(x) == len(y) and np.allclose(x, y, rtol=1e-5, atol=0) for x, y in numbers)
 
-# %% ../nbs/06_runs.ipynb #5375e133
+# %% ../nbs/06_runs.ipynb #28eda752
 def git_sha() -> str | None:
     "The project's commit, with -dirty if the package differs from it; None without git."
     def git(*argv): return subprocess.run(["git", "-C", str(project_root()), *argv], capture_output=True, text=True).stdout.strip()
@@ -132,16 +132,16 @@ def environment(cfg: RunConfig, data: TokenData) -> dict:
     return dict(identity=identity(cfg, data), data_hash=data.data_hash, tokenizer_hash=data.tokenizer_hash, package_hash=package_hash(),
         git_sha=git_sha(), python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, platform=platform.platform(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({os.cpu_count()} cores)", precision=cfg.train.precision,
-        threads=cfg.train.threads or torch.get_num_threads(), started=datetime.now(timezone.utc).isoformat(timespec="seconds"), fingerprint=fingerprint())
+        threads=cfg.train.threads or torch.get_num_threads(), started=datetime.now(timezone.utc).isoformat(timespec="seconds"), fingerprint=code_fingerprint())
 
-# %% ../nbs/06_runs.ipynb #47b757f8
+# %% ../nbs/06_runs.ipynb #ab558427
 OWN_FILES = ("result.json", "checkpoint.pt", "weights.pt", "position_losses.npy", "doc_losses.npy", "metrics.jsonl", "config.json", "env.json")  # in the order in which they are removed
 
 def differences(env: dict, cfg: RunConfig, data: TokenData) -> list[str]:
     "In what a folder's `env.json` differs from what a run would be now: settings, text, tokenizer, code."
     found = [word for key, word in (("data_hash", "text"), ("tokenizer_hash", "tokenizer")) if env[key] != getattr(data, key)]
     if not found and env["identity"] != identity(cfg, data): found = ["settings"]
-    if env["package_hash"] != package_hash() and not same_behaviour(cfg.arm, cfg.train.precision, env["fingerprint"], fingerprint()): found.append("code")
+    if env["package_hash"] != package_hash() and not same_behaviour(cfg.arm, cfg.train.precision, env["fingerprint"], code_fingerprint()): found.append("code")
     return found
 
 def run_state(

@@ -111,7 +111,7 @@ def test_import_is_light(sh):
 
 
 def test_committed_runs_were_made_by_code_that_behaves_like_this():
-    from ablation_nb.runs import fingerprint, package_hash, same_behaviour
+    from ablation_nb.runs import code_fingerprint, package_hash, same_behaviour
     for p in (ROOT / "outputs").glob("**/env.json"):
         env, cfg = json.loads(p.read_text()), json.loads((p.parent / "config.json").read_text())
-        assert env["package_hash"] == package_hash() or same_behaviour(cfg["arm"], cfg["train"]["precision"], env["fingerprint"], fingerprint()), f"{p.parent}: run this study again"
+        assert env["package_hash"] == package_hash() or same_behaviour(cfg["arm"], cfg["train"]["precision"], env["fingerprint"], code_fingerprint()), f"{p.parent}: run this study again"
