@@ -1,5 +1,6 @@
 "What the end-to-end tests share: a project root to run commands from, and a small corpus."
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+
+def as_in_a_terminal():
+    "Before a process begins: Ctrl-C interrupts it, even where the tests themselves run in the background and ignore it."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

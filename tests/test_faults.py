@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, as_in_a_terminal
 
 HEAD = 'scale = "smoke"\n'
 LONG = HEAD + 'arms = ["baseline", "nope", "silu"]\nseeds = [0, 1]\n[overrides]\nn_steps = 400\ncheckpoint_every = 20\neval_every = 200\n'
@@ -36,8 +36,8 @@ def write(root, name, text):
     return f"studies/{name}.toml"
 
 
-def engine(root, env, *argv, **kw):
-    return subprocess.Popen(["ablation", "run", *argv], cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+def engine(root, env, *argv):
+    return subprocess.Popen(["ablation", "run", *argv], cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=as_in_a_terminal)
 
 
 def results(root, name):

@@ -8,7 +8,7 @@ import time
 import pandas as pd
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, as_in_a_terminal
 
 STUDY = 'scale = "smoke"\narms = ["baseline", "aa", "nope", "silu"]\nseeds = [0, 1]\n'
 
@@ -90,7 +90,7 @@ def test_a_damaged_run_stops_no_other(study, sh):
 def test_interrupted_by_the_keyboard_leaves_no_kernel(study, env):
     root = study[0].parent.parent
     (root / "studies" / "long.toml").write_text('scale = "smoke"\narms = ["silu", "nope"]\nseeds = [0]\n[overrides]\nn_steps = 100000\n')
-    process = subprocess.Popen(["ablation", "run", "studies/long.toml"], cwd=root, env=env, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(["ablation", "run", "studies/long.toml"], cwd=root, env=env, stdout=subprocess.PIPE, text=True, preexec_fn=as_in_a_terminal)
     waited = time.time() + 60
     while not list((root / "outputs" / "long-builtin").glob("*/*/checkpoint.pt")) and time.time() < waited:
         time.sleep(0.1)
