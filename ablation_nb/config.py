@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'ARMS', 'WIDTHS', 'SCALES', 'MODEL_FIELDS', 'TRAIN_FIELDS', 'OWN_ARMS', 'AblationError', 'did_you_mean',
            'ModelConfig', 'TrainConfig', 'check_types', 'swiglu_width', 'plain_width', 'matched_width', 'Arm',
-           'register_arm', 'arm_names', 'parse_arm', 'arm_name', 'arm_label', 'Scale', 'resolve_scale', 'model_config',
-           'train_config', 'known_fields', 'RunConfig', 'run_config', 'project_root', 'own_arms']
+           'register_arm', 'arm_names', 'parse_arm', 'arm_name', 'arm_label', 'Scale', 'resolve_scale',
+           'native_precision', 'model_config', 'train_config', 'known_fields', 'RunConfig', 'run_config',
+           'project_root', 'own_arms']
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
 import difflib, math, os, runpy
@@ -61,7 +62,8 @@ class ModelConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     "Everything that decides the numbers of a training run beside the model and the text."
-    seed: int = 0                 # initial weights and order of the batches
+    seed: int = 0                 # initial weights, and order of the batches
+    order: int | None = None      # another seed for the order of the batches; None: the run's own
     lr: float = 3e-4              # peak learning rate
     n_steps: int = 40_000         # optimiser steps
     batch_size: int = 32          # windows in a batch, B
@@ -76,14 +78,14 @@ class TrainConfig:
     log_every: int = 20           # steps between rows of metrics.jsonl
     checkpoint_every: int = 4_000 # steps between checkpoints; 0 means only at the end
     valid_stories: int = 0        # validation stories scored at every evaluation; 0 means all
-    precision: str = "fp32"       # fp32 | tf32 | bf16
+    precision: str = "fp32"       # fp32 | tf32 | bf16; `train_config` also knows auto
     compile: bool = False         # through torch.compile?
     device: str = "auto"          # auto | cpu | cuda | cuda:1 ...
     threads: int = 0              # CPU threads; 0 leaves the choice to torch
 
     def __post_init__(self):
-        check_types(self, may_be_zero=("seed", "warmup_steps", "min_lr_ratio", "beta1", "beta2", "weight_decay", "grad_clip", "checkpoint_every", "valid_stories", "threads"))
-        if self.precision not in PRECISIONS: raise AblationError(f"precision='{self.precision}' is unknown; choose one of {', '.join(PRECISIONS)}.")
+        check_types(self, may_be_zero=("seed", "order", "warmup_steps", "min_lr_ratio", "beta1", "beta2", "weight_decay", "grad_clip", "checkpoint_every", "valid_stories", "threads"))
+        if self.precision not in PRECISIONS: raise AblationError(f"precision='{self.precision}' is unknown; choose auto or one of {', '.join(PRECISIONS)}.")
         if self.warmup_steps >= self.n_steps: raise AblationError(f"warmup_steps={self.warmup_steps} leaves no step of n_steps={self.n_steps} for the cosine; warm up for fewer.")
         if self.min_lr_ratio > 1: raise AblationError(f"min_lr_ratio={self.min_lr_ratio} must lie between 0 and 1.")
         for f in ("beta1", "beta2"):
@@ -98,7 +100,9 @@ def check_types(
 ):
     "Raise `AblationError` unless every field of `cfg` has its annotated type, is finite and has a sensible sign."
     for f in fields(cfg):
-        v, want = getattr(cfg, f.name), f.type if isinstance(f.type, str) else f.type.__name__
+        v, want = getattr(cfg, f.name), f.type.__name__ if isinstance(f.type, type) else str(f.type)
+        if v is None and want.endswith(" | None"): continue
+        want = want.removesuffix(" | None")
         fits = {"int": isinstance(v, int) and not isinstance(v, bool), "bool": isinstance(v, bool), "str": isinstance(v, str),
                 "float": isinstance(v, (int, float)) and not isinstance(v, bool)}[want]
         if not fits: raise AblationError(f"{f.name}={v!r} is of type {type(v).__name__}; it must be {'an' if want == 'int' else 'a'} {want}.")
@@ -208,13 +212,13 @@ SCALES = {
         dict(lr=1e-2, n_steps=20, batch_size=4, warmup_steps=2, eval_every=10, log_every=2, checkpoint_every=5, valid_stories=16)),
     "laptop": Scale("an arm in well under a minute on two CPU cores", "builtin",
         dict(vocab_size=2048, context_length=128, d_model=64, n_layers=3, n_heads=4),
-        dict(lr=1e-2, n_steps=200, batch_size=16, warmup_steps=20, eval_every=50, log_every=10, checkpoint_every=50, valid_stories=100)),
+        dict(lr=1e-2, n_steps=200, batch_size=16, warmup_steps=20, eval_every=50, log_every=10, checkpoint_every=50, valid_stories=100, precision="auto")),
     "cpu": Scale("one epoch of 3.6M tokens in some minutes on one CPU core", "tinystories",
         dict(vocab_size=2048, context_length=128, d_model=96, n_layers=4, n_heads=4),
-        dict(lr=1e-2, n_steps=1750, batch_size=16, warmup_steps=50, eval_every=250, log_every=10, checkpoint_every=250, valid_stories=300)),
+        dict(lr=1e-2, n_steps=1750, batch_size=16, warmup_steps=50, eval_every=250, log_every=10, checkpoint_every=250, valid_stories=300, precision="bf16")),
     "low_resource": Scale("the 22.7M model for 41M tokens", "tinystories", {},
-        dict(n_steps=5_000, warmup_steps=100, eval_every=250, checkpoint_every=1_000)),
-    "full": Scale("the 22.7M model for 328M tokens, as in the report", "tinystories", {}, {}),
+        dict(n_steps=5_000, warmup_steps=100, eval_every=250, checkpoint_every=1_000, precision="bf16", compile=True)),
+    "full": Scale("the 22.7M model for 328M tokens, as in the report", "tinystories", {}, dict(precision="bf16", compile=True)),
 }
 
 # %% ../nbs/00_config.ipynb #77aa4f89
@@ -225,6 +229,13 @@ def resolve_scale(scale: str = "auto") -> str:
         return "full" if torch.cuda.is_available() else "laptop"
     if scale not in SCALES: raise AblationError(f"Unknown scale '{scale}'.{did_you_mean(scale, SCALES)} Known scales: auto, {', '.join(SCALES)}.")
     return scale
+
+
+def native_precision() -> str:
+    "What precision `auto` stands for: bf16 where a CUDA card or the processor (AVX512-BF16, AMX) multiplies it, fp32 otherwise."
+    import torch
+    native = torch.cuda.is_available() or any(getattr(torch.cpu, f"_is_{f}_supported", bool)() for f in ("avx512_bf16", "amx_tile"))
+    return "bf16" if native else "fp32"
 
 # %% ../nbs/00_config.ipynb #54d5c58c
 def model_config(
@@ -251,7 +262,9 @@ def train_config(
     **overrides,          # any field of TrainConfig; None leaves it alone
 ) -> TrainConfig:
     "The training at `scale`."
-    return TrainConfig(**{**SCALES[resolve_scale(scale)].train, **known_fields(TrainConfig, overrides)})
+    values = {**SCALES[resolve_scale(scale)].train, **known_fields(TrainConfig, overrides)}
+    if values.get("precision") == "auto": values["precision"] = native_precision()
+    return TrainConfig(**values)
 
 def known_fields(cls, overrides: dict) -> dict:
     "The overrides that are not None; one that is no field of `cls` is an error."

@@ -52,10 +52,10 @@ def plain_attention(q_BHTK, k_BHTK, v_BHTK, causal: bool = True):
     "Softmax attention by torch's own kernel, `(B, H, T, K)`."
     return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=causal)
 
-def attention_in_blocks(q_BHTK, k_BHTK, v_BHTK, causal: bool = True, block: int = 64):
+def attention_in_blocks(q_BHTK, k_BHTK, v_BHTK, causal: bool = True, block: int = 0):
     "What `plain_attention` computes with the causal mask, a block of queries at a time: fast with gradients on a CPU."
     q, k, v = (z.flatten(0, 1) for z in (q_BHTK, k_BHTK, v_BHTK))
-    T, out = q.shape[1], []
+    T, out, block = q.shape[1], [], block or (128 if q.dtype == torch.bfloat16 else 64)
     mask = torch.full((block, block), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
     for a in range(0, T, block):
         b = min(a + block, T)

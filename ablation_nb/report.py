@@ -453,8 +453,8 @@ def interactions(r: Results) -> str:
 
 # %% ../nbs/10_report.ipynb #f10c4796
 def noise(r: Results) -> str:
-    "Standard deviations by source, and what the replicated report's evaluation would have shown."
-    if "baseline" not in set(r.main.arm) or (budget := noise_table(r)).df.eq(0).all(): return ""
+    "Standard deviations by source, and what the replicated report's evaluation would have shown; for a study without a grid, or whose grid is the order of the data."
+    if {f for p in points(r) for f in point_fields(p)} - {"order"} or "baseline" not in set(r.main.arm) or (budget := noise_table(r)).df.eq(0).all(): return ""
     parts = ["## The budget of noise", "Standard deviation of one number, in nats per token, by what was drawn anew. A source with no degrees of freedom was not measured in this study.", md_table(budget)]
     seen = r.evaluations
     if not seen.empty: parts += ["The replicated report ran one seed an arm and gave the lowest of 101 evaluations on 20 random batches. Studies of that kind, drawn from these runs: the mean and the spread of the difference that they would print, "
@@ -467,10 +467,10 @@ def noise_table(r: Results) -> pd.DataFrame:
     return noise_budget(runs, None if docs.empty else docs, by=())
 
 def evaluations_table(r: Results) -> pd.DataFrame:
-    "What the replicated report's evaluation would have shown on the main set of runs; empty without documents."
+    "What the replicated report's evaluation would have shown on the main set of runs; empty without documents, and for a grid."
     runs = r.main; done = runs[(runs.status == "done") & (runs.arm != "aa")]
     docs = of(r.docs, done)
-    return pd.DataFrame() if docs.empty or "baseline" not in set(done.arm) or done.arm.nunique() < 2 else best_of_evaluations(docs, of(r.metrics, done))
+    return pd.DataFrame() if docs.empty or done.point.nunique() > 1 or "baseline" not in set(done.arm) or done.arm.nunique() < 2 else best_of_evaluations(docs, of(r.metrics, done))
 
 # %% ../nbs/10_report.ipynb #7811c978
 def beside_the_report(r: Results) -> str:
@@ -560,7 +560,7 @@ def grid_page(r: Results) -> str:
                  + md_table(for_reading(results_table(runs, r.margin))) for p in points(r) if len(runs := r.main[r.main.point == p].reset_index(drop=True))]
     return "\n\n".join([f"# Ablation study: {r.name}", power_sentence(effects), *warnings(r), f"The same arms at {len(points(r))} settings of {what}; {setup_words(name)}. "
         "A difference compares runs of one seed and one setting; verdicts are corrected by Holm over the arms of a setting.", f"![Difference of each arm to the baseline over {what}](overview.svg)",
-        "## Differences over the grid", md_table(grid_table(effects)), "## At each point", *per_point, left_out(r)]) + "\n"
+        "## Differences over the grid", md_table(grid_table(effects)), *filter(None, [noise(r)]), "## At each point", *per_point, left_out(r)]) + "\n"
 
 # %% ../nbs/10_report.ipynb #6a118451
 def figures_of(r: Results) -> dict:

@@ -47,9 +47,9 @@ def hash_of(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 def described(cfg: RunConfig) -> dict:
-    "The configuration as `config.json` keeps it: a path to files is replaced by its name, the files themselves by their hash in `env.json`."
-    name = corpus_name(cfg.corpus)
-    return {**cfg.as_dict(), "corpus": cfg.corpus if cfg.corpus.split(":")[0] in ("builtin", "tinystories") else f"{name} (files)"}
+    "The configuration as `config.json` keeps it: a path to files is replaced by its name, the files themselves by their hash in `env.json`; what was left open is left out."
+    name, d = corpus_name(cfg.corpus), cfg.as_dict()
+    return {**d, "train": {k: v for k, v in d["train"].items() if v is not None}, "corpus": cfg.corpus if cfg.corpus.split(":")[0] in ("builtin", "tinystories") else f"{name} (files)"}
 
 def identity_of(config: dict, data_hash: str, tokenizer_hash: str) -> str:
     "The identity that the content of a `config.json` and the hashes of an `env.json` give."

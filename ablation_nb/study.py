@@ -342,7 +342,7 @@ def work_off(
         def look():
             "Plan again: start what is new, write down what the tuning found."
             jobs, tuning = plan(study, ready)
-            write_down(study, tuning); show.planned(jobs)
+            write_down(study, tuning); show.planned([j for j in jobs if j.state in TODO or (rerun_stale and j.state in ("stale", "damaged"))])
             for j in jobs:
                 if j.folder is None or j.folder in ended or j.folder in {f.folder for f in futures.values()}: continue
                 if j.state in ("stale", "damaged") and not rerun_stale:
@@ -427,7 +427,7 @@ class Progress:
     def __exit__(self, *exc):
         if self.live: self.live.stop(); self.live = None
 
-    def planned(self, jobs): self.jobs = [j for j in jobs if j.state in TODO]
+    def planned(self, jobs): self.jobs = jobs
 
     def busy(self, folder: Path):
         if folder not in self.busy_ones: self.busy_ones.add(folder); self.console.print(f"{self.where(folder)}: another engine is at it; waiting", highlight=False)

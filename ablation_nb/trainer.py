@@ -7,7 +7,7 @@ __all__ = ['lr_at', 'resolve_device', 'use_precision', 'working_copy', 'keep_mem
            'by_position', 'make_optimizer', 'window_starts', 'on_device', 'Stopped', 'Trainer', 'due']
 
 # %% ../nbs/05_trainer.ipynb #3c7b0f50
-import contextlib, copy, ctypes, math, os, sys, time, warnings
+import contextlib, copy, ctypes, math, os, shutil, sys, time, warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,7 +106,9 @@ def by_position(loss: np.ndarray, context_length: int) -> np.ndarray:
 def make_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
     "AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over all parameters as one group; its learning rate is a tensor, to be filled at every step."
     lr = torch.tensor(cfg.lr, device=next(model.parameters()).device)
-    return torch.optim.AdamW(model.parameters(), lr=lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps, weight_decay=cfg.weight_decay, fused=True, capturable=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps, weight_decay=cfg.weight_decay, fused=True, capturable=True)
+    for p in model.parameters(): optimizer.state[p] = dict(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))  # torch would make them at the first step
+    return optimizer
 
 # %% ../nbs/05_trainer.ipynb #13189844
 def window_starts(
@@ -117,7 +119,7 @@ def window_starts(
     "Where the windows of every batch begin: those of `data.batch`."
     places = n_tokens - context_length
     if places < 1: raise AblationError(f"context_length={context_length} needs {context_length + 1} tokens, but the stream has {n_tokens}; use a shorter context or more text.")
-    rng = lambda i: np.random.Generator(np.random.Philox(key=cfg.seed, counter=[0, i, 0, 0]))
+    rng = lambda i: np.random.Generator(np.random.Philox(key=cfg.seed if cfg.order is None else cfg.order, counter=[0, i, 0, 0]))
     return np.stack([rng(i).integers(places, size=cfg.batch_size) for i in range(cfg.n_steps)])
 
 def on_device(tokens: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -147,7 +149,9 @@ class Trainer:
         self.autocast = use_precision(cfg.precision, self.device)
         self.model = model.to(self.device)
         self.work = working_copy(self.model, cfg.precision)
+        self.rounded = [(p, q) for p, q in zip(self.model.parameters(), self.work.parameters()) if p is not q]  # a weight, and what of it is used
         self.optimizer = make_optimizer(self.model, cfg)
+        self.optimizer.found_inf = torch.zeros((), device=self.device)  # asked for beside grad_scale: nothing is ever skipped
         T = self.model.cfg.context_length
         self.tokens, self.offsets = on_device(data.train, self.device), torch.arange(T + 1, device=self.device)
         self.starts = torch.from_numpy(window_starts(len(data.train), cfg, T)).to(self.device)
@@ -157,6 +161,8 @@ class Trainer:
         self.forward, self.loss = self.work, self.chunked_loss
         if self.device.type == "cpu": keep_memory()
         if cfg.compile:
+            if self.device.type == "cpu" and not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
+                raise AblationError("compile=True needs a C++ compiler on a CPU, and neither g++ nor clang++ is here; install one, or pass compile=False.")
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(project_root() / ".cache" / "inductor"))  # runs share what is compiled
             self.forward, self.loss = (torch.compile(f, dynamic=False) for f in (self.work, self.plain_loss))
         self.token_losses = None  # of the last evaluation
@@ -185,11 +191,13 @@ class Trainer:
         self.buffer.index_copy_(1, self.at % self.cfg.log_every, torch.stack((loss.detach(), norm))[:, None])
         self.at += 1
 
+    @torch.no_grad()
     def update(self, lr):
         "Clip, AdamW on the weights, round the working copy anew; returns the gradient norm."
-        pairs = [(p, q) for p, q in zip(self.model.parameters(), self.work.parameters()) if p is not q]
-        for p, q in pairs: p.grad, q.grad = q.grad.float(), None
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip or math.inf)
+        params = list(self.model.parameters())
+        for p, q in self.rounded: p.grad, q.grad = q.grad.float(), None
+        norm = nn.utils.get_total_norm([p.grad for p in params])
+        self.optimizer.grad_scale = ((norm + 1e-6) / (self.cfg.grad_clip or math.inf)).clamp(min=1)  # the fused kernel divides by it on its way: clipping without a pass of its own
         self.optimizer.param_groups[0]["lr"].copy_(lr)
         self.optimizer.step(); self.optimizer.zero_grad(set_to_none=True)
         self.round_weights()
@@ -198,8 +206,22 @@ class Trainer:
     @torch.no_grad()
     def round_weights(self):
         "Give the working copy the weights as they stand."
-        for p, q in zip(self.model.parameters(), self.work.parameters()):
-            if p is not q: q.copy_(p)
+        if self.rounded: torch._foreach_copy_([q for _, q in self.rounded], [p for p, _ in self.rounded])
+
+# %% ../nbs/05_trainer.ipynb #a0e1375e
+@patch
+def recorded(self: Trainer):
+    "The step as a function that replays a CUDA graph of it; weights, optimiser and counters stay as they are."
+    state = [*self.model.parameters(), *self.work.parameters(), self.at, self.buffer, *(t for s in self.optimizer.state.values() for t in s.values())]
+    kept, here, side = [t.detach().clone() for t in state], torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+    side.wait_stream(here)
+    with torch.cuda.stream(side):
+        for _ in range(3): self.at.zero_(); self.step()
+    here.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph): self.step()
+    with torch.no_grad(): torch._foreach_copy_(state, kept)
+    return graph.replay
 
 # %% ../nbs/05_trainer.ipynb #dabe4110
 def due(step: int, every: int, last: int) -> bool:
@@ -212,9 +234,10 @@ def fit(self: Trainer) -> dict:
     cfg, s = self.cfg, self.state
     since = time.perf_counter() - s["seconds"]
     if s["step"] == 0: self.row(since)
+    step = self.recorded() if self.device.type == "cuda" else self.step
     while s["step"] < cfg.n_steps and "diverged_at" not in s:
         i = s["step"]
-        self.step()
+        step()
         s["step"] = i = i + 1
         if due(i, cfg.log_every, cfg.n_steps) or due(i, cfg.eval_every, cfg.n_steps): self.row(since)
         if self.checkpoint and due(i, cfg.checkpoint_every, cfg.n_steps): self.save(since)
