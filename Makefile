@@ -5,7 +5,7 @@ CORPUS ?= $(ABLATION_CORPUS)
 BIN    := .venv/bin
 export ABLATION_CORPUS := $(or $(realpath $(CORPUS)),$(CORPUS))
 
-.PHONY: install study test lab docs readme clean
+.PHONY: install study test bench lab docs readme clean
 
 install: .venv/.installed
 
@@ -22,7 +22,15 @@ study: install  ## run the laptop study (or STUDY=...) and print its table
 
 test: install  ## the notebooks' own tests, then end to end
 	$(BIN)/nbdev-test --skip-file-re '^(train|analysis|index)' --n-workers 2 --timing
-	$(BIN)/python -m pytest -q -rs tests
+	$(BIN)/python -m pytest -q -rs --numprocesses 2 --dist loadfile --durations 5 tests
+
+bench: .venv/.bench  ## our step beside its peers and the machine's own rate, in some minutes
+	mkdir -p out
+	$(BIN)/papermill --log-output nbs/benchmark.ipynb out/benchmark.ipynb
+
+.venv/.bench: .venv/.installed requirements-bench.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-bench.txt
+	touch $@
 
 lab: install  ## JupyterLab at the first page, on this machine only
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb

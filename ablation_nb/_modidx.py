@@ -315,6 +315,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.ledger.trains_at_the_rate_of': ( 'ledger.html#trains_at_the_rate_of',
                                                                                   'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.trend': ('ledger.html#trend', 'ablation_nb/ledger.py'),
+                                    'ablation_nb.ledger.untrained': ('ledger.html#untrained', 'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.vocabulary': ('ledger.html#vocabulary', 'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.widths': ('ledger.html#widths', 'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.window_means': ('ledger.html#window_means', 'ablation_nb/ledger.py'),

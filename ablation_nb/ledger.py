@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'KINDS', 'TESTS', 'WIDTH_WITH_NORM', 'MEANS', 'OWN_KEYS', 'Settled', 'settles', 'settled', 'parameters',
            'tokens', 'widths', 'vocabulary', 'same_parameters', 'matrices', 'ffn_operations', 'flops_saved', 'percent',
-           'perplexity', 'extreme', 'range_below', 'before_training', 'first_loss', 'excess_beyond_logits',
+           'perplexity', 'extreme', 'range_below', 'before_training', 'untrained', 'first_loss', 'excess_beyond_logits',
            'order_visible', 'Evidence', 'effect_words', 'together_settled', 'effects_on', 'effect', 'size', 'below',
            'between', 'ordered', 'largest', 'ranking', 'only', 'nothing_from', 'trains', 'on_common_rates',
            'rates_words', 'narrower', 'narrowest', 'finishes', 'trains_at_the_rate_of', 'trend', 'spread_interval',
@@ -141,14 +141,13 @@ def range_below(column: str, percent: float):
     return settled(hi / lo - 1 < percent / 100, hi / lo - 1 >= percent / 100, f"{lo:g} to {hi:g}, {100 * (hi / lo - 1):.1f} %")
 
 # %% ../nbs/12_ledger.ipynb #d9a3e4a1
-@lru_cache
 def before_training(
-    seeds: int = 5,    # how many models
+    seeds,             # of the models
     tokens: int = 128, # random tokens to predict
 ) -> pd.DataFrame:     # arm, seed, loss, width (standard deviation of the logits), scaled (loss after scaling them to WIDTH_WITH_NORM)
     "Untrained models of the 22.7M-parameter size: each seed's one draw of weights, read by the definition of each arm."
     rows = []
-    for seed in range(seeds):
+    for seed in seeds:
         weights, ids = FlexibleTransformerLM(model_config(), seed).state_dict(), np.random.default_rng(seed).integers(0, model_config().vocab_size, tokens + 1)
         for arm in ("baseline", "no_norm", "post_norm", "nope"):
             logits = reference_logits(weights, model_config(arm), ids[None, :-1])[0]
@@ -156,19 +155,24 @@ def before_training(
             rows.append(dict(arm=arm, seed=seed, loss=loss(logits), width=logits.std(), scaled=loss(logits / logits.std() * WIDTH_WITH_NORM)))
     return pd.DataFrame(rows)
 
+@lru_cache
+def untrained() -> pd.DataFrame:
+    "`before_training` of seeds 0 to 23, from nbs/untrained.csv."
+    return pd.read_csv(project_root() / "nbs" / "untrained.csv")
+
 WIDTH_WITH_NORM = .31  # standard deviation of a normed model's first logits: a unit vector of width D against rows of variance 2 / (D + V)
 
 @settles("computed")
 def first_loss(arms: list, equals: float, within: float):
     "Loss of untrained models at full size, every seed."
-    losses = before_training().groupby("arm").loss.agg(["min", "max", "size"]).loc[arms]
+    losses = untrained().groupby("arm").loss.agg(["min", "max", "size"]).loc[arms]
     far = ((losses["min"] < equals - within) | (losses["max"] > equals + within)).any()
     return settled(not far, far, "; ".join(f"{arm_label(a)} {l['min']:.2f} to {l['max']:.2f} over {int(l['size'])} seeds" for a, l in losses.iterrows()))
 
 @settles("computed")
 def excess_beyond_logits(arm: str, within: float):
     "What is left of an arm's higher first loss once its logits are as wide as the baseline's."
-    rows = before_training().pivot(index="seed", columns="arm")
+    rows = untrained().pivot(index="seed", columns="arm")
     left, (lo, hi) = rows.scaled[arm] - rows.loss["baseline"], rows.width[arm].agg(["min", "max"])
     return settled((left > within).all(), (left.abs() <= within).all(), f"{arm_label(arm)}: logits {lo:.1f} to {hi:.1f} wide instead of {rows.width['baseline'].mean():.2f}; scaled to that width the loss is "
                    f"{rows.scaled[arm].min():.2f} to {rows.scaled[arm].max():.2f}, the baseline's {rows.loss['baseline'].min():.2f} to {rows.loss['baseline'].max():.2f}")
