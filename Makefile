@@ -5,7 +5,7 @@ CORPUS ?= $(ABLATION_CORPUS)
 BIN    := .venv/bin
 export ABLATION_CORPUS := $(or $(realpath $(CORPUS)),$(CORPUS))
 
-.PHONY: install study test bench lab docs readme clean
+.PHONY: install study test bench gpu wheels lab docs readme clean
 
 install: .venv/.installed
 
@@ -21,7 +21,7 @@ study: install  ## run the laptop study (or STUDY=...) and print its table
 	$(BIN)/ablation report $(STUDY)
 
 test: install  ## the notebooks' own tests, then end to end
-	$(BIN)/nbdev-test --skip-file-re '^(train|analysis|index)' --n-workers 2 --timing
+	$(BIN)/nbdev-test --skip-file-re '^(train|analysis|index|benchmark)' --n-workers 2 --timing
 	$(BIN)/python -m pytest -q -rs --numprocesses 2 --dist loadfile --durations 5 tests
 
 bench: .venv/.bench  ## our step beside its peers and the machine's own rate, in some minutes
@@ -31,6 +31,17 @@ bench: .venv/.bench  ## our step beside its peers and the machine's own rate, in
 .venv/.bench: .venv/.installed requirements-bench.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-bench.txt
 	touch $@
+
+# A machine with a card and no network: what it lacks lies in .whl. Without that folder the usual environment is made.
+LIMIT ?= 560
+VISITOR := $(if $(wildcard .whl),$(PYTHON),$(BIN)/python)
+gpu: $(if $(wildcard .whl),,install)  ## a short visit to a card: checks, race, then STUDY for LIMIT seconds in all; results in $OUT or out/visit
+	if [ -d .whl ]; then $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --find-links .whl --requirement requirements-gpu.txt; fi
+	$(VISITOR) -m ablation_nb.visit run $(STUDY) --time-limit $(LIMIT) $(VISIT)
+
+wheels: install  ## .whl, for carrying: what requirements-gpu.txt lists, for Python 3.12 on Linux
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none \
+	  $(foreach n,28 27 24 17 12,--platform manylinux_2_$(n)_x86_64) --platform manylinux2014_x86_64 --platform manylinux2010_x86_64 --dest .whl --requirement requirements-gpu.txt
 
 lab: install  ## JupyterLab at the first page, on this machine only
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb

@@ -22,6 +22,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ablation_nb.bench.race': ('bench.html#race', 'ablation_nb/bench.py'),
                                    'ablation_nb.bench.random_text': ('bench.html#random_text', 'ablation_nb/bench.py'),
                                    'ablation_nb.bench.run_in_turns': ('bench.html#run_in_turns', 'ablation_nb/bench.py'),
+                                   'ablation_nb.bench.seconds_a_step': ('bench.html#seconds_a_step', 'ablation_nb/bench.py'),
                                    'ablation_nb.bench.standings': ('bench.html#standings', 'ablation_nb/bench.py'),
                                    'ablation_nb.bench.stepping': ('bench.html#stepping', 'ablation_nb/bench.py'),
                                    'ablation_nb.bench.transformers_peer': ('bench.html#transformers_peer', 'ablation_nb/bench.py'),
@@ -585,4 +586,12 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ablation_nb.trainer.token_losses': ('trainer.html#token_losses', 'ablation_nb/trainer.py'),
                                      'ablation_nb.trainer.use_precision': ('trainer.html#use_precision', 'ablation_nb/trainer.py'),
                                      'ablation_nb.trainer.window_starts': ('trainer.html#window_starts', 'ablation_nb/trainer.py'),
-                                     'ablation_nb.trainer.working_copy': ('trainer.html#working_copy', 'ablation_nb/trainer.py')}}}
+                                     'ablation_nb.trainer.working_copy': ('trainer.html#working_copy', 'ablation_nb/trainer.py')},
+            'ablation_nb.visit': { 'ablation_nb.visit.agreement': ('visit.html#agreement', 'ablation_nb/visit.py'),
+                                   'ablation_nb.visit.faults': ('visit.html#faults', 'ablation_nb/visit.py'),
+                                   'ablation_nb.visit.main': ('visit.html#main', 'ablation_nb/visit.py'),
+                                   'ablation_nb.visit.members': ('visit.html#members', 'ablation_nb/visit.py'),
+                                   'ablation_nb.visit.pack': ('visit.html#pack', 'ablation_nb/visit.py'),
+                                   'ablation_nb.visit.speed': ('visit.html#speed', 'ablation_nb/visit.py'),
+                                   'ablation_nb.visit.unpack': ('visit.html#unpack', 'ablation_nb/visit.py'),
+                                   'ablation_nb.visit.visit': ('visit.html#visit', 'ablation_nb/visit.py')}}}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PEERS', 'wait_for', 'random_text', 'ours', 'peer_step', 'PlainBlock', 'PlainLM', 'plain_peer', 'transformers_peer',
-           'litgpt_peer', 'peers_here', 'products', 'flops_of', 'run_in_turns', 'race', 'standings', 'losses_of',
-           'stepping', 'elsewhere', 'alone', 'preparing', 'data_cost']
+           'litgpt_peer', 'peers_here', 'products', 'seconds_a_step', 'flops_of', 'run_in_turns', 'race', 'standings',
+           'losses_of', 'stepping', 'elsewhere', 'alone', 'preparing', 'data_cost']
 
 # %% ../nbs/13_bench.ipynb #1f657095
 import itertools, json, random, re, resource, subprocess, sys, tempfile, time
@@ -134,6 +134,14 @@ def products(cfg: RunConfig):
     times = max(1, round(flops_of(cfg) / (2 * size**3)))
     step.share = times * 2 * size**3 / flops_of(cfg)
     return step
+
+def seconds_a_step(step, device: torch.device, n: int = 20) -> float:
+    "Mean seconds of a step, after three that do not count."
+    for _ in range(3): step()
+    wait_for(device); since = time.perf_counter()
+    for _ in range(n): step()
+    wait_for(device)
+    return (time.perf_counter() - since) / n
 
 def flops_of(cfg: RunConfig) -> float: return flops_per_token(cfg.model) * cfg.train.batch_size * cfg.model.context_length
 
