@@ -65,7 +65,7 @@ def fault(
     if result["parameters"] != (n := parameter_count(ModelConfig(**c["model"]))): return f"its result.json counts {result['parameters']:,} parameters, its settings make {n:,}"
     if failed := [k["name"] for k in result["checks"] if not k["passed"]]: return f"its treatment check '{failed[0]}' failed"
     last = rows[-1] if rows else {"step": "none"}
-    if last["step"] != (ends := result["steps"] if run.status == "done" else result["diverged_at"]): return f"its metrics.jsonl ends at step {last['step']}, its result.json at {ends}"
+    if last["step"] != (ends := result["steps"]): return f"its metrics.jsonl ends at step {last['step']}, its result.json at {ends}"
     if (folder / "doc_losses.npy").exists() and run.status == "done":
         mean = np.divide(*np.load(folder / "doc_losses.npy").sum(0))
         if not np.isclose(mean, result["final_val_loss"], rtol=1e-6): return f"its doc_losses.npy gives a loss of {mean:.6f}, its result.json {result['final_val_loss']:.6f}"
@@ -454,7 +454,7 @@ def interactions(r: Results) -> str:
 # %% ../nbs/10_report.ipynb #f10c4796
 def noise(r: Results) -> str:
     "Standard deviations by source, and what the replicated report's evaluation would have shown; for a study without a grid, or whose grid is the order of the data."
-    if {f for p in points(r) for f in point_fields(p)} - {"order"} or "baseline" not in set(r.main.arm) or (budget := noise_table(r)).df.eq(0).all(): return ""
+    if {f for p in r.runs.point.unique() for f in point_fields(p)} - {"order"} or "baseline" not in set(r.main.arm) or (budget := noise_table(r)).df.eq(0).all(): return ""
     parts = ["## The budget of noise", "Standard deviation of one number, in nats per token, by what was drawn anew. A source with no degrees of freedom was not measured in this study.", md_table(budget)]
     seen = r.evaluations
     if not seen.empty: parts += ["The replicated report ran one seed an arm and gave the lowest of 101 evaluations on 20 random batches. Studies of that kind, drawn from these runs: the mean and the spread of the difference that they would print, "
@@ -462,8 +462,8 @@ def noise(r: Results) -> str:
     return "\n\n".join(parts)
 
 def noise_table(r: Results) -> pd.DataFrame:
-    "The noise budget of the main set of runs."
-    runs = r.main; docs = of(r.docs, runs)
+    "The noise budget of the main set of runs; that of documents from one point of a grid."
+    runs = r.main; docs = of(r.docs, runs[runs.point == runs.point.iloc[0]])
     return noise_budget(runs, None if docs.empty else docs, by=())
 
 def evaluations_table(r: Results) -> pd.DataFrame:
