@@ -60,7 +60,7 @@ def test_at_home_the_runs_take_their_place_and_the_report_is_written(away, tmp_p
 
 def test_a_visit_that_ends_too_early_leaves_what_is_done_and_goes_on(tmp_path, sh):
     root = copy(tmp_path)
-    (root / "studies" / "tiny.toml").write_text(STUDY + "[overrides]\nn_steps = 3000\ncheckpoint_every = 50\n")
+    (root / "studies" / "tiny.toml").write_text(STUDY + "[overrides]\nn_steps = 100_000\ncheckpoint_every = 50\n")
     begun = time.time()
     done = visit(sh, root, 90)
     assert done.returncode == 0 and time.time() - begun < 150, done.stdout + done.stderr
