@@ -18,7 +18,6 @@ import html, re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -345,7 +344,9 @@ def power_sentence(
     seen = effects[effects.arm.map(lambda a: bool(parse_arm(a)[0].change)) & effects.detectable.notna()].sort_values("detectable")
     if seen.empty: return "No arm has two pairs of runs, so this study cannot tell any difference from the luck of a seed."
     (low, high), n = (seen.iloc[0], seen.iloc[-1]), sorted({int(n) for n in seen.n})
-    span = f"{low.detectable:.4f} ({arm_label(low.arm)})" + (f" to {high.detectable:.4f} ({arm_label(high.arm)})" if len(seen) > 1 else "")
+    def words(x): return f"{x.detectable:.4f} ({arm_label(x.arm)}{f' at {point_words(x.point)}' if where else ''})"
+    where = "point" in seen and seen.point.nunique() > 1
+    span = words(low) + (f" to {words(high)}" if len(seen) > 1 else "")
     return f"The smallest difference to the baseline that {' or '.join(map(str, n))} pairs of runs detect with 80 % power: {span} nats per token, judged by the spread seen here."
 
 # %% ../nbs/10_report.ipynb #a0c37233
@@ -501,7 +502,7 @@ def asked_for(r: Results) -> list[tuple]:
     def cells(points, arms, rates, seeds): return [(p, a, round(np.log10(lr), 9), s) for p in points for s in seeds for lr in rates for a in arms]
     if not r.plan: return [c for (p, lr), g in r.runs.groupby(["point", "lr"]) for c in cells([p], arm_order(g.arm), [lr], sorted(g.seed.unique()))]
     plan, points = r.plan, [""]
-    if home(r.folder) == r.folder and r.plan["grid"]: points = ["_".join(f"{f}-{v:g}" if isinstance(v, float) else f"{f}-{v}" for f, v in zip(plan["grid"], vs)) for vs in product(*plan["grid"].values())]
+    if home(r.folder) == r.folder and r.plan["grid"]: points = list(r.plan["grid"])
     wanted = [cells(points, plan["arms"], part["lr"], part["seeds"]) for part in (plan.get("tune"), plan.get("fixed")) if part]
     if plan.get("tune"): wanted.append([c for p in points for a, t in r.tuning.get(p, {}).items() if t["lr"] for c in cells([p], [a], [t["lr"]], plan["seeds"])])
     else: wanted.append(cells(points, plan["arms"], plan.get("lr") or [main_lr(r.runs)], plan["seeds"]))
