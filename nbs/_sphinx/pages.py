@@ -190,19 +190,26 @@ def executed(out, study):
     return {arm_label(arm): first[arm].relative_to(study).as_posix() for arm in arm_order(first)}
 
 
+def report_page(out, report, pages=()):
+    "A report as a page, with the tables behind it; `pages` (label -> file) lie below it, a run of each arm or the points of a grid."
+    tables = "".join(f"- [{f.name}](tables/{f.name})\n" for f in sorted(report.parent.glob("tables/*.csv")))
+    named = "".join(f"{says}: " + ", ".join(f"[{name}]({f})" for name, f in these.items()) + ".\n\n" for says, these in pages if these)
+    below = [f"{name} <{Path(f).with_suffix('').as_posix()}>" for _, these in pages for name, f in these.items()]
+    write(out / report.relative_to(ROOT), report.read_text(encoding="utf-8") + f"\n## Data\n\nThe numbers behind this page:\n\n{tables}\n{named}" + (toctree(*below) if below else ""))
+
+
 def studies(out):
     "The report of each study with its figures, its tables and a run of each arm, and a page that shows the studies one below the other."
     reports, shown = sorted((ROOT / "outputs").glob("*/report.md")), []
     for report in reports:
-        study, text = report.parent, report.read_text(encoding="utf-8")
+        study = report.parent
         for f in sorted(study.rglob("*")):
             if f.suffix in (".png", ".svg", ".csv"): write(out / f.relative_to(ROOT), ""); shutil.copy(f, out / f.relative_to(ROOT))
-        tables = "".join(f"- [{f.name}](tables/{f.name})\n" for f in sorted(study.glob("tables/*.csv")))
-        runs = executed(out, study)
-        named = "A run of each arm, notebook and all: " + ", ".join(f"[{arm}]({f})" for arm, f in runs.items()) + ".\n" if runs else ""
-        write(out / report.relative_to(ROOT), text + f"\n## Data\n\nThe numbers behind this page:\n\n{tables}\n{named}" + toctree(*(f"{arm} <{f.removesuffix('.ipynb')}>" for arm, f in runs.items())))
-        figure = f"[![{study.name}]({study.name}/ablation_comparison.png)]({study.name}/report.md)\n\n" if (study / "ablation_comparison.png").exists() else ""
-        shown.append(f"## [{study.name}]({study.name}/report.md)\n\n" + "\n".join(re.findall(r"^- \*\*.+", text.split("\n## ")[0], re.M)) + f"\n\n{figure}")
+        points = {title(f).partition(": ")[2]: f for f in sorted(study.glob("*/report.md"))}
+        for f in points.values(): report_page(out, f)
+        report_page(out, report, (("A run of each arm, notebook and all", executed(out, study)), ("The points of the grid", {name: f.relative_to(study).as_posix() for name, f in points.items()})))
+        figure = "".join(f"[![{study.name}]({study.name}/{f})]({study.name}/report.md)\n\n" for f in ("ablation_comparison.png", "overview.png") if (study / f).exists())
+        shown.append(f"## [{study.name}]({study.name}/report.md)\n\n" + "\n".join(re.findall(r"^- \*\*.+", report.read_text(encoding="utf-8").split("\n## ")[0], re.M)) + f"\n\n{figure}")
     across = sorted((ROOT / "outputs").glob("*.md"))
     for f in (ROOT / "outputs").glob("*.*"): shutil.copy(f, out / "outputs")
     write(out / "outputs" / "index.md", "# Studies\n\nEvery figure and number on these pages comes from run folders in the repository.\n\n"
