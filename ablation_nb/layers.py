@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'FEED_FORWARDS', 'RMSNorm', 'LayerNorm', 'RotaryEmbedding', 'plain_attention', 'attention_in_blocks',
-           'CausalSelfAttention', 'SwiGLU', 'SiLUFeedForward', 'ReLU2FeedForward', 'make_norm', 'make_feed_forward']
+           'KVCache', 'CausalSelfAttention', 'SwiGLU', 'SiLUFeedForward', 'ReLU2FeedForward', 'make_norm',
+           'make_feed_forward']
 
 # %% ../nbs/02_layers.ipynb #1eaa6d29
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,42 +20,43 @@ from .config import AblationError, ModelConfig, did_you_mean
 # %% ../nbs/02_layers.ipynb #c26c2714
 class RMSNorm(nn.Module):
     "Root-mean-square normalisation with a gain (Zhang and Sennrich 2019, arXiv:1910.07467). `x_BTD` -> `(B, T, D)`."
-    def __init__(self, d_model: int, eps: float = 1e-5):
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps, self.weight = eps, nn.Parameter(torch.ones(d_model))
 
-    def forward(self, x_BTD):
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         x = x_BTD.float()
         return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight).to(x_BTD.dtype)
 
 # %% ../nbs/02_layers.ipynb #2df87920
 class LayerNorm(nn.LayerNorm):
     "LayerNorm with a gain and no bias (Ba et al. 2016, arXiv:1607.06450). `x_BTD` -> `(B, T, D)`."
-    def __init__(self, d_model: int, eps: float = 1e-5): super().__init__(d_model, eps=eps, bias=False)
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None: super().__init__(d_model, eps=eps, bias=False)
 
-    def forward(self, x_BTD): return super().forward(x_BTD.float()).to(x_BTD.dtype)
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor: return super().forward(x_BTD.float()).to(x_BTD.dtype)
 
 # %% ../nbs/02_layers.ipynb #0a9fa4b1
 class RotaryEmbedding(nn.Module):
-    "Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of `(B, H, T, K)` at positions 0 to T-1."
-    def __init__(self, d_head: int, context_length: int, theta: float = 10_000.0):
+    "Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of `(B, H, T, K)`."
+    def __init__(self, d_head: int, context_length: int, theta: float = 10_000.0) -> None:
         super().__init__()
         angle_TK = np.tile(np.outer(np.arange(context_length), theta ** (-np.arange(0, d_head, 2) / d_head)), 2)
         sign_K = np.repeat([-1.0, 1.0], d_head // 2)  # (a, b) turns into (a cos - b sin, b cos + a sin)
         self.register_buffer("cos_TK", torch.from_numpy(np.cos(angle_TK)).float(), persistent=False)
         self.register_buffer("sin_TK", torch.from_numpy(np.sin(angle_TK) * sign_K).float(), persistent=False)
 
-    def forward(self, x_BHTK):
-        T = x_BHTK.shape[-2]
+    def forward(self, x_BHTK: torch.Tensor, at_BT: torch.Tensor | None = None) -> torch.Tensor:
+        "Rotate by the positions `at_BT`, or by 0 to T-1 if none are given."
+        cos, sin = (t[:x_BHTK.shape[-2]] if at_BT is None else t[at_BT].unsqueeze(1) for t in (self.cos_TK, self.sin_TK))
         a, b = x_BHTK.chunk(2, -1)
-        return (x_BHTK * self.cos_TK[:T] + torch.cat((b, a), -1) * self.sin_TK[:T]).to(x_BHTK.dtype)
+        return (x_BHTK * cos + torch.cat((b, a), -1) * sin).to(x_BHTK.dtype)
 
 # %% ../nbs/02_layers.ipynb #88942ffe
-def plain_attention(q_BHTK, k_BHTK, v_BHTK, causal: bool = True):
+def plain_attention(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, causal: bool = True) -> torch.Tensor:
     "Softmax attention by torch's own kernel, `(B, H, T, K)`."
     return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=causal)
 
-def attention_in_blocks(q_BHTK, k_BHTK, v_BHTK, causal: bool = True, block: int = 0):
+def attention_in_blocks(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, causal: bool = True, block: int = 0) -> torch.Tensor:
     "What `plain_attention` computes with the causal mask, a block of queries at a time: fast with gradients on a CPU."
     q, k, v = (z.flatten(0, 1) for z in (q_BHTK, k_BHTK, v_BHTK))
     T, out, block = q.shape[1], [], block or (128 if q.dtype == torch.bfloat16 else 64)
@@ -64,49 +68,73 @@ def attention_in_blocks(q_BHTK, k_BHTK, v_BHTK, causal: bool = True, block: int 
         out.append(scores.softmax(-1) @ v[:, :b])
     return torch.cat(out, 1).view_as(q_BHTK)
 
+# %% ../nbs/02_layers.ipynb #0d546aae
+class KVCache:
+    "Keys and values of one attention layer for B texts of up to `context_length` tokens, kept by position; for generation, without gradients."
+    def __init__(self,
+        cfg: ModelConfig,
+        batch_size: int,             # texts, B
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.kv = torch.zeros(2, batch_size, cfg.n_heads, cfg.context_length, cfg.d_head, device=device)
+
+    @torch.no_grad()
+    def attend(self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, at_BT: torch.Tensor) -> torch.Tensor:
+        "Keep keys and values at the positions `at_BT`, and let each query attend to every position up to its own; (B, H, T, K)."
+        rows, seen = torch.arange(len(at_BT), device=at_BT.device)[:, None], int(at_BT.max()) + 1
+        for kept, new in zip(self.kv, (k_BHTK, v_BHTK)): kept[rows, :, at_BT] = new.transpose(1, 2)
+        mask_B1TS = torch.arange(seen, device=at_BT.device) <= at_BT[:, None, :, None]
+        return F.scaled_dot_product_attention(q_BHTK, *self.kv[:, :, :, :seen], attn_mask=mask_B1TS)
+
 # %% ../nbs/02_layers.ipynb #3a22d327
 class CausalSelfAttention(nn.Module):
     "Multi-head self-attention without biases. `x_BTD` -> `(B, T, D)`."
-    def __init__(self, cfg: ModelConfig):
+    def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         if cfg.position not in ("rope", "none"): raise AblationError(f"position='{cfg.position}' is unknown; choose rope or none.")
         self.n_heads = cfg.n_heads
         self.wq, self.wk, self.wv, self.wo = (nn.Linear(cfg.d_model, cfg.d_model, bias=False) for _ in range(4))
         self.rope = RotaryEmbedding(cfg.d_head, cfg.context_length, cfg.rope_theta) if cfg.position == "rope" else None
 
-    def forward(self, x_BTD, causal: bool = True):
+    def forward(self,
+        x_BTD: torch.Tensor,
+        causal: bool = True,
+        cache: KVCache | None = None,        # what earlier tokens left; the new ones are added
+        at_BT: torch.Tensor | None = None,   # positions of the new tokens, with a cache
+    ) -> torch.Tensor:
         q, k, v = (w(x_BTD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for w in (self.wq, self.wk, self.wv))
-        if self.rope is not None: q, k = self.rope(q), self.rope(k)
+        if self.rope is not None: q, k = self.rope(q, at_BT), self.rope(k, at_BT)
         attend = attention_in_blocks if causal and q.is_cpu and q.requires_grad else plain_attention
-        return self.wo(attend(q, k, v, causal).transpose(1, 2).flatten(-2))
+        y_BHTK = attend(q, k, v, causal) if cache is None else cache.attend(q, k, v, at_BT)
+        return self.wo(y_BHTK.transpose(1, 2).flatten(-2))
 
 # %% ../nbs/02_layers.ipynb #ef04fb2e
 class SwiGLU(nn.Module):
     "Gated feed-forward layer `W2 (SiLU(W1 x) * W3 x)` (Shazeer 2020, arXiv:2002.05202). `x_BTD` -> `(B, T, D)`."
-    def __init__(self, cfg: ModelConfig):
+    def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.w1, self.w3 = (nn.Linear(cfg.d_model, cfg.d_ff, bias=False) for _ in range(2))
         self.w2 = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
 
-    def forward(self, x_BTD): return self.w2(F.silu(self.w1(x_BTD)) * self.w3(x_BTD))
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor: return self.w2(F.silu(self.w1(x_BTD)) * self.w3(x_BTD))
 
 class SiLUFeedForward(nn.Module):
     "Feed-forward layer without a gate, `W2 SiLU(W1 x)`. `x_BTD` -> `(B, T, D)`."
-    def __init__(self, cfg: ModelConfig):
+    def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.w1 = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
         self.w2 = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
 
-    def act(self, h): return F.silu(h)
-    def forward(self, x_BTD): return self.w2(self.act(self.w1(x_BTD)))
+    def act(self, h: torch.Tensor) -> torch.Tensor: return F.silu(h)
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor: return self.w2(self.act(self.w1(x_BTD)))
 
 class ReLU2FeedForward(SiLUFeedForward):
     "Feed-forward layer without a gate, `W2 ReLU(W1 x)^2` (So et al. 2021, arXiv:2109.08668). `x_BTD` -> `(B, T, D)`."
-    def act(self, h): return F.relu(h).square()
+    def act(self, h: torch.Tensor) -> torch.Tensor: return F.relu(h).square()
 
 # %% ../nbs/02_layers.ipynb #81136d80
-NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "none": lambda d_model, eps: nn.Identity()}
-FEED_FORWARDS = {"swiglu": SwiGLU, "silu": SiLUFeedForward, "relu2": ReLU2FeedForward}
+NORMS: dict[str, Callable[..., nn.Module]] = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "none": lambda d_model, eps: nn.Identity()}
+FEED_FORWARDS: dict[str, type[nn.Module]] = {"swiglu": SwiGLU, "silu": SiLUFeedForward, "relu2": ReLU2FeedForward}
 
 def make_norm(cfg: ModelConfig) -> nn.Module:
     "The norm that `cfg.norm` names; `nn.Identity` for none."

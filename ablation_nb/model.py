@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['TransformerBlock', 'init_parameters', 'FlexibleTransformerLM', 'next_token_loss', 'ChunkedHeadLoss', 'head_loss',
-           'parameter_count', 'flops_per_token', 'ffn_matrices', 'reference_logits', 'generate']
+           'parameter_count', 'flops_per_token', 'ffn_matrices', 'reference_logits', 'last_logits', 'choose',
+           'generate_batch', 'generate']
 
 # %% ../nbs/03_model.ipynb #3a49776c
 import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,23 +18,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import AblationError, ModelConfig
-from .layers import CausalSelfAttention, make_feed_forward, make_norm
+from .layers import CausalSelfAttention, KVCache, make_feed_forward, make_norm
 
 # %% ../nbs/03_model.ipynb #b22f2101
 class TransformerBlock(nn.Module):
     "Attention and feed-forward, each with a residual sum and a norm before or after it. `x_BTD` -> `(B, T, D)`."
-    def __init__(self, cfg: ModelConfig):
+    def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         if cfg.placement not in ("pre", "post"): raise AblationError(f"placement='{cfg.placement}' is unknown; choose pre or post.")
         self.placement = cfg.placement
         self.norm1, self.attn = make_norm(cfg), CausalSelfAttention(cfg)
         self.norm2, self.ffn = make_norm(cfg), make_feed_forward(cfg)
 
-    def forward(self, x, causal: bool = True):
+    def forward(self, x: torch.Tensor, causal: bool = True, cache: KVCache | None = None, at_BT: torch.Tensor | None = None) -> torch.Tensor:
         if self.placement == "pre":
-            x = x + self.attn(self.norm1(x), causal)
+            x = x + self.attn(self.norm1(x), causal, cache, at_BT)
             return x + self.ffn(self.norm2(x))
-        x = self.norm1(x + self.attn(x, causal))
+        x = self.norm1(x + self.attn(x, causal, cache, at_BT))
         return self.norm2(x + self.ffn(x))
 
 # %% ../nbs/03_model.ipynb #daf63393
@@ -55,7 +58,7 @@ class FlexibleTransformerLM(nn.Module):
     def __init__(self,
         cfg: ModelConfig,  # what it is made of
         seed: int = 0,     # of the initial weights
-    ):
+    ) -> None:
         super().__init__()
         self.cfg = cfg
         self.embed = nn.Embedding.from_pretrained(torch.empty(cfg.vocab_size, cfg.d_model), freeze=False)  # filled by `init_parameters`
@@ -64,21 +67,26 @@ class FlexibleTransformerLM(nn.Module):
         self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
         init_parameters(self, seed)
 
-    def hidden(self, ids_BT, causal: bool = True):
+    def hidden(self,
+        ids_BT: torch.Tensor,
+        causal: bool = True,
+        caches: Sequence[KVCache] | None = None,  # one a block: what earlier tokens left
+        at_BT: torch.Tensor | None = None,        # positions of `ids_BT`, with caches
+    ) -> torch.Tensor:
         "What the output layer sees, (B, T, D)."
         if ids_BT.shape[-1] > self.cfg.context_length:
             raise AblationError(f"{ids_BT.shape[-1]} tokens do not fit context_length={self.cfg.context_length}; cut the input or raise context_length.")
         x_BTD = self.embed(ids_BT)
-        for block in self.blocks: x_BTD = block(x_BTD, causal)
+        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks)): x_BTD = block(x_BTD, causal, cache, at_BT)
         return self.norm_f(x_BTD)
 
-    def forward(self, ids_BT, causal: bool = True): return self.lm_head(self.hidden(ids_BT, causal))
+    def forward(self, ids_BT: torch.Tensor, causal: bool = True) -> torch.Tensor: return self.lm_head(self.hidden(ids_BT, causal))
 
 def next_token_loss(
-    logits_BTV,            # raw scores
-    targets_BT,            # the token that came next
-    reduction="mean",      # "mean": one number; "none": (B, T)
-):
+    logits_BTV: torch.Tensor,  # raw scores
+    targets_BT: torch.Tensor,  # the token that came next
+    reduction: str = "mean",   # "mean": one number; "none": (B, T)
+) -> torch.Tensor:
     "Cross-entropy in nats per token, in fp32 whatever the logits are in."
     loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction=reduction)
     return loss if reduction == "mean" else loss.view_as(targets_BT)
@@ -87,7 +95,7 @@ def next_token_loss(
 class ChunkedHeadLoss(torch.autograd.Function):
     "Mean cross-entropy of `x_ND @ w_VD.T`; the gradients of `x` and `w` are made in the forward pass, `rows` tokens at a time."
     @staticmethod
-    def forward(ctx, x_ND, w_VD, targets_N, rows):
+    def forward(ctx: Any, x_ND: torch.Tensor, w_VD: torch.Tensor, targets_N: torch.Tensor, rows: int) -> torch.Tensor:
         nll_N, dx_ND, dw_VD = (torch.empty_like(t, dtype=d) for t, d in ((targets_N, torch.float32), (x_ND, x_ND.dtype), (w_VD, torch.float32)))
         dw_VD.zero_()
         for at in range(0, len(x_ND), rows):
@@ -103,16 +111,16 @@ class ChunkedHeadLoss(torch.autograd.Function):
         return nll_N.mean()
 
     @staticmethod
-    def backward(ctx, up):
+    def backward(ctx: Any, up: torch.Tensor) -> tuple:
         dx_ND, dw_VD = ctx.saved_tensors
         return dx_ND * up, dw_VD * up, None, None
 
 def head_loss(
-    x_BTD,       # what the output layer sees
-    w_VD,        # its weight, in the precision of the products
-    targets_BT,  # the token that came next
-    rows=256,    # tokens at a time
-):
+    x_BTD: torch.Tensor,       # what the output layer sees
+    w_VD: torch.Tensor,        # its weight, in the precision of the products
+    targets_BT: torch.Tensor,  # the token that came next
+    rows: int = 256,           # tokens at a time
+) -> torch.Tensor:
     "`next_token_loss` of the logits `x_BTD @ w_VD.T`, without ever holding all of them."
     return ChunkedHeadLoss.apply(x_BTD.flatten(0, 1).to(w_VD.dtype), w_VD, targets_BT.flatten(), rows)
 
@@ -135,10 +143,10 @@ def ffn_matrices(cfg: ModelConfig) -> int:
 
 # %% ../nbs/03_model.ipynb #4fd82f86
 def reference_logits(
-    state: dict,         # name -> tensor, as of `FlexibleTransformerLM.state_dict()`
-    cfg: ModelConfig,    # what the weights belong to
-    ids_BT,              # token ids, (B, T)
-    causal: bool = True, # with the causal mask?
+    state: Mapping[str, torch.Tensor],  # as of `FlexibleTransformerLM.state_dict()`
+    cfg: ModelConfig,                   # what the weights belong to
+    ids_BT: torch.Tensor,               # token ids
+    causal: bool = True,                # with the causal mask?
 ) -> np.ndarray:         # logits (B, T, V), float64
     "The forward pass of any arm by its definition, in float64."
     w = {k: np.asarray(v.detach().cpu().double()) for k, v in state.items()}
@@ -184,28 +192,65 @@ def reference_logits(
 
 # %% ../nbs/03_model.ipynb #53d67cf3
 @torch.no_grad()
+def last_logits(
+    model: FlexibleTransformerLM,
+    texts: Sequence[Sequence[int]],           # token ids of B texts, at least one each
+    caches: Sequence[KVCache] | None = None,  # one a block; without them the last T tokens of every text are read
+    known: Sequence[int] = (),                # how many tokens of each text the caches hold already
+) -> torch.Tensor:                            # logits after the last token of each text, (B, V), fp32 on the CPU
+    "What could come next."
+    starts = [max(0, len(t) - model.cfg.context_length) if caches is None else min(k, len(t) - 1) for t, k in zip(texts, known or [0] * len(texts))]
+    new, device = [list(t[a:]) for t, a in zip(texts, starts)], model.embed.weight.device
+    width = max(map(len, new))
+    ids_BT = torch.tensor([n + [0] * (width - len(n)) for n in new], device=device)  # what fills up stands behind the end, where nothing looks
+    at_BT = None if caches is None else torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
+    x_BTD = model.hidden(ids_BT, caches=caches, at_BT=at_BT)
+    return model.lm_head(x_BTD[range(len(new)), [len(n) - 1 for n in new]]).float().cpu()
+
+def choose(
+    logits_V: torch.Tensor,
+    temperature: float,      # 0 always takes the likeliest token
+    top_p: float,            # share of the probability that may be sampled
+    gen: torch.Generator,    # of the draw
+) -> int:
+    "A token, drawn from what the logits say."
+    if temperature == 0: return int(logits_V.argmax())
+    p, order = (logits_V / temperature).softmax(-1).sort(descending=True)
+    p[p.cumsum(0) - p >= top_p] = 0
+    return int(order[torch.multinomial(p, 1, generator=gen)])
+
+# %% ../nbs/03_model.ipynb #aa3d49d9
+def generate_batch(
+    model: FlexibleTransformerLM,
+    prompts: Sequence[Sequence[int]],  # token ids of the prompts; at least one each, lengths may differ
+    n: int = 100,                      # tokens to add at most
+    temperature: float = 0.8,          # 0 always takes the likeliest token
+    top_p: float = 0.95,               # share of the probability that may be sampled
+    seed: int = 0,                     # of the sampling
+    stop: int | None = 0,              # end after this token (0 is <|endoftext|>); None never stops
+) -> list[list[int]]:                  # prompts and continuations
+    "Continue several texts by sampling, each as `generate` would continue it alone."
+    if not all(len(p) for p in prompts): raise AblationError("The prompt holds no token; give at least one, e.g. <|endoftext|>.")
+    if temperature < 0 or not 0 < top_p <= 1: raise AblationError(f"temperature={temperature} must be at least 0, and top_p={top_p} above 0 and at most 1.")
+    texts, known, going = [list(p) for p in prompts], [0] * len(prompts), range(len(prompts))
+    gens = [torch.Generator().manual_seed(seed) for _ in texts]
+    caches: list[KVCache] | None = [KVCache(model.cfg, len(texts), model.embed.weight.device) for _ in model.blocks]
+    for _ in range(n):
+        if max(map(len, texts)) > model.cfg.context_length: caches = None
+        logits_BV, known = last_logits(model, texts, caches, known), [len(t) for t in texts]
+        for i in going: texts[i].append(choose(logits_BV[i], temperature, top_p, gens[i]))
+        going = [i for i in going if texts[i][-1] != stop]
+        if not going: break
+    return texts
+
 def generate(
     model: FlexibleTransformerLM,
-    ids: list,                # the prompt's token ids; at least one
-    n: int = 100,             # tokens to add at most
-    temperature: float = 0.8, # 0 always takes the likeliest token
-    top_p: float = 0.95,      # share of the probability that may be sampled
-    seed: int = 0,            # of the sampling
-    stop: int | None = 0,     # end after this token (0 is <|endoftext|>); None never stops
-) -> list:                    # prompt and continuation
+    ids: Sequence[int],                # the prompt's token ids; at least one
+    n: int = 100,                      # tokens to add at most
+    temperature: float = 0.8,          # 0 always takes the likeliest token
+    top_p: float = 0.95,               # share of the probability that may be sampled
+    seed: int = 0,                     # of the sampling
+    stop: int | None = 0,              # end after this token (0 is <|endoftext|>); None never stops
+) -> list[int]:                        # prompt and continuation
     "Continue `ids` by sampling."
-    if not ids: raise AblationError("The prompt holds no token; give at least one, e.g. <|endoftext|>.")
-    if temperature < 0 or not 0 < top_p <= 1: raise AblationError(f"temperature={temperature} must be at least 0, and top_p={top_p} above 0 and at most 1.")
-    ids, device = list(ids), model.embed.weight.device
-    gen = torch.Generator().manual_seed(seed)
-    for _ in range(n):
-        window = torch.tensor([ids[-model.cfg.context_length:]], device=device)
-        logits = model(window)[0, -1].float().cpu()
-        if temperature == 0: new = logits.argmax().item()
-        else:
-            p, order = (logits / temperature).softmax(-1).sort(descending=True)
-            p[p.cumsum(0) - p >= top_p] = 0
-            new = order[torch.multinomial(p, 1, generator=gen)].item()
-        ids.append(new)
-        if new == stop: break
-    return ids
+    return generate_batch(model, [ids], n, temperature, top_p, seed, stop)[0]

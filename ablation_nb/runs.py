@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 import ablation_nb
@@ -135,7 +136,7 @@ def environment(cfg: RunConfig, data: TokenData) -> dict:
         threads=cfg.train.threads or torch.get_num_threads(), started=datetime.now(timezone.utc).isoformat(timespec="seconds"), fingerprint=code_fingerprint())
 
 # %% ../nbs/06_runs.ipynb #ab558427
-OWN_FILES = ("result.json", "checkpoint.pt", "weights.pt", "position_losses.npy", "doc_losses.npy", "metrics.jsonl", "config.json", "env.json")  # in the order in which they are removed
+OWN_FILES = ("result.json", "checkpoint.safetensors", "weights.safetensors", "position_losses.npy", "doc_losses.npy", "metrics.jsonl", "config.json", "env.json")  # in the order in which they are removed
 
 def differences(env: dict, cfg: RunConfig, data: TokenData) -> list[str]:
     "In what a folder's `env.json` differs from what a run would be now: settings, text, tokenizer, code."
@@ -232,7 +233,7 @@ class Run:
         if self.state == "stale":
             raise AblationError(f"{self.folder} holds a run with other {' and '.join(differences(read_json(self.folder / 'env.json'), self.cfg, self.data))}; choose another `out`, or pass fresh=True to replace it.")
         if self.state == "damaged": raise AblationError(f"{self.folder} holds a run whose files cannot be read; choose another `out`, or pass fresh=True to replace it.")
-        return self.finished or (self.state == "partial" and (self.folder / "checkpoint.pt").exists())
+        return self.finished or (self.state == "partial" and (self.folder / "checkpoint.safetensors").exists())
 
     @property
     def finished(self) -> bool: return self.state in ("done", "diverged")
@@ -240,10 +241,10 @@ class Run:
     @cached_property
     def model(self) -> FlexibleTransformerLM:
         "The model: fresh, or with its trained weights if the run is finished."
-        m, kept = FlexibleTransformerLM(self.cfg.model, self.cfg.train.seed), self.folder / "weights.pt"
+        m, kept = FlexibleTransformerLM(self.cfg.model, self.cfg.train.seed), self.folder / "weights.safetensors"
         if self.finished:
             if not kept.exists(): raise AblationError(f"{kept} is not here: weights are not committed. Train this run again with fresh=True to have them.")
-            m.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True))
+            m.load_state_dict(load_file(kept))
         return m
 
     @property
@@ -283,7 +284,7 @@ def train(self: Run, progress: bool = True) -> dict:
             def on_row(row):
                 rows.append(row); bar.update(row["step"] - bar.n)
                 bar.set_postfix({k: f"{row[k]:.3f}" for k in ("train_loss", "val_loss") if k in row}, refresh=False)
-            trainer = Trainer(self.model, self.data, self.cfg.train, self.folder / "checkpoint.pt", on_row, float(os.environ.get("ABLATION_DEADLINE", "inf")))
+            trainer = Trainer(self.model, self.data, self.cfg.train, self.folder / "checkpoint.safetensors", on_row, float(os.environ.get("ABLATION_DEADLINE", "inf")))
             rows.keep_until(trainer.resume()); bar.update(trainer.state["step"])
             result = trainer.fit()
         return self.finish(result, trainer)
@@ -294,13 +295,12 @@ def finish(self: Run, result: dict, trainer: Trainer) -> dict:
     if result["status"] == "done":
         np.save(self.folder / "doc_losses.npy", trainer.document_losses())
         np.save(self.folder / "position_losses.npy", trainer.position_losses().astype(np.float32))
-    self.model.cpu()
-    torch.save(self.model.state_dict(), self.folder / "weights.tmp"); os.replace(self.folder / "weights.tmp", self.folder / "weights.pt")
+    save_file(self.model.cpu().state_dict(), self.folder / "weights.tmp"); os.replace(self.folder / "weights.tmp", self.folder / "weights.safetensors")
     cost = self.match()
     result = dict(result, parameters=cost["parameters"], flops_per_token=cost["flops_per_token"], identity=self.env["identity"],
                   sample=self.story() if result["status"] == "done" else None, checks=[asdict(c) for c in self.checks])
     write_json(self.folder / "result.json", result)
-    (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+    (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
     self.state = result["status"]
     return result
 

@@ -7,11 +7,13 @@ __all__ = ['lr_at', 'resolve_device', 'use_precision', 'working_copy', 'keep_mem
            'by_position', 'make_optimizer', 'window_starts', 'on_device', 'Stopped', 'Trainer', 'due']
 
 # %% ../nbs/05_trainer.ipynb #3c7b0f50
-import contextlib, copy, ctypes, math, os, shutil, sys, time, warnings
+import contextlib, copy, ctypes, json, math, os, shutil, sys, time, warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import safetensors, safetensors.torch
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -41,7 +43,7 @@ def resolve_device(device: str = "auto") -> torch.device:
         raise AblationError(f"device='{device}' was asked for, but torch sees {torch.cuda.device_count()} CUDA cards here; use device=auto or cpu.")
     return found
 
-def use_precision(precision: str, device: torch.device):
+def use_precision(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
     "Set the fp32 matmul mode and return a function that makes the autocast context of a forward pass."
     if precision == "tf32" and device.type != "cuda": raise AblationError("precision='tf32' needs an NVIDIA card; choose fp32 or bf16.")
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -71,7 +73,7 @@ def token_losses(
     tokens: np.ndarray,    # the validation stream
     context_length: int,   # T
     batch_size: int,       # windows at a time
-    autocast=contextlib.nullcontext,
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> np.ndarray:           # float64 (n - 1,): loss in nats of every token but the first
     "Score every token but the first of `tokens` exactly once."
     n, device = len(tokens) - 1, next(model.parameters()).device
@@ -139,9 +141,9 @@ class Trainer:
         data: TokenData,
         cfg: TrainConfig,
         checkpoint: Path | None = None, # file to save to and resume from; None keeps no checkpoint
-        on_row=lambda row: None,        # called with each row of metrics, a dict
+        on_row: Callable[[dict], object] = lambda row: None,  # called with each row of metrics
         deadline: float = math.inf,     # time.time() at which to save a checkpoint and raise `Stopped`
-    ):
+    ) -> None:
         if cfg.threads: torch.set_num_threads(cfg.threads)
         self.cfg, self.data, self.checkpoint, self.on_row, self.deadline = cfg, data, checkpoint, on_row, deadline
         self.valid = data.first_stories(cfg.valid_stories)
@@ -168,22 +170,22 @@ class Trainer:
         self.token_losses = None  # of the last evaluation
         self.state = dict(step=0, last_row=0, seconds=0.0, eval_seconds=0.0, min_train_loss=math.inf, best_val_loss=math.inf, best_val_step=0)
 
-    def batch(self, at):
+    def batch(self, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "The batch of step `at`, a tensor of one number: inputs and targets, (B, T) each."
         window_BT = self.tokens[self.starts.index_select(0, at).T + self.offsets].long() & 0xFFFF
         return window_BT[:, :-1], window_BT[:, 1:]
 
-    def plain_loss(self, x_BT, y_BT):
+    def plain_loss(self, x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
         "Mean loss of a batch, by its definition."
         with self.autocast(): logits_BTV = self.work(x_BT)
         return next_token_loss(logits_BTV, y_BT)
 
-    def chunked_loss(self, x_BT, y_BT):
+    def chunked_loss(self, x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
         "The same without holding all logits."
         with self.autocast(): x_BTD = self.work.hidden(x_BT)
         return head_loss(x_BTD, self.work.lm_head.weight, y_BT)
 
-    def step(self):
+    def step(self) -> None:
         "One optimiser step. All of it are tensors on the device: nothing is asked of it, nothing is sent to it."
         loss = self.loss(*self.batch(self.at))
         loss.backward()
@@ -192,7 +194,7 @@ class Trainer:
         self.at += 1
 
     @torch.no_grad()
-    def update(self, lr):
+    def update(self, lr: torch.Tensor) -> torch.Tensor:
         "Clip, AdamW on the weights, round the working copy anew; returns the gradient norm."
         params = list(self.model.parameters())
         for p, q in self.rounded: p.grad, q.grad = q.grad.float(), None
@@ -204,13 +206,13 @@ class Trainer:
         return norm
 
     @torch.no_grad()
-    def round_weights(self):
+    def round_weights(self) -> None:
         "Give the working copy the weights as they stand."
         if self.rounded: torch._foreach_copy_([q for _, q in self.rounded], [p for p, _ in self.rounded])
 
 # %% ../nbs/05_trainer.ipynb #a0e1375e
 @patch
-def recorded(self: Trainer):
+def recorded(self: Trainer) -> Callable[[], None]:
     "The step as a function that replays a CUDA graph of it; weights, optimiser and counters stay as they are."
     state = [*self.model.parameters(), *self.work.parameters(), self.at, self.buffer, *(t for s in self.optimizer.state.values() for t in s.values())]
     kept, here, side = [t.detach().clone() for t in state], torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
@@ -248,7 +250,7 @@ def fit(self: Trainer) -> dict:
 
 # %% ../nbs/05_trainer.ipynb #81de83b4
 @patch
-def row(self: Trainer, since: float):
+def row(self: Trainer, since: float) -> None:
     "Read the buffer, evaluate if it is time, and hand the row to `on_row`."
     cfg, s = self.cfg, self.state
     i, n = s["step"], s["step"] - s["last_row"]
@@ -277,12 +279,18 @@ def evaluate(self: Trainer) -> float:
 
 # %% ../nbs/05_trainer.ipynb #fc2d4e72
 @patch
-def save(self: Trainer, since: float):
-    "Write weights, optimiser, buffer and counters to `checkpoint`, atomically."
+def kept(self: Trainer) -> dict[str, torch.Tensor]:
+    "The tensors that a checkpoint holds: weights, the optimiser's moments and step counts, the buffer."
+    moments = {f"{k}.{name}": t for name, p in self.model.named_parameters() for k, t in self.optimizer.state[p].items()}
+    return {"buffer": self.buffer, **{f"model.{name}": p for name, p in self.model.state_dict().items()}, **moments}
+
+@patch
+def save(self: Trainer, since: float) -> None:
+    "Write tensors and counters to `checkpoint`, atomically: one safetensors file with the counters as JSON in its header."
     self.state["seconds"] = time.perf_counter() - since
     tmp = self.checkpoint.with_suffix(".tmp")
     with open(tmp, "wb") as f:
-        torch.save(dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), buffer=self.buffer, state=self.state, threads=torch.get_num_threads()), f)
+        f.write(safetensors.torch.save(self.kept(), dict(state=json.dumps(self.state), threads=str(torch.get_num_threads()))))
         f.flush(); os.fsync(f.fileno())
     os.replace(tmp, self.checkpoint)
 
@@ -290,11 +298,14 @@ def save(self: Trainer, since: float):
 def resume(self: Trainer) -> int:
     "Go back to the checkpoint, if there is one; returns the step that training stands at."
     if self.checkpoint and self.checkpoint.exists():
-        try: saved = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        try:
+            with safetensors.safe_open(self.checkpoint, "pt") as f, torch.no_grad():
+                said = f.metadata()
+                for name, t in self.kept().items(): t.copy_(f.get_tensor(name))
+            self.state = json.loads(said["state"])
         except Exception as e: raise AblationError(f"{self.checkpoint} cannot be read ({type(e).__name__}); remove it to begin this run anew.") from None
-        self.model.load_state_dict(saved["model"]); self.round_weights(); self.optimizer.load_state_dict(saved["optimizer"])
-        self.buffer.copy_(saved["buffer"]); self.state = saved["state"]; self.at.fill_(self.state["step"])
-        if self.device.type == "cpu": torch.set_num_threads(saved["threads"])  # sums in another order are other sums
+        self.round_weights(); self.at.fill_(self.state["step"])
+        if self.device.type == "cpu": torch.set_num_threads(int(said["threads"]))  # sums in another order are other sums
     return self.state["step"]
 
 @patch

@@ -82,7 +82,7 @@ def long(tmp_path_factory, sh):
 def test_a_killed_engine_leaves_no_kernel_and_goes_on(tmp_path, env, sh, long, signum, status):
     root = project(tmp_path)
     process = engine(root, env, write(root, "long", LONG))
-    wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.pt"))) >= 2)
+    wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.safetensors"))) >= 2)
     running = kernels(process)
     assert len(running) >= 2
     process.send_signal(signum)
@@ -90,7 +90,7 @@ def test_a_killed_engine_leaves_no_kernel_and_goes_on(tmp_path, env, sh, long, s
     assert process.returncode == status and ("Interrupted" in out) == (status > 0)
     psutil.wait_procs(running, timeout=10)
     assert not any(k.is_running() for k in running)
-    half = {p.parent: p.read_text().splitlines() for p in root.glob("outputs/*/*/*/metrics.jsonl") if not (p.parent / "result.json").exists() and (p.parent / "checkpoint.pt").exists()}
+    half = {p.parent: p.read_text().splitlines() for p in root.glob("outputs/*/*/*/metrics.jsonl") if not (p.parent / "result.json").exists() and (p.parent / "checkpoint.safetensors").exists()}
     assert half
     assert sh("ablation", "run", "studies/long.toml", cwd=root).returncode == 0
     assert results(root, "long-builtin") == long
@@ -102,7 +102,7 @@ def test_a_killed_kernel_stops_no_other_run(tmp_path, env, sh, long):
     "What the system does to a kernel that takes too much memory."
     root = project(tmp_path)
     process = engine(root, env, write(root, "long", LONG))
-    wait_for(lambda: list(root.glob("outputs/*/*/*/checkpoint.pt")))
+    wait_for(lambda: list(root.glob("outputs/*/*/*/checkpoint.safetensors")))
     victim = kernels(process)[0]
     victim.kill()
     out, err = process.communicate(timeout=200)
@@ -117,7 +117,7 @@ def test_a_killed_kernel_stops_no_other_run(tmp_path, env, sh, long):
 def test_a_killed_nursery_costs_its_kernels_and_no_more(tmp_path, env, sh, long):
     root = project(tmp_path)
     process = engine(root, env, write(root, "long", LONG))
-    wait_for(lambda: list(root.glob("outputs/*/*/*/checkpoint.pt")))
+    wait_for(lambda: list(root.glob("outputs/*/*/*/checkpoint.safetensors")))
     psutil.Process(process.pid).children()[0].kill()
     process.communicate(timeout=200)
     assert process.returncode == 1 and len(results(root, "long-builtin")) >= 3
@@ -183,7 +183,7 @@ def test_an_engine_takes_over_from_one_that_died(tmp_path, env, long):
     root = project(tmp_path)
     file = write(root, "long", LONG)
     first = engine(root, env, file)
-    wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.pt"))) >= 2)
+    wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.safetensors"))) >= 2)
     second = engine(root, env, file)
     time.sleep(3)
     first.kill()
@@ -201,7 +201,7 @@ def test_time_limit_stops_at_a_checkpoint(tmp_path, sh):
     started = time.time()
     done = sh("ablation", "run", file, "--time-limit", 12, cwd=root)
     assert done.returncode == 3 and time.time() - started < 30 and "time limit" in done.stderr, done.stderr
-    stopped = list(root.glob("outputs/*/*/*/checkpoint.pt"))
+    stopped = list(root.glob("outputs/*/*/*/checkpoint.safetensors"))
     assert stopped and not list(root.glob("outputs/*/*/*/result.json"))
     assert sh("ablation", "run", file, cwd=root).returncode == 0
     write(calm, "slow", text)
@@ -276,7 +276,7 @@ def test_a_dask_worker_killed_in_mid_run(tmp_path, env, sh, long):
             processes.append(subprocess.Popen(["dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--resources", "run=1"], **quiet))
         wait_for(lambda: connected(env, address) == 2)
         process = engine(root, env, write(root, "long", LONG), "--scheduler", address)
-        wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.pt"))) >= 2)
+        wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.safetensors"))) >= 2)
         running = kernels(processes[1])
         assert running
         processes[1].kill()
@@ -300,7 +300,7 @@ def test_status_from_another_terminal(tmp_path, env, sh):
     root = project(tmp_path)
     process = engine(root, env, write(root, "long", LONG))
     try:
-        wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.pt"))) >= 1)
+        wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.safetensors"))) >= 1)
         rows = json.loads(sh("ablation", "status", "studies/long.toml", "--json", cwd=root).stdout)
         shown = sh("ablation", "status", "studies/long.toml", cwd=root).stdout
     finally:

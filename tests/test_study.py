@@ -92,7 +92,7 @@ def test_interrupted_by_the_keyboard_leaves_no_kernel(study, env):
     (root / "studies" / "long.toml").write_text('scale = "smoke"\narms = ["silu", "nope"]\nseeds = [0]\n[overrides]\nn_steps = 100000\n')
     process = subprocess.Popen(["ablation", "run", "studies/long.toml"], cwd=root, env=env, stdout=subprocess.PIPE, text=True, preexec_fn=as_in_a_terminal)
     waited = time.time() + 60
-    while not list((root / "outputs" / "long-builtin").glob("*/*/checkpoint.pt")) and time.time() < waited:
+    while not list((root / "outputs" / "long-builtin").glob("*/*/checkpoint.safetensors")) and time.time() < waited:
         time.sleep(0.1)
     kernels = psutil.Process(process.pid).children(recursive=True)
     assert kernels

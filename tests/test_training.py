@@ -33,7 +33,7 @@ def nope(train, tmp_path_factory):
 
 
 def test_a_run_leaves_everything(nope):
-    assert {f.name for f in nope.iterdir() if f.name != ".lock"} == {"config.json", "env.json", "metrics.jsonl", "doc_losses.npy", "position_losses.npy", "result.json", "weights.pt"}
+    assert {f.name for f in nope.iterdir() if f.name != ".lock"} == {"config.json", "env.json", "metrics.jsonl", "doc_losses.npy", "position_losses.npy", "result.json", "weights.safetensors"}
     result = numbers(nope)
     assert result["status"] == "done" and result["final_val_loss"] < result["initial_val_loss"] - 0.5
     assert all(c["passed"] for c in result["checks"]) and len(result["checks"]) >= 8

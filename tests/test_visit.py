@@ -68,7 +68,7 @@ def test_a_visit_that_ends_too_early_leaves_what_is_done_and_goes_on(tmp_path, s
     study = next((root / "outputs").iterdir())
     started = {p.parent: json.loads(p.read_text().splitlines()[-1])["step"] for p in study.rglob("metrics.jsonl")}
     assert started and any(0 < step for step in started.values())
-    assert any((f / "checkpoint.pt").exists() or (f / "result.json").exists() for f in started)
+    assert any((f / "checkpoint.safetensors").exists() or (f / "result.json").exists() for f in started)
 
 
 def test_a_device_that_computes_something_else_begins_no_run(tmp_path, sh):
