@@ -31,7 +31,7 @@ from .config import MODEL_FIELDS, SCALES, TRAIN_FIELDS, AblationError, RunConfig
 from .data import TokenData, corpus_name, prepare
 from .kernels import NURSERY, run_notebook
 from .model import FlexibleTransformerLM, flops_per_token
-from .runs import described, differences, read_json, read_rows, run_folder, run_state, write_json
+from .runs import board_writer, described, differences, read_json, read_rows, run_folder, run_state, write_json
 from .trainer import Trainer
 
 # %% ../nbs/07_study.ipynb #df3904ba
@@ -329,10 +329,12 @@ def work_off(
     console: Console | None = None,
     scheduler: str | None = None,     # address of a dask scheduler; None: this machine
     time_limit: float | None = None,  # seconds after which to stop at a checkpoint
+    tensorboard: bool = False,        # keep rows for TensorBoard too
 ) -> dict:                            # folder -> (status, why) of what is not done
     "Do what is left of a study."
     console, ended, started = console or Console(), {}, time.time()
     env = {"ABLATION_CORPUS": os.path.abspath(study.corpus) if os.path.exists(study.corpus) else study.corpus}
+    if tensorboard: env["ABLATION_TENSORBOARD"] = "1"; board_writer()
     if time_limit: env["ABLATION_DEADLINE"] = str(started + max(1, time_limit - 3))
     if not scheduler and sys.platform == "linux": NURSERY.warm()  # it imports while the text is prepared
     ready = prepared(study)
@@ -478,6 +480,7 @@ def main(argv: list[str] | None = None) -> int:
         if name == "run":
             p.add_argument("--rerun-stale", action="store_true", help="replace runs that other settings, text or code made")
             p.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop at a checkpoint after so long; the same command goes on from there")
+            p.add_argument("--tensorboard", action="store_true", help="keep the rows for TensorBoard too, in each run's folder")
             p.add_argument("--scheduler", metavar="ADDRESS", help="of a dask cluster whose workers were started with --nthreads 1 --resources run=1")
     args = parser.parse_args(argv)
     try:
@@ -487,7 +490,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "plan": return show_cost(study, args.workers, console)
         if args.command == "status": return show_status(study, args.json, console)
         if args.command == "report": return report(study, console)
-        left = work_off(study, args.workers, args.rerun_stale, console, args.scheduler, args.time_limit)
+        left = work_off(study, args.workers, args.rerun_stale, console, args.scheduler, args.time_limit, args.tensorboard)
     except AblationError as e:
         print(f"ablation: {e}", file=sys.stderr); return 2
     for folder, (state, why) in left.items(): print(f"ablation: {os.path.relpath(folder)}: {why}", file=sys.stderr)
