@@ -19,7 +19,7 @@ setup(
     python_requires=f">={meta['min_python']}",
     packages=[meta["lib_name"]],
     install_requires=meta["requirements"].split(),
-    extras_require={name: meta[f"{name}_requirements"].split() for name in ("dev", "cluster")},
+    extras_require={name: meta[f"{name}_requirements"].split() for name in ("dev", "cluster", "hf", "tensorboard")},
     entry_points={"console_scripts": meta["console_scripts"].split()},
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

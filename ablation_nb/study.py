@@ -12,6 +12,7 @@ __all__ = ['KINDS', 'SAYS', 'RESERVED', 'WIDEN', 'TODO', 'Study', 'check_keys', 
 # %% ../nbs/07_study.ipynb #47f5beab
 import argparse, itertools, json, math, os, queue, signal, sys, time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
@@ -466,7 +467,10 @@ def report(study: Study, console: Console) -> int:
     console.print(table); console.print(f"The report: {os.path.relpath(study.outputs / 'report.md')}")
     return 0
 
-def main(argv: list[str] | None = None) -> int:
+def main(
+    argv: list[str] | None = None,  # without the program's name; None: of this process
+    more: Callable | None = None,   # adds commands of later modules: subparsers -> None; each sets `call`, a function of the parsed arguments
+) -> int:                           # exit status
     "The command `ablation`."
     parser = argparse.ArgumentParser("ablation", description="Plan, run, watch and report ablation studies.")
     sub = parser.add_subparsers(dest="command", required=True)
@@ -482,8 +486,10 @@ def main(argv: list[str] | None = None) -> int:
             p.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop at a checkpoint after so long; the same command goes on from there")
             p.add_argument("--tensorboard", action="store_true", help="keep the rows for TensorBoard too, in each run's folder")
             p.add_argument("--scheduler", metavar="ADDRESS", help="of a dask cluster whose workers were started with --nthreads 1 --resources run=1")
+    if more: more(sub)
     args = parser.parse_args(argv)
     try:
+        if "call" in args: return args.call(args)
         if getattr(args, "workers", None) is not None and args.workers < 1: raise AblationError(f"--workers {args.workers} must be at least 1.")
         if getattr(args, "time_limit", None) is not None and not args.time_limit > 0: raise AblationError(f"--time-limit {args.time_limit:g} must be above zero.")
         console, study = Console(), read_study(args.file, args.corpus, args.scale)
