@@ -5,7 +5,7 @@ CORPUS ?= $(ABLATION_CORPUS)
 BIN    := .venv/bin
 export ABLATION_CORPUS := $(or $(realpath $(CORPUS)),$(CORPUS))
 
-.PHONY: install study test bench gpu wheels lab docs readme clean
+.PHONY: install study test lint bench gpu wheels lab docs readme clean
 
 install: .venv/.installed
 
@@ -20,9 +20,13 @@ study: install  ## run the laptop study (or STUDY=...) and print its table
 	$(BIN)/ablation run $(STUDY)
 	$(BIN)/ablation report $(STUDY)
 
-test: install  ## the notebooks' own tests, then end to end
+test: lint  ## lint, then the notebooks' own tests, then end to end
 	$(BIN)/nbdev-test --skip-file-re '^(train|analysis|index|benchmark)' --n-workers 2 --timing
 	$(BIN)/python -m pytest -q -rs --numprocesses 2 --dist loadfile --durations 5 tests
+
+lint: install  ## names, types and loose ends of notebooks, package and tests
+	$(BIN)/ruff check nbs tests ablation_nb setup.py
+	$(BIN)/mypy
 
 bench: .venv/.bench  ## our step beside its peers and the machine's own rate, in some minutes
 	mkdir -p out

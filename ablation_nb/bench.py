@@ -9,6 +9,7 @@ __all__ = ['PEERS', 'wait_for', 'random_text', 'ours', 'peer_step', 'PlainBlock'
 
 # %% ../nbs/13_bench.ipynb #1f657095
 import itertools, json, random, re, resource, subprocess, sys, tempfile, time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
@@ -21,14 +22,14 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from .config import AblationError, RunConfig, run_config
+from .config import AblationError, ModelConfig, RunConfig, run_config
 from .data import TokenData, prepare, story
 from .layers import RMSNorm
 from .model import FlexibleTransformerLM, flops_per_token
 from .trainer import Trainer, make_optimizer, resolve_device, use_precision
 
 # %% ../nbs/13_bench.ipynb #a7bffc59
-def wait_for(device: torch.device):
+def wait_for(device: torch.device) -> None:
     "Return when the device has done what it was asked to."
     if device.type == "cuda": torch.cuda.synchronize(device)
 
@@ -44,19 +45,19 @@ def ours(cfg: RunConfig) -> Trainer:
 
 # %% ../nbs/13_bench.ipynb #4bebf54b
 def peer_step(
-    model: nn.Module,   # to train
-    logits_of,          # ids_BT -> logits_BTV
+    model: nn.Module,                                  # to train
+    logits_of: Callable[[torch.Tensor], torch.Tensor], # ids_BT -> logits_BTV
     cfg: RunConfig,
-):                      # a function that makes one step
+) -> Callable[[], None]:                               # a function that makes one step
     "A training step as it is usually written."
     device = resolve_device(cfg.train.device)
     autocast, optimizer = use_precision(cfg.train.precision, device), make_optimizer(model.to(device), cfg.train)
     x_BT, y_BT = torch.randint(cfg.model.vocab_size, (2, cfg.train.batch_size, cfg.model.context_length), device=device)
-    def loss_of(x_BT, y_BT):
+    def loss_of(x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
         with autocast(): logits_BTV = logits_of(x_BT)
         return F.cross_entropy(logits_BTV.flatten(0, 1).float(), y_BT.flatten())
     if cfg.train.compile: loss_of = torch.compile(loss_of, dynamic=False)
-    def step():
+    def step() -> None:
         loss_of(x_BT, y_BT).backward()
         nn.utils.clip_grad_norm_(model.parameters(), cfg.train.grad_clip)
         optimizer.step(); optimizer.zero_grad(set_to_none=True)
@@ -65,15 +66,15 @@ def peer_step(
 # %% ../nbs/13_bench.ipynb #676a4d60
 class PlainBlock(nn.Module):
     "Pre-norm attention and SwiGLU in one module. `x_BTD` -> `(B, T, D)`."
-    def __init__(self, D: int, H: int, d_ff: int):
+    def __init__(self, D: int, H: int, d_ff: int) -> None:
         super().__init__()
         self.H, self.norms = H, nn.ModuleList(RMSNorm(D) for _ in range(2))
         self.qkv, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
         self.up, self.down = nn.Linear(D, 2 * d_ff, bias=False), nn.Linear(d_ff, D, bias=False)
 
-    def forward(self, x, cos, sin):
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         q, k, v = (z.unflatten(-1, (self.H, -1)).transpose(1, 2) for z in self.qkv(self.norms[0](x)).chunk(3, -1))
-        def turn(z):
+        def turn(z: torch.Tensor) -> torch.Tensor:
             a, b = z.float().chunk(2, -1)
             return torch.cat((a * cos - b * sin, a * sin + b * cos), -1).type_as(z)
         y = F.scaled_dot_product_attention(turn(q), turn(k), v, is_causal=True)
@@ -83,7 +84,7 @@ class PlainBlock(nn.Module):
 
 class PlainLM(nn.Module):
     "A Llama-style model without anything to switch. `ids_BT` -> `logits_BTV`."
-    def __init__(self, cfg):
+    def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         D, K = cfg.d_model, cfg.d_head
         self.embed, self.head = nn.Embedding(cfg.vocab_size, D), nn.Linear(D, cfg.vocab_size, bias=False)
@@ -91,17 +92,17 @@ class PlainLM(nn.Module):
         angle_TK = torch.outer(torch.arange(cfg.context_length), cfg.rope_theta ** (-torch.arange(0, K, 2) / K))
         self.register_buffer("cos", angle_TK.cos()); self.register_buffer("sin", angle_TK.sin())
 
-    def forward(self, ids_BT):
+    def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
         x = self.embed(ids_BT)
         for block in self.blocks: x = block(x, self.cos, self.sin)
         return self.head(self.norm(x))
 
-def plain_peer(cfg: RunConfig):
+def plain_peer(cfg: RunConfig) -> tuple[nn.Module, Callable]:
     "The plain module."
     model = PlainLM(cfg.model)
     return model, model
 
-def transformers_peer(cfg: RunConfig):
+def transformers_peer(cfg: RunConfig) -> tuple[nn.Module, Callable]:
     "`LlamaForCausalLM` of Hugging Face transformers, with torch's attention."
     from transformers import LlamaConfig, LlamaForCausalLM
     m = cfg.model
@@ -109,7 +110,7 @@ def transformers_peer(cfg: RunConfig):
         max_position_embeddings=m.context_length, rms_norm_eps=m.norm_eps, tie_word_embeddings=False, attn_implementation="sdpa"))
     return model, lambda ids_BT: model(ids_BT, use_cache=False).logits
 
-def litgpt_peer(cfg: RunConfig):
+def litgpt_peer(cfg: RunConfig) -> tuple[nn.Module, Callable]:
     "`GPT` of litgpt, as a Llama."
     from litgpt import GPT, Config
     m = cfg.model
@@ -124,18 +125,18 @@ def peers_here() -> list[str]:
     return [p for p in PEERS if p == "plain" or find_spec(p)]
 
 # %% ../nbs/13_bench.ipynb #3bbd590e
-def products(cfg: RunConfig):
+def products(cfg: RunConfig) -> Callable[[], None]:
     "A function that makes as many operations as a step has, all of them in products of large square matrices."
     device, size = resolve_device(cfg.train.device), 2048 if cfg.model.d_model > 64 else 256
     use_precision(cfg.train.precision, device)
     a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32)
-    def step():
+    def step() -> None:
         for _ in range(times): a @ b
     times = max(1, round(flops_of(cfg) / (2 * size**3)))
-    step.share = times * 2 * size**3 / flops_of(cfg)
+    step.share = times * 2 * size**3 / flops_of(cfg)  # type: ignore[attr-defined]
     return step
 
-def seconds_a_step(step, device: torch.device, n: int = 20) -> float:
+def seconds_a_step(step: Callable[[], object], device: torch.device, n: int = 20) -> float:
     "Mean seconds of a step, after three that do not count."
     for _ in range(3): step()
     wait_for(device); since = time.perf_counter()
@@ -145,7 +146,7 @@ def seconds_a_step(step, device: torch.device, n: int = 20) -> float:
 
 def flops_of(cfg: RunConfig) -> float: return flops_per_token(cfg.model) * cfg.train.batch_size * cfg.model.context_length
 
-def run_in_turns(name: str, settings: dict):
+def run_in_turns(name: str, settings: dict) -> None:
     "A runner's life: make ready, then for each number read from standard input make so many steps, and say how many seconds one took."
     cfg = run_config(**settings)
     if cfg.train.threads: torch.set_num_threads(cfg.train.threads)
@@ -164,11 +165,12 @@ def race(
 ) -> pd.DataFrame:         # a row a round, a column a runner: seconds a step
     "Let runners take turns."
     with ExitStack() as stack:
-        at, rows, order = {}, [], list(runners)
-        def ask(name, line=None):
-            if line: at[name].stdin.write(line); at[name].stdin.flush()
-            while (said := at[name].stdout.readline().strip()) and not re.fullmatch(r"ready|[\d.e-]+", said): pass
-            if not said: raise AblationError(f"The runner {name} ended with code {at[name].wait()}; what it said stands above.")
+        at, rows, order = dict[str, subprocess.Popen[str]](), [], list(runners)
+        def ask(name: str, line: str | None = None) -> str:
+            p = at[name]; assert p.stdin and p.stdout
+            if line: p.stdin.write(line); p.stdin.flush()
+            while (said := p.stdout.readline().strip()) and not re.fullmatch(r"ready|[\d.e-]+", said): pass
+            if not said: raise AblationError(f"The runner {name} ended with code {p.wait()}; what it said stands above.")
             return said
         for name, settings in tqdm(runners.items(), desc="compile and warm up"):
             at[name] = stack.enter_context(subprocess.Popen([sys.executable, "-c", f"from ablation_nb import bench; bench.run_in_turns({name!r}, {settings!r})"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
@@ -195,7 +197,7 @@ def losses_of(cfg: RunConfig, n: int = 20, plain: bool = False) -> np.ndarray:
     if plain: t.loss = t.plain_loss
     losses = []
     for _ in range(n):
-        at = t.at.item() % cfg.train.log_every
+        at = int(t.at.item()) % cfg.train.log_every
         t.step(); losses.append(t.buffer[0, at].item())
     return np.array(losses)
 

@@ -11,18 +11,21 @@ __all__ = ['SIZES', 'CHECKS', 'expected_config', 'rule_width', 'without', 'off',
 
 # %% ../nbs/04_checks.ipynb #0727c31d
 import copy
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .config import AblationError, ModelConfig, arm_name, model_config, parse_arm
-from .layers import RotaryEmbedding
+from .layers import CausalSelfAttention, RotaryEmbedding
 from .model import FlexibleTransformerLM, flops_per_token, init_parameters, next_token_loss, parameter_count, reference_logits
 
 # %% ../nbs/04_checks.ipynb #88936842
@@ -45,7 +48,7 @@ def rule_width(arm: str, cfg: ModelConfig) -> int:
 def without(
     cfg: ModelConfig,  # what `arm` is, at some size
     arm: str,          # the whole arm, parts joined by '+'
-    parts: list,       # names of the parts to take out
+    parts: list[str],  # names of the parts to take out
 ) -> ModelConfig:
     "The same model without the treatments `parts`; without all of them it is the baseline at this size."
     rest = "+".join(a.name for a in parse_arm(arm) if a.name not in parts) or "baseline"
@@ -54,7 +57,7 @@ def without(
     return replace(cfg, **back, d_ff=rule_width(rest, cfg) if by_rule else cfg.d_ff)
 
 # %% ../nbs/04_checks.ipynb #c36079a7
-def off(a, b) -> float:
+def off(a: torch.Tensor | np.ndarray, b: torch.Tensor | np.ndarray) -> float:
     "Largest difference of `a` from `b`, relative to the largest entry of `b`; NaN if either holds one."
     a, b = (torch.as_tensor(x).detach().cpu().double() for x in (a, b))
     return ((a - b).abs().max() / b.abs().max()).item()
@@ -77,16 +80,16 @@ class Case:
     seed: int          # of its initial weights
 
     @cached_property
-    def device(self): return next(self.model.parameters()).device
+    def device(self) -> torch.device: return next(self.model.parameters()).device
     @cached_property
-    def tol(self): return 1e-4 if self.device.type == "cpu" else 1e-3   # relative, for equal in fp32
+    def tol(self) -> float: return 1e-4 if self.device.type == "cpu" else 1e-3   # relative, for equal in fp32
     @cached_property
-    def ids(self): return torch.randint(0, self.cfg.vocab_size, (2, min(self.cfg.context_length, 16)), generator=torch.Generator().manual_seed(0)).to(self.device)
+    def ids(self) -> torch.Tensor: return torch.randint(0, self.cfg.vocab_size, (2, min(self.cfg.context_length, 16)), generator=torch.Generator().manual_seed(0)).to(self.device)
     @cached_property
-    def copy(self): return shaken_copy(self.model, self.cfg.n_layers)
+    def copy(self) -> Any: return shaken_copy(self.model, self.cfg.n_layers)   # Any, as torch types the parts of a module Tensor | Module
     @cached_property
-    def logits(self): return self.copy(self.ids)
-    def noise(self, *shape): return torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(self.device)
+    def logits(self) -> torch.Tensor: return self.copy(self.ids)
+    def noise(self, *shape: int) -> torch.Tensor: return torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(self.device)
 
 # %% ../nbs/04_checks.ipynb #95713b4d
 def twin(
@@ -95,11 +98,12 @@ def twin(
 ) -> FlexibleTransformerLM:  # shares those tensors with `like`
     "The model `cfg` with the weights of `like`; what `like` does not have is drawn at random, gains are 1."
     gen, given = torch.Generator().manual_seed(3), like.state_dict()
-    def tensor(name, shape):
+    def tensor(name: str, shape: torch.Size) -> torch.Tensor:
         if name in given and given[name].shape == shape: return given[name]
         return torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=gen) * (2 / sum(shape) / cfg.n_layers) ** 0.5
     model = blueprint(cfg)
     model.load_state_dict({k: tensor(k, v.shape) for k, v in model.state_dict().items()}, assign=True)
+    block: Any
     for block in model.blocks:
         if block.attn.rope is not None: block.attn.rope = RotaryEmbedding(cfg.d_head, cfg.context_length, cfg.rope_theta)
     return model.to(next(like.parameters()).device)
@@ -109,24 +113,24 @@ def blueprint(cfg: ModelConfig) -> FlexibleTransformerLM:
     with torch.device("meta"): return FlexibleTransformerLM(cfg)
 
 # %% ../nbs/04_checks.ipynb #a40f0273
-def listed(names) -> str:
+def listed(names: Iterable[str]) -> str:
     "At most three names, and how many more there are."
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
-def check_paired(t: Case):
+def check_paired(t: Case) -> tuple[bool, str]:
     "The weights are the draw of the run's seed (up to a million of them are compared, small matrices first)."
-    mine, picked, total = t.model.state_dict(), {}, 0
+    mine, picked, total = t.model.state_dict(), dict[str, torch.Tensor](), 0
     for name, v in sorted(mine.items(), key=lambda item: item[1].numel()):
         if v.ndim == 2 and (not picked or total + v.numel() <= 2**20): picked[name], total = torch.empty(v.shape), total + v.numel()
-    init_parameters(SimpleNamespace(named_parameters=picked.items), t.seed)
+    init_parameters(SimpleNamespace(named_parameters=picked.items), t.seed)  # type: ignore[arg-type]  # it asks for the named parameters alone
     r = {k: F.cosine_similarity(mine[k].cpu().flatten().double(), v.flatten().double(), 0).item() for k, v in picked.items()}
     odd = [k for k in r if not r[k] * picked[k].numel() ** 0.5 > 6]
     if odd: return False, f"The weights are not those of seed {t.seed}: {listed(odd)} correlate with that draw by {min(r.values()):.3f} at worst."
     exact = all(torch.equal(mine[k].cpu(), v) for k, v in picked.items())
     return True, f"{len(r)} matrices are compared with the draw of seed {t.seed}: {'equal to the bit' if exact else f'correlation at least {min(r.values()):.2f}'}."
 
-def check_parameters(t: Case):
+def check_parameters(t: Case) -> tuple[bool, str]:
     "Names, shapes and number of the parameters follow from the definition."
     mine = {k: tuple(p.shape) for k, p in t.model.named_parameters()}
     due = {k: tuple(p.shape) for k, p in blueprint(t.cfg).named_parameters()}
@@ -138,7 +142,7 @@ def check_parameters(t: Case):
     return False, f"{n:,} parameters where the formula demands {formula:,}: {'; '.join(faults) or 'a tensor is shared or lacks'}."
 
 # %% ../nbs/04_checks.ipynb #2e92b563
-def check_changes_logits(t: Case):
+def check_changes_logits(t: Case) -> tuple[bool, str]:
     "Same weights, other logits than without the treatment or one of its parts; for the baseline, the very same logits."
     parts = [a.name for a in parse_arm(t.arm)]
     gap = lambda out: off(t.logits, twin(without(t.cfg, t.arm, out), t.copy)(t.ids))
@@ -152,7 +156,7 @@ def check_changes_logits(t: Case):
     return False, f"'{t.arm}' claims a change that is not there: with the same weights its logits are off by {told} (largest logit: 1)."
 
 # %% ../nbs/04_checks.ipynb #f39b6c4a
-def check_position(t: Case):
+def check_position(t: Case) -> tuple[bool, str]:
     "Without the mask, NoPE does not see the order of the tokens, and RoPE does."
     gap = off(t.copy(t.ids.flip(1), causal=False).flip(1), t.copy(t.ids, causal=False))
     seen = f"Without the mask, reversing the tokens changes a token's logits by {gap:.1g} of the largest"
@@ -162,16 +166,16 @@ def check_position(t: Case):
 # %% ../nbs/04_checks.ipynb #6a53ab14
 class DotProducts(TorchFunctionMode):
     "While active, keeps the queries and keys `(B, H, T, K)` of every attention."
-    def __init__(self): super().__init__(); self.seen = []
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __init__(self) -> None: super().__init__(); self.seen: list[dict[str, torch.Tensor]] = []
+    def __torch_function__(self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is F.scaled_dot_product_attention: self.seen.append(dict(queries=args[0], keys=args[1]))
         return func(*args, **(kwargs or {}))
 
 def rotations(
-    attn: nn.Module,  # an attention layer with maps wq and wk
-    x_D,              # the vector that stands at every position
-    T: int,           # positions
-) -> dict:            # "queries" and "keys": complex (T, K/2), averaged over the heads; e^(i angle) if it is a rotation
+    attn: CausalSelfAttention, # an attention layer with maps wq and wk
+    x_D: torch.Tensor,         # the vector that stands at every position
+    T: int,                    # positions
+) -> dict[str, torch.Tensor]:  # "queries" and "keys": complex (T, K/2), averaged over the heads; e^(i angle) if it is a rotation
     "By what each pair of coordinates has been turned when it enters the dot product."
     with DotProducts() as spy: attn(x_D.expand(1, T, -1))
     K = attn.wq.weight.shape[0] // attn.n_heads // 2 * 2
@@ -183,12 +187,12 @@ def rotations(
     return found
 
 # %% ../nbs/04_checks.ipynb #2b9c3dcb
-def check_rotation(t: Case):
+def check_rotation(t: Case) -> tuple[bool, str]:
     "Queries and keys of every layer are turned by the angles of RoPE, or not at all."
     cfg, T = t.cfg, min(t.cfg.context_length, 256)
     angle_TK = torch.outer(torch.arange(T).double(), cfg.rope_theta ** (-2 * torch.arange(cfg.d_head // 2).double() / cfg.d_head))
     due_TK = torch.polar(torch.ones_like(angle_TK), angle_TK * (cfg.position == "rope"))
-    faults, worst = {}, 0.0
+    faults, worst = dict[str, str](), 0.0
     for layer, block in enumerate(t.copy.blocks):
         for who, got_TK in rotations(block.attn, t.noise(cfg.d_model), T).items():
             wrong_TK = ~((got_TK - due_TK).abs() < 10 * t.tol)
@@ -201,16 +205,17 @@ def check_rotation(t: Case):
     return True, f"Queries and keys of {cfg.n_layers} layers are {rule}; largest error {worst:.0e} at {T} positions."
 
 # %% ../nbs/04_checks.ipynb #cc970db7
-def norm_modules(model: nn.Module) -> dict:
+def norm_modules(model: nn.Module) -> dict[str, nn.Module]:
     "Path -> module of every norm in `model`, of whatever make: leaves whose class has 'norm' in its name."
     return {path: m for path, m in model.named_modules() if "norm" in type(m).__name__.lower() and not any(m.children())}
 
-def check_norms(t: Case):
+def check_norms(t: Case) -> tuple[bool, str]:
     "As many norms as the arm demands, each in its place, each by its formula."
     cfg, found = t.cfg, norm_modules(t.copy)
     due = [] if cfg.norm == "none" else [*(f"blocks.{i}.norm{j}" for i in range(cfg.n_layers) for j in (1, 2)), "norm_f"]
     faults = [f"{p} ({type(m).__name__}) is left" for p, m in found.items() if p not in due] + [f"{p} is missing" for p in due if p not in found]
     x = t.noise(3, cfg.d_model) * 0.03 + 0.02
+    m: Any
     for path, m in found.items():
         z = x.cpu().double()
         if cfg.norm == "layernorm": z = z - z.mean(-1, keepdim=True)
@@ -221,7 +226,7 @@ def check_norms(t: Case):
     return (False, f"{count}: {listed(faults)}.") if faults else (True, f"{count}, each {cfg.norm} with eps {cfg.norm_eps:g} and a gain." if due else f"{count}.")
 
 # %% ../nbs/04_checks.ipynb #04dc5200
-def scale_blindness(t: Case) -> dict:
+def scale_blindness(t: Case) -> dict[str, float]:
     "Branch -> change of what it adds when its input is multiplied by 4, relative to the largest entry; 0 is blind."
     x, seen = 10 * t.noise(4, 1, t.cfg.d_model), {}  # single tokens: their attention is linear
     for i, block in enumerate(t.copy.blocks):
@@ -233,7 +238,7 @@ def scale_blindness(t: Case) -> dict:
     bare.embed.weight.mul_(10); small = bare(t.ids)
     bare.embed.weight.mul_(4); return {**seen, "the output layer": off(bare(t.ids), small)}
 
-def check_scale(t: Case):
+def check_scale(t: Case) -> tuple[bool, str]:
     "Every branch, and the output layer, is blind to the scale of its input if norms are due, and sees it if not."
     seen, blind = scale_blindness(t), t.cfg.norm != "none"
     odd = [k for k, v in seen.items() if not (v < 0.01 if blind else v > 0.5)]
@@ -242,7 +247,7 @@ def check_scale(t: Case):
     return False, f"A fourfold input changes {odd[0]} by {seen[odd[0]]:.2g} of its largest entry: {'no norm is at work there' if blind else 'a norm is hidden there'} ({len(odd)} of {len(seen)} branches)."
 
 # %% ../nbs/04_checks.ipynb #d9170d8e
-def check_placement(t: Case):
+def check_placement(t: Case) -> tuple[bool, str]:
     "Post-norm blocks end with unit RMS; the others keep the size of the residual stream."
     x, rms = 10 * t.noise(16, 1, t.cfg.d_model), {}
     for i, block in enumerate(t.copy.blocks):
@@ -257,7 +262,7 @@ def check_placement(t: Case):
     return True, f"An input of RMS 10 leaves the blocks with RMS {min(r.mean().item() for r in rms.values()):.3g} or more: nothing stands in the residual stream."
 
 # %% ../nbs/04_checks.ipynb #13240c68
-def feed_forward_by_hand(ffn: nn.Module, x, kind: str):
+def feed_forward_by_hand(ffn: nn.Module, x: torch.Tensor, kind: str) -> torch.Tensor:
     "The feed-forward layer `kind` with the weights of `ffn`, in float64."
     w = {n: p.detach().cpu().double() for n, p in ffn.named_parameters()}
     x = x.cpu().double()
@@ -266,7 +271,7 @@ def feed_forward_by_hand(ffn: nn.Module, x, kind: str):
     if kind == "swiglu": h = h * (x @ w["w3.weight"].T)
     return h @ w["w2.weight"].T
 
-def check_gate(t: Case):
+def check_gate(t: Case) -> tuple[bool, str]:
     "The feed-forward layers have the due matrices and width, and compute the due function."
     cfg, x, worst = t.cfg, t.noise(5, t.cfg.d_model), 0.0
     names = {"w1.weight", "w2.weight"} | ({"w3.weight"} if cfg.ffn == "swiglu" else set())
@@ -281,7 +286,7 @@ def check_gate(t: Case):
     return True, f"{cfg.n_layers} feed-forward layers of {len(names)} matrices, {width}; off {cfg.ffn} by at most {worst:.0e}."
 
 # %% ../nbs/04_checks.ipynb #4d987a13
-def check_causal(t: Case):
+def check_causal(t: Case) -> tuple[bool, str]:
     "The past does not see the future, and the future sees the past."
     ids, half = t.ids, t.ids.shape[1] // 2
     other = (ids + 1) % t.cfg.vocab_size
@@ -291,7 +296,7 @@ def check_causal(t: Case):
     if not reach > t.tol: return False, f"Another first token changes later logits by only {reach:.1g} of the largest: attention looks at nothing."
     return True, f"Other tokens from position {half} on change earlier logits by {leak:.0g}; another first token changes later ones by {reach:.2g} of the largest."
 
-def check_live_parameters(t: Case):
+def check_live_parameters(t: Case) -> tuple[bool, str]:
     "Every parameter is trainable and gets a gradient; none is a bias; input and output embedding are two."
     named = dict(t.copy.named_parameters())
     live = {k: p for k, p in named.items() if p.requires_grad}
@@ -302,7 +307,7 @@ def check_live_parameters(t: Case):
     if faults: return False, f"Of {len(named)} parameter tensors: {'; '.join(faults)}."
     return True, f"All {len(named)} parameter tensors get a gradient; no bias, nothing tied."
 
-def check_definition(t: Case):
+def check_definition(t: Case) -> tuple[bool, str]:
     "The logits are those of the definition, written independently in float64."
     names = blueprint(t.cfg).state_dict().keys()
     if lacks := [k for k in names if k not in t.copy.state_dict()]: return False, f"The definition needs tensors that the model lacks: {listed(lacks)}."
@@ -322,7 +327,7 @@ class Check:
     says: str     # a sentence with the number
 
 @contextmanager
-def undisturbed(device: torch.device):
+def undisturbed(device: torch.device) -> Iterator[None]:
     "Full fp32, no autocast, no gradients, and random generators as before afterwards."
     precision = torch.get_float32_matmul_precision()
     try:
@@ -330,7 +335,7 @@ def undisturbed(device: torch.device):
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.autocast(device.type, enabled=False), torch.no_grad(): yield
     finally: torch.set_float32_matmul_precision(precision)
 
-def outcome(check, t: Case) -> Check:
+def outcome(check: Callable[[Case], tuple[bool, str]], t: Case) -> Check:
     "What `check` finds; an exception is a finding, too."
     try: passed, says = check(t)
     except Exception as e: passed, says = False, f"This could not be measured: {type(e).__name__}: {(str(e) or '?').splitlines()[0]}"
@@ -343,21 +348,22 @@ def check_treatment(
     seed: int = 0,                 # of the model's initial weights
 ) -> list[Check]:                  # one for each of `CHECKS`
     "Prove that `model` is what `arm` says it is."
-    if cfg is None and not hasattr(model, "cfg"): raise AblationError("The model carries no configuration `cfg`; hand in the one that was meant.")
-    t = Case(model, arm_name(arm), expected_config(arm, cfg or model.cfg, cfg), seed)
+    built = cfg or getattr(model, "cfg", None)
+    if built is None: raise AblationError("The model carries no configuration `cfg`; hand in the one that was meant.")
+    t = Case(model, arm_name(arm), expected_config(arm, built, cfg), seed)
     with undisturbed(t.device): return [outcome(c, t) for c in CHECKS]
 
-def require(checks: list):
+def require(checks: list[Check]) -> None:
     "Raise `AblationError` with the sentences of all failed checks, if there are any."
     failed = [c for c in checks if not c.passed]
     if failed: raise AblationError(f"The model is not what its arm says ({len(failed)} of {len(checks)} checks failed). " + " ".join(f"[{c.name}] {c.says}" for c in failed))
 
 # %% ../nbs/04_checks.ipynb #d35b7bbc
 def certificate(
-    model: nn.Module, # the model of the arm
-    arm: str,         # its name
-    n_tokens: int,    # tokens it is trained on
-) -> dict:            # parameters, flops_per_token and tokens; each also as baseline_... and ..._ratio
+    model: FlexibleTransformerLM, # the model of the arm
+    arm: str,                     # its name
+    n_tokens: int,                # tokens it is trained on
+) -> dict:                        # parameters, flops_per_token and tokens; each also as baseline_... and ..._ratio
     "What the arm costs beside the baseline of the same size and training."
     base = without(model.cfg, arm_name(arm), [a.name for a in parse_arm(arm)])
     mine = dict(parameters=sum(p.numel() for p in model.parameters()), flops_per_token=flops_per_token(model.cfg), tokens=n_tokens)

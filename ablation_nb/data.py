@@ -13,11 +13,12 @@ __all__ = ['NAMES', 'ELDERS', 'PERSON', 'LISTS', 'OPENING', 'ENDING', 'PLOTS', '
 # %% ../nbs/01_data.ipynb #c0e02caf
 import gzip, hashlib, io, json, os, random, re, secrets, shutil, time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from .config import AblationError, did_you_mean, project_root
 
 # %% ../nbs/01_data.ipynb #7bd174bb
-def _words(text): return tuple(w.strip() for w in text.replace("\n", " ").split(","))
+def _words(text: str) -> tuple[str, ...]: return tuple(w.strip() for w in text.replace("\n", " ").split(","))
 
 NAMES = {
     "she": _words("""Alma, Bea, Carla, Dora, Edda, Fenja, Greta, Hanne, Ina, Jette, Kaja, Liv, Marla, Nele, Orla, Pia, Runa, Selma, Tilda, Una, Vera,
@@ -359,22 +360,22 @@ class Cast(dict):
             self["name" + n] = self.fresh("name", NAMES[sex])
         self["name3"] = f"{self.pick(ELDERS[sex])} {self['name3']}"
 
-    def pick(self, options): return options[int(self.random() * len(options))]
+    def pick(self, options: Sequence) -> Any: return options[int(self.random() * len(options))]
 
-    def fresh(self, kind, options):  # a word that no other slot of this kind holds
+    def fresh(self, kind: str, options: Sequence[str]) -> str:  # a word that no other slot of this kind holds
         taken = [self.get(f"{kind}{n}") for n in range(4)]
         while (word := self.pick(options)) in taken: pass
         return word
 
-    def __missing__(self, slot):
+    def __missing__(self, slot: str) -> str:
         if slot[0].isupper(): return (word := self[slot.lower()])[0].upper() + word[1:]
         self[slot] = self.fresh(slot[:-1], LISTS[slot[:-1]])
         return self[slot]
 
 # %% ../nbs/01_data.ipynb #14e801e7
-def _beats(text): return [[line.strip("-") for line in beat.split("\n")] for beat in text.strip().split("\n\n")]
+def _beats(text: str) -> list[list[str]]: return [[line.strip("-") for line in beat.split("\n")] for beat in text.strip().split("\n\n")]
 
-GRAMMAR = dict(opening=_beats(OPENING), plots=[_beats(p) for p in PLOTS.values()], ending=_beats(ENDING))
+GRAMMAR: dict[str, list] = dict(opening=_beats(OPENING), plots=[_beats(p) for p in PLOTS.values()], ending=_beats(ENDING))
 CHOICE, ARTICLE = re.compile(r"\[([^]]*)\]"), re.compile(r"\b([Aa]) (?=[aeiou])")
 
 def story(
@@ -394,8 +395,8 @@ END = "<|endoftext|>"  # ends a story; token 0
 LONGEST = 1 << 24      # characters; a longer story means that the separators are missing
 
 def split_stories(
-    pieces,  # iterator of str, cut anywhere
-):           # iterator of str: stripped stories that are not empty
+    pieces: Iterable[str], # cut anywhere
+) -> Iterator[str]:        # stripped stories that are not empty
     "The stories of a text that arrives in pieces."
     rest = ""
     for piece in pieces:
@@ -407,14 +408,14 @@ def split_stories(
 # %% ../nbs/01_data.ipynb #483b7116
 FORMATS = ".txt, .jsonl (both also .gz or .zst), .zst, .parquet"
 
-def _kind(path):  # "txt", "jsonl" or "parquet", and the compression
+def _kind(path: Path) -> tuple[str, str]:  # "txt", "jsonl" or "parquet", and the compression
     parts = path.name.lower().split(".")[1:]
     packed = parts.pop() if parts and parts[-1] in ("gz", "zst") else ""
     kind = parts[-1] if parts else "txt" if packed == "zst" else ""
     if kind not in ("txt", "jsonl") and (kind != "parquet" or packed): raise AblationError(f"'{path}' has an unknown format; known are {FORMATS}.")
     return kind, packed
 
-def _text_lines_or_pieces(path, kind, packed):
+def _text_lines_or_pieces(path: Path, kind: str, packed: str) -> Iterator[str]:
     if packed == "zst":
         import zstandard
         raw = zstandard.open(path, "rb")
@@ -423,13 +424,13 @@ def _text_lines_or_pieces(path, kind, packed):
         if kind == "jsonl": yield from text
         else: yield from iter(lambda: text.read(1 << 20), "")
 
-def _rows(path):
+def _rows(path: Path) -> Iterator[object]:
     import pyarrow.parquet as pq
     with pq.ParquetFile(path) as file:
         if "text" not in file.schema_arrow.names: raise AblationError(f"there is no column 'text', only {', '.join(file.schema_arrow.names)}; rename the one with the stories.")
         for rows in file.iter_batches(1_000, columns=["text"]): yield from rows.column(0).to_pylist()
 
-def _row_text(row, n):
+def _row_text(row: object, n: int) -> str:
     if not isinstance(row, str): raise AblationError(f"row {n} has no string in 'text'; every row needs one story there.")
     row.encode()  # a lone surrogate is no text
     return row + END
@@ -437,16 +438,16 @@ def _row_text(row, n):
 # %% ../nbs/01_data.ipynb #24e3ba00
 def read_stories(
     path: Path | str,  # .txt, .jsonl, .parquet, .gz, .zst
-):                     # iterator of str
+) -> Iterator[str]:
     "The stories of one file, as a stream."
     path = Path(path)
     kind, packed = _kind(path)
     n = 0
     try:
-        if kind == "parquet": pieces = (_row_text(r, i) for i, r in enumerate(_rows(path), 1))
+        if kind == "parquet": pieces: Iterator[str] = (_row_text(r, i) for i, r in enumerate(_rows(path), 1))
         elif kind == "jsonl": pieces = (_row_text(json.loads(line).get("text"), i) for i, line in enumerate(_text_lines_or_pieces(path, kind, packed), 1) if line.strip())
         else: pieces = _text_lines_or_pieces(path, kind, packed)
-        for n, s in enumerate(split_stories(pieces), 1): yield s
+        for n, s in enumerate(split_stories(pieces), 1): yield s  # noqa: B007 (an error below says how far it came)
     except AblationError as e: raise AblationError(f"'{path}': {e}") from None
     except UnicodeDecodeError as e:
         words = " ".join(e.object[max(0, e.start - 30):e.start].decode(errors="ignore").split())
@@ -460,12 +461,12 @@ class Source:
     "Where stories come from."
     says: str            # for people
     key: str             # sha256 of whatever decides the text
-    train: Callable      # () -> iterator of training stories
-    valid: Callable      # () -> iterator of validation stories
-    files: tuple = ()    # (name, bytes, sha256) of the files read
+    train: Callable[[], Iterable[str]]  # begins the stream of training stories
+    valid: Callable[[], Iterable[str]]  # begins that of validation stories
+    files: tuple[tuple[str, int | None, str], ...] = ()  # (name, bytes, sha256) of the files read
     official: bool = False  # a split that others made: training stories that leak into it are dropped, not refused
 
-def _digest(*parts): return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+def _digest(*parts: object) -> str: return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 BUILTIN_STORIES, BUILTIN_VALID = 4_500, 400  # about 1.2M training tokens at a vocabulary of 2048
 
@@ -477,7 +478,7 @@ def builtin_source(
     return Source(f"{n:,} stories of the built-in grammar", key, lambda: map(story, range(n)), lambda: (story(i, seed=1) for i in range(BUILTIN_VALID)))
 
 # %% ../nbs/01_data.ipynb #e3f27615
-def write_atomic(path: Path, text: str):
+def write_atomic(path: Path, text: str) -> None:
     "Write `path` so that a reader sees the old file or the new one, never half of it."
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     new.write_text(text, encoding="utf-8")
@@ -504,7 +505,7 @@ def known_sha256(
     return seen[name][2]
 
 # %% ../nbs/01_data.ipynb #6373d03d
-def _one(folder, *stems):  # the only readable file of that stem
+def _one(folder: Path, *stems: str) -> Path:  # the only readable file of that stem
     found = sorted(p for p in folder.iterdir() if p.is_file() and p.name.split(".")[0].lower() in stems)
     if len(found) != 1: raise AblationError(f"'{folder}' holds {len(found) or 'no'} files {' or '.join(s + '.*' for s in stems)}{': ' * bool(found)}{', '.join(p.name for p in found)}; "
                                             f"it needs exactly one ({FORMATS}).")
@@ -515,14 +516,14 @@ def file_source(
     cache: Path,  # the folder that holds the index of hashes
 ) -> Source:
     "A corpus of the user's own."
-    if not path.exists(): raise AblationError(f"There is no corpus '{path}'.{did_you_mean(path, ('builtin', 'tinystories'))} "
+    if not path.exists(): raise AblationError(f"There is no corpus '{path}'.{did_you_mean(str(path), ('builtin', 'tinystories'))} "
                                               f"It must be builtin, builtin:STORIES, tinystories, or the path of a file or folder.")
     files = [_one(path, "train"), _one(path, "valid", "validation")] if path.is_dir() else [path]
     rows = tuple((p.name, p.stat().st_size, known_sha256(p, cache)) for p in files)
     key = _digest("files", [(_kind(p), sha) for p, (_, _, sha) in zip(files, rows)])
     if len(files) == 2: return Source(f"files {files[0].name} and {files[1].name}", key, lambda: read_stories(files[0]), lambda: read_stories(files[1]), rows)
     @lru_cache
-    def cut():
+    def cut() -> int:
         n = sum(1 for _ in read_stories(path))
         if n < 2: raise AblationError(f"'{path}' holds {n} stories; a training and a validation set need at least two, separated by lines '{END}'.")
         return n - max(1, n // 20)
@@ -573,8 +574,8 @@ def corpus_name(
 
 # %% ../nbs/01_data.ipynb #dd0acc6a
 def train_tokenizer(
-    stories,          # iterator of str; read once
-    vocab_size: int,  # entries, V: 257 to 65536
+    stories: Iterable[str], # read once
+    vocab_size: int,        # entries, V: 257 to 65536
 ) -> Tokenizer:
     "A byte-level BPE of `vocab_size` entries; the same stories give the same tokenizer."
     tokenizer = Tokenizer(models.BPE())
@@ -584,13 +585,13 @@ def train_tokenizer(
                                                                initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     return tokenizer
 
-def check_vocab_size(vocab_size):
+def check_vocab_size(vocab_size: int) -> None:
     "A vocabulary must hold the 256 bytes and `<|endoftext|>`, and fit 16 bits."
     if not isinstance(vocab_size, int) or isinstance(vocab_size, bool) or not 257 <= vocab_size <= 65_536:
         raise AblationError(f"vocab_size={vocab_size!r} must be a whole number from 257 (256 bytes and '{END}') to 65536 (16 bits).")
 
 # %% ../nbs/01_data.ipynb #c3eb8b85
-def chunks(stories, characters=1 << 20):
+def chunks(stories: Iterable[str], characters: int = 1 << 20) -> Iterator[list[str]]:
     "Lists of consecutive stories, of about `characters` characters together."
     chunk, size = [], 0
     for s in stories:
@@ -600,7 +601,7 @@ def chunks(stories, characters=1 << 20):
 
 def encode_stories(
     tokenizer: Tokenizer,
-    stories,      # iterator of str
+    stories: Iterable[str],
     path: Path,   # file to write: uint16, one story after the other, each with its token 0
 ) -> np.ndarray:  # (n + 1,) where each story starts, and the end
     "Write the token file of `stories`."
@@ -618,10 +619,10 @@ def fingerprint(story: str) -> bytes:
     return hashlib.blake2b(" ".join(story.casefold().split()).encode(), digest_size=16).digest()
 
 def apart(
-    stories,         # iterator of training stories
-    held_out: set,   # fingerprints of the validation stories
-    leaks: list,     # gets the first words of each story that is in both
-):                   # iterator of the other stories
+    stories: Iterable[str], # for training
+    held_out: set[bytes],   # fingerprints of the validation stories
+    leaks: list[str],       # gets the first words of each story that is in both
+) -> Iterator[str]:         # the other stories
     "Training stories that are not validation stories."
     for s in stories:
         if fingerprint(s) in held_out: leaks.append(" ".join(s.split()[:8]))
@@ -663,7 +664,7 @@ def load(folder: Path) -> TokenData | None:
         return TokenData(folder, manifest, train, valid, np.load(folder / "valid_starts.npy"), np.load(folder / "valid_bytes.npy"))
     except (OSError, ValueError, LookupError, TypeError): return None
 
-def publish(work: Path, folder: Path):
+def publish(work: Path, folder: Path) -> None:
     "Rename `work` to `folder`; one that is whole already stays, a broken one is removed."
     broken = work.with_name(f"{work.name}.broken.tmp")
     for _ in range(10):
@@ -675,7 +676,7 @@ def publish(work: Path, folder: Path):
         except OSError: pass  # another process was faster
     raise AblationError(f"'{folder}' could not be written; see whether something else holds it.")
 
-def sweep(cache: Path, age: float = 3600.0):
+def sweep(cache: Path, age: float = 3600.0) -> None:
     "Remove what interrupted preparations left in `cache` more than `age` seconds ago."
     for p in cache.glob(".*.tmp"):
         try:
@@ -685,23 +686,23 @@ def sweep(cache: Path, age: float = 3600.0):
 # %% ../nbs/01_data.ipynb #8d221e8a
 class Tally:
     "Counts the stories that pass through it."
-    def __init__(self): self.stories, self.bytes, self.sha = array("q"), 0, hashlib.sha256()
-    def __call__(self, stories):
+    def __init__(self) -> None: self.stories, self.bytes, self.sha = array("q"), 0, hashlib.sha256()
+    def __call__(self, stories: Iterable[str]) -> Iterator[str]:
         for s in stories:
             raw = s.encode()
             self.stories.append(len(raw)); self.bytes += len(raw); self.sha.update(raw + b"\0")
             yield s
-    def row(self, tokens): return dict(stories=len(self.stories), bytes=self.bytes, tokens=tokens, sha256=self.sha.hexdigest())
+    def row(self, tokens: int) -> dict: return dict(stories=len(self.stories), bytes=self.bytes, tokens=tokens, sha256=self.sha.hexdigest())
 
 def build(
     source: Source,
     vocab_size: int,
     folder: Path,     # an empty folder, to be filled
     progress: bool,   # show bars?
-):
+) -> None:
     "Fill `folder`: tokenizer, token files, and last of all the manifest."
     bar = lambda stories, what: tqdm(stories, what, disable=not progress, unit=" stories")
-    train, valid, leaks = Tally(), Tally(), []
+    train, valid, leaks = Tally(), Tally(), list[str]()
     held_out = {fingerprint(s) for s in bar(valid(source.valid()), "hashing validation")}
     tokenizer = train_tokenizer(bar(train(apart(source.train(), held_out, leaks)), "learning the tokenizer"), vocab_size)
     if leaks and not source.official:
@@ -749,17 +750,18 @@ def prepare(
         publish(work, folder)
     finally: shutil.rmtree(work, ignore_errors=True)
     data = load(folder)
+    assert data is not None  # `publish` has seen it whole
     if data.manifest["note"]: print(data.manifest["note"])
     return data
 
 # %% ../nbs/01_data.ipynb #611e4054
 def batch(
-    tokens: np.ndarray,   # (N,) token stream
-    seed: int,            # of the run
-    i: int,               # number of the batch
-    batch_size: int,      # windows, B
-    context_length: int,  # tokens in a window, T
-):                        # x_BT, y_BT: int64; y is x shifted by one token
+    tokens: np.ndarray,             # (N,) token stream
+    seed: int,                      # of the run
+    i: int,                         # number of the batch
+    batch_size: int,                # windows, B
+    context_length: int,            # tokens in a window, T
+) -> tuple[np.ndarray, np.ndarray]: # x_BT, y_BT: int64; y is x shifted by one token
     "Batch `i`: a pure function of its arguments."
     places = len(tokens) - context_length
     if places < 1: raise AblationError(f"context_length={context_length} needs {context_length + 1} tokens, but the stream has {len(tokens)}; use a shorter context or more text.")

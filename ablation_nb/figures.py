@@ -11,14 +11,19 @@ __all__ = ['ARM_COLOURS', 'RUN', 'STYLE', 'arm_colour', 'arm_order', 'spread', '
 
 # %% ../nbs/09_figures.ipynb #b3bf2984
 import hashlib, io, textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from .config import AblationError, arm_label, arm_names, parse_arm
@@ -34,21 +39,21 @@ def arm_colour(arm: str) -> str:
     hue = hashlib.sha256(arm.encode()).digest()[0] / 256
     return sns.husl_palette(1, h=hue, s=.8, l=.5).as_hex()[0]
 
-def arm_order(arms) -> list[str]:
+def arm_order(arms: Iterable[str]) -> list[str]:
     "Each arm once: the baseline, then A/A, then the order of the registry, composed arms last."
     names = arm_names()
-    def place(arm):
+    def place(arm: str) -> tuple[bool, bool, int, list[int]]:
         parts = [names.index(a.name) for a in parse_arm(arm)]
         return arm != "baseline", arm != "aa", len(parts), parts
     return sorted(set(arms), key=place)
 
 # %% ../nbs/09_figures.ipynb #1145e9f2
 def spread(
-    y,           # wanted positions, (n,)
-    gap: float,  # least distance between neighbours
-    lo: float,   # no position below
-    hi: float,   # no position above, unless they do not fit
-) -> np.ndarray: # positions in the order of `y`
+    y: ArrayLike, # wanted positions, (n,)
+    gap: float,   # least distance between neighbours
+    lo: float,    # no position below
+    hi: float,    # no position above, unless they do not fit
+) -> np.ndarray:  # positions in the order of `y`
     "Move positions apart until neighbours are at least `gap` from each other, keeping their order."
     order, out = np.argsort(y, kind="stable"), np.sort(np.clip(y, lo, hi)).astype(float)
     for _ in range(100):
@@ -64,10 +69,10 @@ def spread(
 
 # %% ../nbs/09_figures.ipynb #29dd2764
 def end_labels(
-    ax,           # axes whose limits are final
+    ax: Axes,     # whose limits are final
     ends: dict,   # arm -> (x, y) of its line's end, in data coordinates
     fmt: str = "",# format of a value behind the name; none if empty
-):
+) -> None:
     "Write each arm's name in its colour to the right of `ax`, joined to the end of its line."
     if not ends: return
     at = np.clip(ax.transAxes.inverted().transform(ax.transData.transform(list(ends.values()))), 0, 1)
@@ -89,22 +94,22 @@ def curves_of(
     if width: rows = rows.assign(step=np.ceil(rows.step / width) * width).groupby([*RUN, "status", "step"], as_index=False)[column].mean()
     return rows[rows.status == "done"].groupby(["arm", "step"])[column].agg(["mean", "min", "max"]).reset_index(), rows
 
-def draw_bands(ax, curves: pd.DataFrame) -> dict:
+def draw_bands(ax: Axes, curves: pd.DataFrame) -> dict[str, tuple[float, float]]:
     "A line and a band an arm, of columns arm, step, mean, min, max; returns where the lines end."
     ends = {}
     for arm in arm_order(curves.arm):
-        c, look = curves[curves.arm == arm], dict(color=arm_colour(arm), ls="--" if arm == "aa" else "-", zorder=2 if arm == "baseline" else 3)
+        c, look = curves[curves.arm == arm], dict[str, Any](color=arm_colour(arm), ls="--" if arm == "aa" else "-", zorder=2 if arm == "baseline" else 3)
         ax.plot(c.step, c["mean"], lw=1.8, **look); ax.fill_between(c.step, c["min"], c["max"], color=look["color"], alpha=.13, lw=0)
         ends[arm] = c.step.iloc[-1], c["mean"].iloc[-1]
     return ends
 
 # %% ../nbs/09_figures.ipynb #81820c1c
 def plot_losses(
-    ax,                     # axes to draw on
+    ax: Axes,               # to draw on
     runs: pd.DataFrame,     # a row a run, at most one an arm and seed
     metrics: pd.DataFrame,  # their rows of metrics
     column: str,            # train_loss or val_loss
-):
+) -> None:
     "Loss against steps: mean and range over the finished seeds of each arm, diverged runs dotted."
     last = metrics.dropna(subset=column).step.max()
     curves, rows = curves_of(runs, metrics, column, max(1, last / 100) if column == "train_loss" else 0)
@@ -122,10 +127,10 @@ def plot_losses(
 
 # %% ../nbs/09_figures.ipynb #d610d46c
 def plot_schedule(
-    ax,                    # axes to draw on
+    ax: Axes,              # to draw on
     runs: pd.DataFrame,    # a row a run
     metrics: pd.DataFrame, # their rows of metrics
-):
+) -> None:
     "The learning rate against steps, with its peak and its end named."
     rows = metrics.dropna(subset="lr_now").merge(runs[RUN], on=RUN)
     if rows.empty: return
@@ -146,11 +151,11 @@ def plot_schedule(
 
 # %% ../nbs/09_figures.ipynb #607e9113
 def plot_intervals(
-    ax,                   # axes to draw on
-    rows: pd.DataFrame,   # label, colour, mean, lo, hi, words; from top to bottom
-    dots: list,           # values behind each row
-    margin: float = 0,    # half-width of the band in which an effect counts as none; 0 draws no band
-):
+    ax: Axes,                                     # to draw on
+    rows: pd.DataFrame,                           # label, colour, mean, lo, hi, words; from top to bottom
+    dots: Sequence[Sequence[float] | np.ndarray], # values behind each row
+    margin: float = 0,                            # half-width of the band in which an effect counts as none; 0 draws no band
+) -> None:
     "Effects from top to bottom: what each seed says as dots, mean as a bar, interval as a line."
     every = np.concatenate([[0], rows["mean"].dropna(), *dots])
     lo, hi = every.min(), every.max()
@@ -172,10 +177,10 @@ def plot_intervals(
 
 # %% ../nbs/09_figures.ipynb #89b0d93e
 def plot_differences(
-    ax,                    # axes to draw on
+    ax: Axes,              # to draw on
     runs: pd.DataFrame,    # a row a run, at most one an arm and seed
     margin: float = .005,  # differences smaller than this count as none
-):
+) -> None:
     "Paired differences of the final validation loss to the baseline: seeds, mean, 95 % interval, verdict."
     arms = [a for a in arm_order(runs.arm) if a != "baseline"]
     if not arms or "baseline" not in set(runs.arm):
@@ -187,8 +192,8 @@ def plot_differences(
     plot_intervals(ax, rows, [differences[differences.arm == a].difference.to_numpy() for a in arms], margin)
 
 def difference_words(
-    effect,     # a row of `verdicts`
-    n_runs: int # runs of this arm, whatever their status
+    effect: pd.Series, # a row of `verdicts`
+    n_runs: int        # runs of this arm, whatever their status
 ) -> str:
     "The mean difference in figures, the verdict, and how many runs diverged."
     lost = f"{int(effect.n_diverged)} of {n_runs} diverged" if effect.n_diverged else ""
@@ -196,7 +201,7 @@ def difference_words(
     return "\n".join(w for w in (said, lost) if w) or effect.verdict
 
 # %% ../nbs/09_figures.ipynb #ee209f8b
-STYLE = {"font.family": "DejaVu Sans", "font.size": 12, "axes.titlesize": 13, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
+STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 12, "axes.titlesize": 13, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
          "axes.spines.right": False, "axes.edgecolor": "#666666", "axes.grid": True, "grid.color": "#e8e8e8", "axes.axisbelow": True, "figure.facecolor": "white", "svg.hashsalt": "ablation_nb"}
 
 def main_lr(runs: pd.DataFrame) -> float:
@@ -208,9 +213,7 @@ def main_lr(runs: pd.DataFrame) -> float:
 
 def new_figure(width: float, height: float) -> Figure:
     "An empty figure in inches, laid out when it is settled."
-    fig = Figure(figsize=(width, height), layout="constrained")
-    fig.get_layout_engine().set(w_pad=.12, h_pad=.12)
-    return fig
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=.12, h_pad=.12))
 
 def settled(fig: Figure) -> Figure:
     "The same figure with its layout fixed: every later drawing would otherwise shift it a little."
@@ -233,7 +236,7 @@ def ablation_comparison(
     for r in runs[runs.duplicated(["arm", "seed"])].itertuples(): raise AblationError(f"'{r.arm}' has two runs with seed {r.seed}; pass one learning rate an arm.")
     runs, n = simple_arms(runs), runs[runs.status == "done"].seed.nunique()
     fig = new_figure(11, 8.2)
-    upper, lower = fig.subfigures(2, 1)
+    (upper,), (lower,) = fig.subfigures(2, 1, squeeze=False)
     (train, val), (schedule, left) = upper.subplots(1, 2), lower.subplots(1, 2, width_ratios=(1, 1.25))
     plot_losses(train, runs, metrics, "train_loss"); plot_losses(val, runs, metrics, "val_loss")
     plot_schedule(schedule, runs, metrics); plot_differences(left, runs, margin)
@@ -260,8 +263,8 @@ def effects_figure(
 # %% ../nbs/09_figures.ipynb #c767d7e2
 @mpl.rc_context(STYLE)
 def sensitivity_figure(
-    runs: pd.DataFrame,   # a row a run, at several learning rates
-    chosen: dict = {},    # arm -> the learning rate that was chosen for it
+    runs: pd.DataFrame,               # a row a run, at several learning rates
+    chosen: Mapping[str, float] = {}, # arm -> the learning rate that was chosen for it
 ) -> Figure:
     "Final validation loss of each arm against the learning rate."
     runs, fig = simple_arms(runs), new_figure(8.5, 5)
@@ -300,7 +303,7 @@ def gaps(
     both = rows[rows.arm != "baseline"].merge(rows[rows.arm == "baseline"], on=["seed", "step"], suffixes=("", "_base"))
     return both.assign(gap=both.val_loss - both.val_loss_base)[["arm", "seed", "step", "gap"]]
 
-def plot_gaps(ax, runs: pd.DataFrame, metrics: pd.DataFrame):
+def plot_gaps(ax: Axes, runs: pd.DataFrame, metrics: pd.DataFrame) -> None:
     "The gap of each arm to the baseline against steps: mean and range over seeds."
     g = gaps(runs, metrics).query("step > 0")
     if g.empty: return
@@ -315,7 +318,7 @@ def plot_gaps(ax, runs: pd.DataFrame, metrics: pd.DataFrame):
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 # %% ../nbs/09_figures.ipynb #e02511d8
-def plot_gradients(ax, runs: pd.DataFrame, metrics: pd.DataFrame):
+def plot_gradients(ax: Axes, runs: pd.DataFrame, metrics: pd.DataFrame) -> None:
     "Norm of the gradient before clipping against steps, both logarithmic."
     last = metrics.step.max()
     curves, _ = curves_of(runs, metrics[metrics.grad_norm > 0], "grad_norm", max(1, last / 60))
@@ -325,7 +328,7 @@ def plot_gradients(ax, runs: pd.DataFrame, metrics: pd.DataFrame):
     for axis, how in ((ax.xaxis, EngFormatter(sep="")), (ax.yaxis, lambda v, _: f"{v:g}")):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5))); axis.set_major_formatter(how); axis.set_minor_locator(NullLocator())
 
-def plot_runs(ax, runs: pd.DataFrame, column: str, how: str):
+def plot_runs(ax: Axes, runs: pd.DataFrame, column: str, how: str) -> None:
     "One number of each run as a dot, an arm a row, with its mean in figures."
     for y, arm in enumerate(arms := arm_order(runs.dropna(subset=column).arm)):
         values, colour = runs[runs.arm == arm][column].dropna(), arm_colour(arm)
@@ -360,7 +363,7 @@ def by_position(
     p = p.assign(group=np.round(8 * np.log2(p.position + 1)) + .5 * (p.position >= positions.length.min()))   # no group lies on both sides of the trained length
     return p.groupby(["arm", "seed", "group"], as_index=False).agg(position=("position", lambda x: x.mean() + 1), loss=("loss", "mean"))
 
-def plot_by_position(ax, rows: pd.DataFrame, first: int):
+def plot_by_position(ax: Axes, rows: pd.DataFrame, first: int) -> None:
     "Mean and range over seeds by position, from position `first` on."
     curves = rows[rows.position >= first].groupby(["arm", "position"]).loss.agg(["mean", "min", "max"]).reset_index().rename(columns={"position": "step"})
     pad = .06 * max(np.ptp(curves[["min", "max"]].to_numpy()), .01)

@@ -9,17 +9,19 @@ __all__ = ['PRELOAD', 'NURSERY', 'nursery', 'be_kernel', 'die_with_parent', 'Nur
 # %% ../nbs/06b_kernels.ipynb #fea07c0a
 import ctypes, json, os, signal, subprocess, sys, tempfile, threading
 from pathlib import Path
+from typing import Any, ClassVar
 
 import nbformat
 import papermill
 import psutil
 from jupyter_client import AsyncKernelManager
+from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 
 # %% ../nbs/06b_kernels.ipynb #70c86bfa
 PRELOAD = ("ablation_nb.runs", "torch._dynamo", "ipykernel.kernelapp", "matplotlib.pyplot", "matplotlib_inline.backend_inline", "pandas.io.formats.style", "IPython.core.completer")
 
-def nursery():
+def nursery() -> None:
     "Fork a kernel for each line on standard input, until that closes. Run as `python -c 'from ablation_nb.kernels import nursery; nursery()'`."
     signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for name in PRELOAD: __import__(name)
@@ -28,7 +30,7 @@ def nursery():
         if not pid: be_kernel(**json.loads(line))
         print(pid, flush=True)
 
-def be_kernel(argv: list, cwd: str, env: dict):
+def be_kernel(argv: list[str], cwd: str, env: dict[str, str]) -> None:
     "In the fork: become an IPython kernel, and end with it."
     die_with_parent()
     os.setsid()
@@ -40,7 +42,7 @@ def be_kernel(argv: list, cwd: str, env: dict):
     launch_new_instance(argv=[*argv, f"--IPKernelApp.parent_handle={os.getppid()}"])
     os._exit(0)
 
-def die_with_parent():
+def die_with_parent() -> None:
     "Ask Linux to kill this process when its parent ends."
     if ctypes.CDLL(None).prctl(1, signal.SIGKILL): raise OSError("prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() == 1: os._exit(1)  # it has ended already
@@ -48,29 +50,29 @@ def die_with_parent():
 # %% ../nbs/06b_kernels.ipynb #975e769a
 class Nursery:
     "The engine's end of the pipe; started at the first kernel, again if it died."
-    def __init__(self): self.process, self.lock = None, threading.Lock()
+    def __init__(self) -> None: self.process: subprocess.Popen[str] | None = None; self.lock = threading.Lock()
 
-    def fork(self, **job) -> int:
+    def fork(self, **job: Any) -> int:
         "Ask for a kernel; returns its process id."
         with self.lock:
-            for attempt in range(2):
+            for _ in range(2):
                 if self.process is None or self.process.poll() is not None: self.start()
-                p = self.process
+                p = self.process; assert p and p.stdin and p.stdout  # `start` sees to it
                 try:
                     p.stdin.write(json.dumps(job) + "\n"); p.stdin.flush()
                     return int(p.stdout.readline())
                 except (OSError, ValueError): p.kill(); p.wait()
             raise RuntimeError("The process that forks kernels died twice in a row; is there memory left?")
 
-    def warm(self):
+    def warm(self) -> None:
         "Start it ahead of the first kernel."
         with self.lock:
             if self.process is None or self.process.poll() is not None: self.start()
 
-    def start(self):
+    def start(self) -> None:
         self.process = subprocess.Popen([sys.executable, "-c", "from ablation_nb.kernels import nursery; nursery()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
-    def stop(self):
+    def stop(self) -> None:
         "End it and every kernel it made."
         if self.process: self.process.kill(); self.process.wait()
 
@@ -80,35 +82,36 @@ NURSERY = Nursery()
 class Forked:
     "A process that somebody else forked, with the face of `subprocess.Popen`."
     stdin = stdout = stderr = None
-    def __init__(self, pid: int):
+    def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.process: psutil.Process | None
         try: self.process = psutil.Process(pid)
         except psutil.NoSuchProcess: self.process = None
 
-    def poll(self): return None if self.process is not None and self.process.is_running() else 1
-    def wait(self): return self.process.wait() if self.process is not None else 1
-    def send_signal(self, signum): os.kill(self.pid, signum) if self.poll() is None else None
-    def kill(self): self.send_signal(signal.SIGKILL)
-    def terminate(self): self.send_signal(signal.SIGTERM)
+    def poll(self) -> int | None: return None if self.process is not None and self.process.is_running() else 1
+    def wait(self) -> int | None: return self.process.wait() if self.process is not None else 1
+    def send_signal(self, signum: int) -> None: os.kill(self.pid, signum) if self.poll() is None else None
+    def kill(self) -> None: self.send_signal(signal.SIGKILL)
+    def terminate(self) -> None: self.send_signal(signal.SIGTERM)
 
 class ForkProvisioner(LocalProvisioner):
     "Starts kernels by forking the nursery."
-    async def launch_kernel(self, cmd, **kw):
-        self.process = Forked(NURSERY.fork(argv=cmd[cmd.index("-m") + 2:], cwd=str(kw.get("cwd") or os.getcwd()), env=kw["env"]))
+    async def launch_kernel(self, cmd: list[str], **kw: Any) -> KernelConnectionInfo:
+        self.process: Any = Forked(NURSERY.fork(argv=cmd[cmd.index("-m") + 2:], cwd=str(kw.get("cwd") or os.getcwd()), env=kw["env"]))
         self.pid = self.pgid = self.process.pid
         return self.connection_info
 
 class ForkedKernel(AsyncKernelManager):
     "Manages one kernel that is forked from the nursery and talks over ipc; an ordinary kernel where forks cannot be trusted."
-    extra_env: dict = {}  # environment variables of this kernel
-    def __init__(self, **kw):
+    extra_env: ClassVar[dict[str, str]] = {}  # environment variables of this kernel
+    def __init__(self, **kw: Any) -> None:
         super().__init__(**kw)
         if sys.platform != "linux": return
         self.sockets = tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True)
         self.transport, self.ip, self.connection_file = "ipc", f"{self.sockets.name}/ipc", f"{self.sockets.name}/kernel.json"
         self.provisioner = ForkProvisioner(parent=self, kernel_spec=self.kernel_spec, kernel_id=self.kernel_id)
 
-    async def start_kernel(self, **kw):
+    async def start_kernel(self, **kw: Any) -> None:  # type: ignore[override]  # async, as in AsyncKernelManager
         return await super().start_kernel(**{**kw, "env": {**os.environ, **self.extra_env}})
 
 # %% ../nbs/06b_kernels.ipynb #27369d12
@@ -118,7 +121,7 @@ def run_notebook(
     root: Path,         # the kernel's working directory
     parameters: dict,   # for the cell tagged `parameters`
     env: dict | None = None,  # environment variables beside the engine's own
-):
+) -> None:
     "Execute a notebook in a kernel of its own; raises `papermill.PapermillExecutionError` if a cell does, `nbclient.exceptions.DeadKernelError` if the kernel dies."
     kernel = type("Kernel", (ForkedKernel,), {"extra_env": env or {}})
     source, target = Path(source).resolve(), Path(target).resolve()

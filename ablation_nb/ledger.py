@@ -15,15 +15,16 @@ __all__ = ['VERDICTS', 'KINDS', 'TESTS', 'WIDTH_WITH_NORM', 'MEANS', 'OWN_KEYS',
            'at_points', 'recommendations', 'write_ledger', 'ledger_page']
 
 # %% ../nbs/12_ledger.ipynb #d5d9925b
-import inspect, math
+import inspect, math, sys
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-try: import tomllib
-except ImportError: import tomli as tomllib  # Python 3.10
+if sys.version_info >= (3, 11): import tomllib
+else: import tomli as tomllib
 
 import numpy as np
 import pandas as pd
@@ -45,11 +46,11 @@ class Settled(NamedTuple):
 
 VERDICTS = ("holds", "fails", "undetermined", "not tested")
 KINDS = dict(arithmetic="computed", empirical="runs", opinion=None)
-TESTS = {}
+TESTS: dict[str, tuple[str, Callable]] = {}
 
-def settles(by: str):  # "computed", or "runs"
+def settles(by: str) -> Callable[[Callable], Callable]:  # "computed", or "runs"
     "Register a test."
-    def register(f):
+    def register(f: Callable) -> Callable:
         TESTS[f.__name__] = (by, f)
         return f
     return register
@@ -64,87 +65,87 @@ def settled(
 
 # %% ../nbs/12_ledger.ipynb #32ced1e8
 @settles("computed")
-def parameters(arm: str, equals: float, within: float):
+def parameters(arm: str, equals: float, within: float) -> Settled:
     "Parameters of an arm at full size."
     n = parameter_count(model_config(arm))
     return settled(abs(n - equals) <= within, abs(n - equals) > within, f"{n:,} parameters")
 
 @settles("computed")
-def tokens(equals: int):
+def tokens(equals: int) -> Settled:
     "Tokens of a run at full scale: steps x windows x context."
     t, m = train_config("full"), model_config()
     n = t.n_steps * t.batch_size * m.context_length
     return settled(n == equals, n != equals, f"{t.n_steps:,} x {t.batch_size} x {m.context_length} = {n:,}")
 
 @settles("computed")
-def widths(swiglu: int, silu: int):
+def widths(swiglu: int, silu: int) -> Settled:
     "Feed-forward widths at full size, by the project's rules."
     ours = model_config("baseline").d_ff, model_config("silu").d_ff
     return settled(ours == (swiglu, silu), ours != (swiglu, silu), f"SwiGLU 8/3 d, to the nearest 64: {ours[0]}; SiLU 4 d: {ours[1]}")
 
 @settles("computed")
-def vocabulary(entries: int, equals: float, within: float):
+def vocabulary(entries: int, equals: float, within: float) -> Settled:
     "Parameters of the baseline with another vocabulary."
     with_it, own = parameter_count(model_config(vocab_size=entries)), parameter_count(model_config())
     return settled(abs(with_it - equals) <= within, abs(with_it - equals) > within, f"with {entries:,} entries the model has {with_it / 1e6:.1f}M parameters, with 10,000 it has {own / 1e6:.1f}M")
 
 # %% ../nbs/12_ledger.ipynb #7c2c57f0
 @settles("computed")
-def same_parameters(arm: str, within: float):
+def same_parameters(arm: str, within: float) -> Settled:
     "Parameters against the baseline's, in per cent."
     d = 100 * (parameter_count(model_config(arm)) / parameter_count(model_config()) - 1)
     return settled(abs(d) <= within, abs(d) > within, f"{d:+.2f} % against the baseline")
 
 @settles("computed")
-def matrices(arm: str, equals: int):
+def matrices(arm: str, equals: int) -> Settled:
     "Weight matrices in a feed-forward layer."
     n = ffn_matrices(model_config(arm))
     return settled(n == equals, n != equals, f"{n} weight matrices in a feed-forward layer")
 
 @settles("computed")
-def ffn_operations(arm: str, other: str, equals: float, within: float):
+def ffn_operations(arm: str, other: str, equals: float, within: float) -> Settled:
     "Multiply-adds of one arm's feed-forward layer over those of another."
     ours, theirs = (ffn_matrices(c) * c.d_ff * c.d_model for c in (model_config(arm), model_config(other)))
     return settled(abs(ours / theirs - equals) <= within, abs(ours / theirs - equals) > within, f"{ours / theirs:.2f} times: {ours:,} multiply-adds a token and layer against {theirs:,}")
 
 @settles("computed")
-def flops_saved(arm: str, equals: float, within: float):
+def flops_saved(arm: str, equals: float, within: float) -> Settled:
     "Operations a trained token that an arm saves, in per cent of the baseline's."
     d = 100 * (1 - flops_per_token(model_config(arm)) / flops_per_token(model_config()))
     return settled(abs(d - equals) <= within, abs(d - equals) > within, f"{arm_label(arm)} needs {abs(d):.1f} % {'less' if d > 0 else 'more'} a trained token")
 
 # %% ../nbs/12_ledger.ipynb #accf2802
 @settles("computed")
-def percent(arm: str, column: str, equals: float, digits: int = 2):
+def percent(arm: str, column: str, equals: float, digits: int = 2) -> Settled:
     "Difference to the baseline in the report's own table, in per cent, rounded as printed."
     theirs = SEED_REPORT[column]
     d = round(100 * (theirs[arm] / theirs["baseline"] - 1), digits) + 0.
     return settled(d == equals, d != equals, f"{theirs[arm]:.7g} against {theirs['baseline']:.7g} is {d:+.{digits}f} %")
 
 @settles("computed")
-def perplexity(at: float, arm: str, equals: float):
+def perplexity(at: float, arm: str, equals: float) -> Settled:
     "What the report's own loss difference does to a perplexity."
     d = SEED_REPORT.best_val_loss[arm] - SEED_REPORT.best_val_loss["baseline"]
     more = round(at * math.expm1(d), 2)
     return settled(more == equals, more != equals, f"{at:g} · e^{d:.4f} = {at * math.exp(d):.2f}, {more:.2f} more")
 
 @settles("computed")
-def extreme(arm: str, column: str, which: str):
+def extreme(arm: str, column: str, which: str) -> Settled:
     "Is an arm the lowest or highest in a column of the report's own table?"
     theirs = SEED_REPORT[column].sort_values(ascending=which == "lowest")
     return settled(theirs.index[0] == arm, theirs.index[0] != arm, ", ".join(f"{arm_label(a)} {v:g}" for a, v in theirs.items()))
 
 @settles("computed")
-def range_below(column: str, percent: float):
+def range_below(column: str, percent: float) -> Settled:
     "Do lowest and highest of a column of the report's own table lie that close?"
     lo, hi = SEED_REPORT[column].min(), SEED_REPORT[column].max()
     return settled(hi / lo - 1 < percent / 100, hi / lo - 1 >= percent / 100, f"{lo:g} to {hi:g}, {100 * (hi / lo - 1):.1f} %")
 
 # %% ../nbs/12_ledger.ipynb #d9a3e4a1
 def before_training(
-    seeds,             # of the models
-    tokens: int = 128, # random tokens to predict
-) -> pd.DataFrame:     # arm, seed, loss, width (standard deviation of the logits), scaled (loss after scaling them to WIDTH_WITH_NORM)
+    seeds: Iterable[int], # of the models
+    tokens: int = 128,    # random tokens to predict
+) -> pd.DataFrame:        # arm, seed, loss, width (standard deviation of the logits), scaled (loss after scaling them to WIDTH_WITH_NORM)
     "Untrained models of the 22.7M-parameter size: each seed's one draw of weights, read by the definition of each arm."
     rows = []
     for seed in seeds:
@@ -163,14 +164,14 @@ def untrained() -> pd.DataFrame:
 WIDTH_WITH_NORM = .31  # standard deviation of a normed model's first logits: a unit vector of width D against rows of variance 2 / (D + V)
 
 @settles("computed")
-def first_loss(arms: list, equals: float, within: float):
+def first_loss(arms: list[str], equals: float, within: float) -> Settled:
     "Loss of untrained models at full size, every seed."
     losses = untrained().groupby("arm").loss.agg(["min", "max", "size"]).loc[arms]
     far = ((losses["min"] < equals - within) | (losses["max"] > equals + within)).any()
-    return settled(not far, far, "; ".join(f"{arm_label(a)} {l['min']:.2f} to {l['max']:.2f} over {int(l['size'])} seeds" for a, l in losses.iterrows()))
+    return settled(not far, far, "; ".join(f"{arm_label(a)} {x['min']:.2f} to {x['max']:.2f} over {int(x['size'])} seeds" for a, x in losses.iterrows()))
 
 @settles("computed")
-def excess_beyond_logits(arm: str, within: float):
+def excess_beyond_logits(arm: str, within: float) -> Settled:
     "What is left of an arm's higher first loss once its logits are as wide as the baseline's."
     rows = untrained().pivot(index="seed", columns="arm")
     left, (lo, hi) = rows.scaled[arm] - rows.loss["baseline"], rows.width[arm].agg(["min", "max"])
@@ -180,7 +181,7 @@ def excess_beyond_logits(arm: str, within: float):
 # %% ../nbs/12_ledger.ipynb #ebf88512
 @settles("computed")
 @torch.no_grad()
-def order_visible(arm: str):
+def order_visible(arm: str) -> Settled:
     "Does the order of earlier tokens change the last token's logits, with the causal mask?"
     cfg = model_config(arm, scale="laptop")
     model, ids = FlexibleTransformerLM(cfg, 0), torch.randint(0, cfg.vocab_size, (1, 16), generator=torch.Generator().manual_seed(0))
@@ -204,7 +205,7 @@ class Evidence:
     def name(self) -> str: return f"{self.r.plan['study'] if self.r.plan and self.r.plan['study'] != self.r.name else ''}/{self.r.name}".strip("/")
     @property
     def words(self) -> str: return f"{self.name} ({self.r.config['scale']}, {self.setup})"
-    def has(self, *arms) -> bool: return {"baseline", *arms} <= set(self.runs.arm)
+    def has(self, *arms: str) -> bool: return {"baseline", *arms} <= set(self.runs.arm)
 
     def at(self, value: str, share: float | None) -> pd.DataFrame:
         "The runs with a column `value`: as it is, the generalisation gap, or the validation loss at the first evaluation after a share of the steps."
@@ -235,7 +236,7 @@ def effects_on(e: Evidence, value: str, at: float | None = None) -> pd.DataFrame
     return e.memo[value, at]
 
 @settles("runs")
-def effect(e: Evidence, arms: list, expect: str, value: str = "final_val_loss", at: float | None = None):
+def effect(e: Evidence, arms: list[str], expect: str, value: str = "final_val_loss", at: float | None = None) -> Settled | None:
     "Paired difference to the baseline, with the verdict of the statistics; several arms must all agree."
     if not e.has(*arms): return None
     table, unit = effects_on(e, value, at).loc[arms], "%" if value == "seconds" else "nats"
@@ -243,7 +244,7 @@ def effect(e: Evidence, arms: list, expect: str, value: str = "final_val_loss", 
     return settled(**together_settled(said), figures="; ".join(effect_words(a, t["mean"], t.lo, t.hi, t.verdict, t.n, unit) for a, t in table.iterrows()))
 
 @settles("runs")
-def size(e: Evidence, arm: str, nats: float):
+def size(e: Evidence, arm: str, nats: float) -> Settled | None:
     "Does the interval of the paired difference hold this size?"
     if not e.has(arm): return None
     t = effects_on(e, "final_val_loss").loc[arm]
@@ -251,7 +252,7 @@ def size(e: Evidence, arm: str, nats: float):
     return settled(t.lo <= nats <= t.hi and fine, not t.lo <= nats <= t.hi and t.n > 1, effect_words(arm, t["mean"], t.lo, t.hi, t.verdict, t.n))
 
 @settles("runs")
-def below(e: Evidence, arms: list, percent: float, value: str = "final_val_loss"):
+def below(e: Evidence, arms: list[str], percent: float, value: str = "final_val_loss") -> Settled | None:
     "Do the intervals lie within so many per cent of the baseline?"
     if not e.has(*arms): return None
     runs = e.at(value, None)
@@ -266,23 +267,23 @@ def between(e: Evidence, arm: str, other: str) -> Interval:
     wide = e.runs[e.runs.status == "done"].pivot(index="seed", columns="arm", values="final_val_loss").reindex(columns=[arm, other]).dropna()
     return mean_interval(wide[arm] - wide[other])
 
-def ordered(e: Evidence, pairs: list) -> Settled:
+def ordered(e: Evidence, pairs: list[tuple[str, str]]) -> Settled:
     "Is the first arm of each pair worse than the second?"
     gaps = [between(e, *p) for p in pairs]
     return settled(all(g.lo > 0 for g in gaps), any(g.hi < 0 for g in gaps), "; ".join(f"{arm_label(a)} minus {arm_label(b)} {interval_words(g.mean, g.lo, g.hi)}" for (a, b), g in zip(pairs, gaps)))
 
 @settles("runs")
-def largest(e: Evidence, arm: str, over: list):
+def largest(e: Evidence, arm: str, over: list[str]) -> Settled | None:
     "Is the arm worse than each other, seed by seed?"
     return ordered(e, [(arm, o) for o in over]) if e.has(arm, *over) else None
 
 @settles("runs")
-def ranking(e: Evidence, arms: list):
+def ranking(e: Evidence, arms: list[str]) -> Settled | None:
     "Is each arm worse than the next, seed by seed?"
     return ordered(e, list(zip(arms, arms[1:]))) if e.has(*arms) else None
 
 @settles("runs")
-def only(e: Evidence, arm: str, others: list, percent: float):
+def only(e: Evidence, arm: str, others: list[str], percent: float) -> Settled | None:
     "Does one arm alone cost more than so many per cent?"
     if not e.has(arm, *others): return None
     base = e.runs[e.runs.arm == "baseline"].final_val_loss.mean()
@@ -291,7 +292,7 @@ def only(e: Evidence, arm: str, others: list, percent: float):
     return settled(whole and lo[arm] > percent and (hi[others] < percent).all(), hi[arm] < percent or (lo[others] > percent).any(), "; ".join(f"{arm_label(a)} {interval_words(100 * t['mean'] / base, lo[a], hi[a])} %" for a, t in table.iterrows()))
 
 @settles("runs")
-def nothing_from(e: Evidence, arms: list, at_least: int):
+def nothing_from(e: Evidence, arms: list[str], at_least: int) -> Settled | None:
     "Are at least so many arms equivalent to the baseline?"
     if not e.has(*arms): return None
     said = effects_on(e, "final_val_loss").verdict[arms]
@@ -305,7 +306,7 @@ def trains(r: Results) -> pd.Series:
     half = (np.log(runs.vocab_size) + runs[runs.arm == "baseline"].final_val_loss.min()) / 2
     return (runs.status.eq("done") & (runs.final_val_loss < half)).groupby([runs.arm, runs.lr]).all()
 
-def on_common_rates(e: Evidence, *arms) -> pd.DataFrame | None:
+def on_common_rates(e: Evidence, *arms: str) -> pd.DataFrame | None:
     "Rates that the baseline and these arms all have, an arm a column: does it train there? None for fewer than two."
     if not {"baseline", *arms} <= set(e.r.runs.arm): return None
     table = trains(e.r).unstack("arm")[["baseline", *arms]].dropna().astype(bool)
@@ -313,12 +314,12 @@ def on_common_rates(e: Evidence, *arms) -> pd.DataFrame | None:
 
 def rates_words(table: pd.DataFrame) -> str:
     "At which of the rates tried an arm does not train."
-    def fails(a): return "trains at all" if table[a].all() else "does not train at " + ", ".join(f"{lr:g}" for lr in table.index[~table[a]])
+    def fails(a: str) -> str: return "trains at all" if table[a].all() else "does not train at " + ", ".join(f"{lr:g}" for lr in table.index[~table[a]])
     return f"of {len(table)} rates from {table.index.min():g} to {table.index.max():g}: " + "; ".join(f"{arm_label(a)} {fails(a)}" for a in table)
 
 # %% ../nbs/12_ledger.ipynb #5e4e5665
 @settles("runs")
-def narrower(e: Evidence, arm: str):
+def narrower(e: Evidence, arm: str) -> Settled | None:
     "Does the baseline train at learning rates at which the arm does not?"
     table = on_common_rates(e, arm)
     if table is None: return None
@@ -326,7 +327,7 @@ def narrower(e: Evidence, arm: str):
     return settled(lost and not won, not lost and not table.all(axis=None), rates_words(table))
 
 @settles("runs")
-def narrowest(e: Evidence, arm: str, over: list):
+def narrowest(e: Evidence, arm: str, over: list[str]) -> Settled | None:
     "Does the arm train at fewer learning rates than each other?"
     table = on_common_rates(e, arm, *over)
     if table is None: return None
@@ -334,7 +335,7 @@ def narrowest(e: Evidence, arm: str, over: list):
     return settled((n[arm] < n[over]).all(), (n[arm] > n[over]).any(), rates_words(table))
 
 @settles("runs")
-def finishes(e: Evidence, arms: list):
+def finishes(e: Evidence, arms: list[str]) -> Settled | None:
     "Did every run of these arms reach its last step?"
     if not e.has(*arms): return None
     runs = e.runs[e.runs.arm.isin(arms) & (e.runs.status != "partial")]
@@ -342,7 +343,7 @@ def finishes(e: Evidence, arms: list):
     return settled(done.eq(n).all() and n.min() > 1 and len(n) == len(arms), (done < n).any(), "; ".join(f"{arm_label(a)}: {done.get(a, 0)} of {n.get(a, 0)} runs to the end" for a in arms))
 
 @settles("runs")
-def trains_at_the_rate_of(e: Evidence, arm: str, other: str):
+def trains_at_the_rate_of(e: Evidence, arm: str, other: str) -> Settled | None:
     "Does the arm train at the best learning rate of another?"
     lr = e.r.tuning.get("", {}).get(other, {}).get("lr")
     if lr is None or (arm, lr) not in (ok := trains(e.r)).index: return None
@@ -351,7 +352,7 @@ def trains_at_the_rate_of(e: Evidence, arm: str, other: str):
 
 # %% ../nbs/12_ledger.ipynb #c2e5d997
 @settles("runs")
-def trend(e: Evidence, arms: list, over: str, any_of: bool = False):
+def trend(e: Evidence, arms: list[str], over: str, any_of: bool = False) -> Settled | None:
     "Does the cost of the removal grow with each doubling of a field?"
     runs = on_the_ladder(e.r) if over == "lr" else e.runs
     if points(e.r) != [""] and over == "lr" or over not in runs or runs[over].nunique() < 2 or not {"baseline", *arms} <= set(runs.arm): return None
@@ -369,7 +370,7 @@ def spread_interval(sd: float, df: float) -> tuple[float, float]:
     return tuple(sd * np.sqrt(df / stats.chi2.ppf(q, df)) for q in (.975, .025))
 
 @settles("runs")
-def seed_spread(e: Evidence, percent: float):
+def seed_spread(e: Evidence, percent: float) -> Settled | None:
     "Standard deviation of the loss from seed to seed, in per cent of the loss."
     row = noise_budget(e.runs, by=()).query("source == 'another seed' and quantity == 'loss'").iloc[0]
     if not row.df: return None
@@ -377,14 +378,14 @@ def seed_spread(e: Evidence, percent: float):
     return settled(hi < percent, lo > percent, f"standard deviation {row.sd:.4f} nats, {row.sd * share:.2f} % [{lo:.2f}, {hi:.2f}] of the loss ({int(row.df)} degrees of freedom)")
 
 @settles("runs")
-def within_luck(e: Evidence, arm: str, percent: float):
+def within_luck(e: Evidence, arm: str, percent: float) -> Settled | None:
     "Is a difference smaller than one seed's difference strays?"
     if not e.has(arm) or (t := effects_on(e, "final_val_loss").loc[arm]).n < 2: return None
     nats = percent / 100 * e.runs[e.runs.arm == "baseline"].final_val_loss.mean(); lo, hi = (1.96 * s for s in spread_interval(t.sd, t.n - 1))
     return settled(nats < lo, nats > hi, f"{percent:g} % is {nats:.4f} nats; one seed's difference of {arm_label(arm)} strays by ±{1.96 * t.sd:.4f} [{lo:.4f}, {hi:.4f}]")
 
 @settles("runs")
-def crowned(e: Evidence, at_least: float):
+def crowned(e: Evidence, at_least: float) -> Settled | None:
     "How often the truly best arm comes out best in studies of the report's kind."
     table = e.r.evaluations if e.setup == next(iter(e.r.sets)) else pd.DataFrame()
     if table.empty: return None
@@ -394,27 +395,27 @@ def crowned(e: Evidence, at_least: float):
 
 # %% ../nbs/12_ledger.ipynb #87d73ce6
 @settles("runs")
-def level(e: Evidence, arm: str, column: str, equals: float, within: float):
+def level(e: Evidence, arm: str, column: str, equals: float, within: float) -> Settled | None:
     "Does the mean of a column lie near this value?"
     if arm not in set(e.runs.arm): return None
     i = mean_interval(e.runs[(e.runs.arm == arm) & (e.runs.status == "done")][column])
     return settled(i.lo >= equals - within and i.hi <= equals + within, i.lo > equals + within or i.hi < equals - within, f"{interval_words(i.mean, i.lo, i.hi, '')} ({i.n} seeds)")
 
 @settles("runs")
-def reached(e: Evidence, loss: float, share: float):
+def reached(e: Evidence, loss: float, share: float) -> Settled | None:
     "Validation loss of the baseline after a share of the steps."
     runs = e.at("final_val_loss", share); i = mean_interval(runs[(runs.arm == "baseline") & (runs.status == "done")].value)
     return settled(i.hi <= loss, i.lo > loss, f"{interval_words(i.mean, i.lo, i.hi, '')} after {share:.0%} of the steps")
 
 @settles("runs")
-def settled_by(e: Evidence, share: float):
+def settled_by(e: Evidence, share: float) -> Settled | None:
     "How much the baseline's loss still falls after a share of the steps."
     runs = e.at("final_val_loss", share); base = runs[(runs.arm == "baseline") & (runs.status == "done")]
     i = mean_interval(base.value - base.final_val_loss)
     return settled(i.hi <= e.r.margin, i.lo > e.r.margin, f"the baseline still falls by {interval_words(i.mean, i.lo, i.hi, '')} nats after {share:.1%} of the steps")
 
 # %% ../nbs/12_ledger.ipynb #7e35320b
-def window_means(e: Evidence, arm: str, length: int, *parts) -> pd.DataFrame | None:
+def window_means(e: Evidence, arm: str, length: int, *parts: tuple[float, float]) -> pd.DataFrame | None:
     "Mean loss of an arm's runs in parts of windows of `length` times the trained one: columns in the order of `parts`, pairs of shares of the window; None without positions."
     p = of(e.r.positions, e.runs)
     if arm not in set(p.arm): return None
@@ -427,21 +428,21 @@ def past_the_end(e: Evidence, arm: str) -> pd.Series | None:
     return None if w is None else w[0] - w[1]
 
 @settles("runs")
-def late_context(e: Evidence, arm: str):
+def late_context(e: Evidence, arm: str) -> Settled | None:
     "Does more context in the window help the baseline's loss?"
     if (w := window_means(e, arm, 1, (.5, 1), (.25, .5))) is None: return None
     i = mean_interval(w[0] - w[1])
     return settled(i.lo > -e.r.margin, i.hi < -e.r.margin, f"second half minus second quarter of a window: {interval_words(i.mean, i.lo, i.hi)} nats")
 
 @settles("runs")
-def extrapolates(e: Evidence, arm: str):
+def extrapolates(e: Evidence, arm: str) -> Settled | None:
     "Is the loss beyond the trained length as low as before it?"
     if (d := past_the_end(e, arm)) is None: return None
     i = mean_interval(d)
     return settled(i.hi < e.r.margin, i.lo > e.r.margin, f"{arm_label(arm)}, beyond the trained length minus the half before it: {interval_words(i.mean, i.lo, i.hi)} nats")
 
 @settles("runs")
-def beyond(e: Evidence, arm: str):
+def beyond(e: Evidence, arm: str) -> Settled | None:
     "Does the arm lose more beyond the trained length than the baseline?"
     ours, base = past_the_end(e, arm), past_the_end(e, "baseline")
     if ours is None or base is None: return None
@@ -450,7 +451,7 @@ def beyond(e: Evidence, arm: str):
 
 # %% ../nbs/12_ledger.ipynb #807064a3
 @settles("runs")
-def interacts(e: Evidence):
+def interacts(e: Evidence) -> Settled | None:
     "Is any interaction of the factorial away from zero?"
     table = factorial(e.runs, e.r.margin)
     if table.empty or not (table.order > 1).any(): return None
@@ -458,7 +459,7 @@ def interacts(e: Evidence):
     return settled(table.verdict.isin(["worse", "better"]).any(), table.verdict.eq("equivalent").all(), "; ".join(f"{' × '.join(map(arm_label, t.effect.split(':')))} {interval_words(t['mean'], t.lo, t.hi)}" for _, t in table.iterrows()))
 
 @settles("runs")
-def together(e: Evidence):
+def together(e: Evidence) -> Settled | None:
     "Do all removals together cost more than the sum of the single ones?"
     parts = {a: [p.name for p in parse_arm(a)] for a in arm_order(e.runs.arm)}
     whole = max((a for a, ps in parts.items() if len(ps) > 1 and set(ps) <= set(parts)), key=lambda a: len(parts[a]), default=None)
@@ -523,7 +524,8 @@ def read_claim(row: dict, scales: tuple) -> Claim:
             for a in v if isinstance(v, list) else [v] if k in ("arm", "other") else []: parse_arm(a)
         if row["test"] == "effect" and given["expect"] not in MEANS: raise AblationError(f"expect = {given['expect']!r} is unknown; choose one of {', '.join(MEANS)}.")
     if row.get("setup") not in (None, "tuned", "fixed"): raise AblationError(f"setup = {row['setup']!r} is unknown; choose tuned or fixed, or leave it out.")
-    return Claim(*(row[k] for k in ("number", "where", "says", "kind", "test")), given, row.get("setup"), tuple(row.get("scales", scales)), "scales" in row, tuple((f, *v) for f, v in row.get("with", {}).items()), row.get("why", ""), row.get("advice", ""))
+    return Claim(**{k: row[k] for k in ("number", "where", "says", "kind", "test")}, parameters=given, setup=row.get("setup"), scales=tuple(row.get("scales", scales)), tied="scales" in row,
+                 fields=tuple((f, *v) for f, v in row.get("with", {}).items()), why=row.get("why", ""), advice=row.get("advice", ""))
 
 # %% ../nbs/12_ledger.ipynb #e251d316
 def studies_in(outputs: Path) -> tuple[list[Results], dict]:
@@ -540,7 +542,7 @@ def bearing(claim: Claim, sets: list[Evidence]) -> list[Evidence]:
     found = []
     for e in sets:
         r, main = e.r, next(iter(e.r.sets))
-        right = dict(tuned=e.setup == "tuned", fixed=e.setup == next((n for n in r.sets if n != "tuned"), None)).get(claim.setup, e.setup == main)
+        right = dict(tuned=e.setup == "tuned", fixed=e.setup == next((n for n in r.sets if n != "tuned"), None)).get(claim.setup or "", e.setup == main)
         grid = claim.test == "trend" and claim.parameters["over"] != "lr"
         if not right or r.config["scale"] not in claim.scales or grid != (points(r) != [""]) or not all(e.runs[f].between(lo, hi).all() for f, lo, hi in claim.fields): continue
         usual = r.config["model"] == asdict(model_config(r.config["arm"], r.config["scale"]))
@@ -581,7 +583,7 @@ def settle(
     path: Path | str | None = None,  # of the claims; None: nbs/claims.toml of the project
 ) -> pd.DataFrame:                   # number, where, claim, kind, test, verdict, figures, evidence, others, advice
     "The ledger: every claim with its verdict from all studies."
-    return settle_all(read_claims(path), studies_in(outputs)[0])
+    return settle_all(read_claims(path), studies_in(Path(outputs))[0])
 
 def claims_of(
     study_folder: Path | str,        # one study

@@ -16,15 +16,17 @@ __all__ = ['SEED_REPORT', 'RUN', 'COLUMNS', 'TEXT', 'VERDICTS', 'SECTIONS', 'RUN
 # %% ../nbs/10_report.ipynb #3b62aba6
 import html, re
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .config import AblationError, ModelConfig, arm_label, parse_arm, project_root
-from .figures import (ablation_comparison, arm_order, curves_of, dynamics_figure, effects_figure, gaps, interactions_figure, main_lr, positions_figure, save_figure,
+from .figures import (ablation_comparison, arm_order, dynamics_figure, effects_figure, gaps, interactions_figure, main_lr, positions_figure, save_figure,
                                  sensitivity_figure, sweep_figure)
 from .model import parameter_count
 from .runs import identity_of, load_doc_losses, load_metrics, load_position_losses, load_runs, read_json, read_rows, same_behaviour
@@ -46,9 +48,9 @@ def point_fields(point: str) -> dict:
     return dict(re.findall(r"([a-z][a-z0-9]*(?:_[a-z0-9]+)*)-([^_]+)", point))
 
 def fault(
-    root: Path,  # the study's folder
-    run,         # a row of `load_runs`
-) -> str | None: # what is wrong, as the end of a sentence
+    root: Path,     # the study's folder
+    run: pd.Series, # a row of `load_runs`
+) -> str | None:    # what is wrong, as the end of a sentence
     "The first reason not to trust the folder of a run; None if there is none."
     folder = root / run.folder
     c, e, own = read_json(folder / "config.json"), read_json(folder / "env.json"), {**read_json(folder / "config.json")["model"], **read_json(folder / "config.json")["train"]}
@@ -69,9 +71,10 @@ def fault(
         mean = np.divide(*np.load(folder / "doc_losses.npy").sum(0))
         if not np.isclose(mean, result["final_val_loss"], rtol=1e-6): return f"its doc_losses.npy gives a loss of {mean:.6f}, its result.json {result['final_val_loss']:.6f}"
     if run.status == "done" and last.get("val_loss") != result["final_val_loss"]: return f"its metrics.jsonl ends at a loss of {last.get('val_loss')}, its result.json at {result['final_val_loss']}"
+    return None
 
 # %% ../nbs/10_report.ipynb #8d14c36c
-def settings(root: Path, run, code: str) -> dict:
+def settings(root: Path, run: pd.Series, code: str) -> dict:
     "All that must agree between the runs of a point, by name; what the arm changes is left out. `code` stands for all code that behaves alike."
     c = read_json(root / run.folder / "config.json")
     treated = {f for a in parse_arm(run.arm) for f in a.change}
@@ -89,7 +92,7 @@ def codes(root: Path, runs: pd.DataFrame) -> dict:
 
 def strangers(root: Path, runs: pd.DataFrame) -> dict:
     "Folder -> how its settings depart from those of most runs at its point."
-    code, odd = codes(root, runs), {}
+    code, odd = codes(root, runs), dict[str, str]()
     found = {r.folder: (r.point, settings(root, r, code[r.folder])) for _, r in runs.iterrows()}
     for p in runs.point.unique():
         here = [s for at, s in found.values() if at == p]
@@ -139,10 +142,10 @@ def read_results(
     plan, tuning = ({} if not (f := home(folder) / name).exists() else read_json(f) for name in ("study.json", "tuning.json"))
     if home(folder) != folder: tuning = {"": tuning[folder.resolve().name]} if tuning else {}
     first = runs[runs.status.eq("done")].iloc[0]
-    def long(load):  # folder by folder: one that is refused may claim the name of another
+    def long(load: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:  # folder by folder: one that is refused may claim the name of another
         parts = [load(folder / x.folder).assign(point=x.point) for x in runs.itertuples()]
         return pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True)
-    return Results(folder.resolve().name, folder, runs, *map(long, (load_metrics, load_doc_losses, load_position_losses)), read_json(folder / first.folder / "config.json"), plan, tuning, refused)
+    return Results(folder.resolve().name, folder, runs, long(load_metrics), long(load_doc_losses), long(load_position_losses), read_json(folder / first.folder / "config.json"), plan, tuning, refused)
 
 def home(folder: Path) -> Path:
     "Where study.json lies: in the folder, or above it if this is a point of a grid."
@@ -177,7 +180,7 @@ def duration(seconds: float) -> str:
 
 def p_words(p: float) -> str: return "<0.001" if p < .001 else f"{p:.3f}"
 
-COLUMNS = dict(number=("no.", "d"), figures=("our figures", str), test=("decided by", str),  # column -> heading, and a format or a function that makes text of a value
+COLUMNS: dict[str, tuple[str, str | Callable[[Any], str]]] = dict(number=("no.", "d"), figures=("our figures", str), test=("decided by", str),  # column -> heading, and a format or a function that makes text of a value
     arm=("arm", arm_label), change=("what was changed", str), component=("taken away", str), whose=("", str), lr=("learning rate", "g"),
     parameters=("parameters", ",.0f"), parameters_delta=("against the baseline", "+.2f%"), flops_per_token=("FLOPs per token", lambda v: f"{v / 1e6:,.3f}M"),
     flops_delta=("against the baseline ", "+.2f%"), tokens=("tokens", ",.0f"), final_val_loss=("final loss", ".4f"), level=("final loss [95 %]", ""), effect=("difference to the baseline [95 %]", ""),
@@ -193,7 +196,7 @@ TEXT = ("arm", "change", "component", "whose", "verdict", "fixed_verdict", "tune
 def md_table(frame: pd.DataFrame) -> str:
     "A frame as a markdown table: numbers to the right, a dash where there is none."
     shown = {c: COLUMNS.get(c, (str(c), "")) for c in frame}
-    def cell(v, how):
+    def cell(v: Any, how: str | Callable[[Any], str]) -> str:
         if not isinstance(v, str) and pd.isna(v): return "–"
         text = how(v) if callable(how) else format(v, how.removesuffix("%") if how.endswith("f%") else how) + ("%" if how.endswith("f%") else "")
         return text.replace("|", r"\|").replace("\n", " ")
@@ -205,7 +208,7 @@ def md_table(frame: pd.DataFrame) -> str:
 def judged(runs: pd.DataFrame, margin: float, value: str = "final_val_loss") -> pd.DataFrame:
     "Paired effects of one set of runs with their verdicts, a row an arm in the order of the figures."
     effects = verdicts(paired_effects(runs, value, by=()), margin)
-    return effects.set_index("arm").reindex([a for a in arm_order(effects.arm)]).rename_axis("arm").reset_index()
+    return effects.set_index("arm").reindex(arm_order(effects.arm)).rename_axis("arm").reset_index()
 
 def arm_means(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     "Means over the finished runs, a row an arm; missing where none is finished."
@@ -234,7 +237,7 @@ def for_reading(table: pd.DataFrame) -> pd.DataFrame:
     table = table.copy()
     for mean, lo, hi, to, sign in (("final_val_loss", "loss_lo", "loss_hi", "level", ""), ("difference", "lo", "hi", "effect", "+"), ("crossed_mean", "crossed_lo", "crossed_hi", "crossed", "+")):
         if lo not in table: continue
-        table[mean] = [interval_words(*v, sign) for v in table[[mean, lo, hi]].astype(float).itertuples(index=False)]
+        table[mean] = [interval_words(m, a, b, sign) for m, a, b in table[[mean, lo, hi]].astype(float).itertuples(index=False)]
         table = table.drop(columns=[lo, hi]).rename(columns={mean: to})
     if "lr" in table and table.lr.nunique() == 1: table = table.drop(columns="lr")
     return table
@@ -250,7 +253,7 @@ def sureness_table(runs: pd.DataFrame, docs: pd.DataFrame, margin: float) -> pd.
 
 def side_by_side(fixed: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     "Two results tables in one: the difference at one rate for all, and at each arm's own best."
-    def part(t, name): return t.assign(**{f"{name}_effect": [interval_words(*v) for v in t[["difference", "lo", "hi"]].astype(float).itertuples(index=False)], f"{name}_verdict": t.verdict}).set_index("arm")[[f"{name}_effect", f"{name}_verdict"]]
+    def part(t: pd.DataFrame, name: str) -> pd.DataFrame: return t.assign(**{f"{name}_effect": [interval_words(*v) for v in t[["difference", "lo", "hi"]].astype(float).itertuples(index=False)], f"{name}_verdict": t.verdict}).set_index("arm")[[f"{name}_effect", f"{name}_verdict"]]
     both = part(fixed, "fixed").join(tuned.set_index("arm").lr, how="outer").join(part(tuned, "tuned"), how="outer")
     return both.loc[[a for a in arm_order(both.index) if a != "baseline"]].reset_index()
 
@@ -306,7 +309,7 @@ def dynamics_table(
 
 def rates_table(runs: pd.DataFrame) -> pd.DataFrame:
     "Mean final loss of each arm at each learning rate, with the runs behind it."
-    def cell(g):
+    def cell(g: pd.DataFrame) -> str:
         done, lost = g.final_val_loss[g.status == "done"], g.status.eq("diverged").sum()
         return ", ".join(([f"{done.mean():.4f} ({len(done)})"] if len(done) else []) + ([f"{lost} diverged"] if lost else [])) or "–"
     wide = pd.DataFrame([dict(arm=a, lr=lr, cell=cell(g)) for (a, lr), g in runs.groupby(["arm", "lr"])]).pivot(index="arm", columns="lr", values="cell")
@@ -324,7 +327,7 @@ def positions_table(positions: pd.DataFrame) -> pd.DataFrame:
 VERDICTS = dict(worse="**worse** than the baseline", better="**better** than the baseline", equivalent="**equivalent** to the baseline (within {margin:g} nats)", undetermined="**undetermined**")
 
 def effect_sentence(
-    effect,                     # a row of `verdicts`
+    effect: pd.Series,          # a row of `verdicts`
     diverged_at: list[int],     # steps at which runs of this arm diverged
     margin: float,              # nats per token within which an effect counts as none
 ) -> str:
@@ -344,7 +347,7 @@ def power_sentence(
     seen = effects[effects.arm.map(lambda a: bool(parse_arm(a)[0].change)) & effects.detectable.notna()].sort_values("detectable")
     if seen.empty: return "No arm has two pairs of runs, so this study cannot tell any difference from the luck of a seed."
     (low, high), n = (seen.iloc[0], seen.iloc[-1]), sorted({int(n) for n in seen.n})
-    def words(x): return f"{x.detectable:.4f} ({arm_label(x.arm)}{f' at {point_words(x.point)}' if where else ''})"
+    def words(x: pd.Series) -> str: return f"{x.detectable:.4f} ({arm_label(x.arm)}{f' at {point_words(x.point)}' if where else ''})"
     where = "point" in seen and seen.point.nunique() > 1
     span = words(low) + (f" to {words(high)}" if len(seen) > 1 else "")
     return f"The smallest difference to the baseline that {' or '.join(map(str, n))} pairs of runs detect with 80 % power: {span} nats per token, judged by the spread seen here."
@@ -353,7 +356,7 @@ def power_sentence(
 def opening(r: Results) -> str:
     "What the study could see, and what was run."
     done, m, t = r.runs[r.runs.status == "done"], r.config["model"], r.config["train"]
-    def each(values): return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in sorted(set(values)))
+    def each(values: Iterable) -> str: return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in sorted(set(values)))
     size = f"{done.parameters.iloc[0]:,.0f} parameters ({arm_label(done.arm.iloc[0])})"
     facts = dict(Corpus=Path(r.config["corpus"]).name, Scale=r.config["scale"], Seeds=each(pd.concat(r.sets.values()).seed), Device=f"{each(done.device)}, {each(done.precision)}, torch {each(done.torch)}",
         Model=f"{m['n_layers']} layers of width {m['d_model']}, context {m['context_length']}, vocabulary {m['vocab_size']:,}; {size}",
@@ -425,7 +428,7 @@ def dynamics(r: Results) -> str:
     "Gap, gradients, first loss and speed."
     runs = r.main
     if runs.initial_val_loss.isna().all() or "baseline" not in set(runs.arm): return ""
-    return "\n\n".join(["## On the way", f"![Gap to the baseline, gradient norm, first loss, speed](dynamics.svg)", "The gap is the paired difference of the validation loss at the first evaluation after a tenth, a quarter and half of the steps, "
+    return "\n\n".join(["## On the way", "![Gap to the baseline, gradient norm, first loss, speed](dynamics.svg)", "The gap is the paired difference of the validation loss at the first evaluation after a tenth, a quarter and half of the steps, "
         f"with its 95 % interval over seeds. Times are those of {', '.join(sorted(set(runs.device)))}{at_setup(r, next(iter(r.sets)))}.", md_table(dynamics_table(runs, of(r.metrics, runs), r.config["train"]["grad_clip"]))])
 
 def by_position(r: Results) -> str:
@@ -499,7 +502,7 @@ def left_out(r: Results) -> str:
 
 def asked_for(r: Results) -> list[tuple]:
     "Every (point, arm, log10 of the learning rate, seed) that the study asks for; without study.json, all that fill the gaps of what is there."
-    def cells(points, arms, rates, seeds): return [(p, a, round(np.log10(lr), 9), s) for p in points for s in seeds for lr in rates for a in arms]
+    def cells(points: Iterable[str], arms: Iterable[str], rates: Iterable[float], seeds: Iterable[int]) -> list[tuple]: return [(p, a, round(np.log10(lr), 9), s) for p in points for s in seeds for lr in rates for a in arms]
     if not r.plan: return [c for (p, lr), g in r.runs.groupby(["point", "lr"]) for c in cells([p], arm_order(g.arm), [lr], sorted(g.seed.unique()))]
     plan, points = r.plan, [""]
     if home(r.folder) == r.folder and r.plan["grid"]: points = list(r.plan["grid"])
@@ -514,7 +517,7 @@ def proofs(r: Results) -> str:
     ended = r.runs[r.runs.status != "partial"]
     checks = {x.folder: read_json(r.folder / x.folder / "result.json")["checks"] for x in ended.itertuples()}
     first = ended.drop_duplicates("arm").set_index("arm").folder
-    arms, lines, known = arm_order(first.index), [], set()
+    arms, lines, known = arm_order(first.index), list[str](), set[str]()
     for a in arms:
         new = [c["says"] for c in checks[first[a]] if c["says"] not in known]
         lines.append(f"- **{arm_label(a)}**" + ("".join(f"\n  - {says}" for says in new) or ": nothing else"))
@@ -527,7 +530,7 @@ def stories(r: Results) -> str:
     "One sampled story an arm."
     runs = r.main
     done = runs[runs.status.eq("done") & runs["sample"].notna()].drop_duplicates("arm").set_index("arm")
-    def quoted(text): return "> " + re.sub(r"([*_`#\[\]|~$\\])", r"\\\1", html.escape(text, quote=False)).replace("\n", "\n> ")
+    def quoted(text: str) -> str: return "> " + re.sub(r"([*_`#\[\]|~$\\])", r"\\\1", html.escape(text, quote=False)).replace("\n", "\n> ")
     return "\n\n".join(["## What the models write", *(f"**{arm_label(a)}** (seed {done.seed[a]}):\n\n{quoted(done['sample'][a])}" for a in arm_order(done.index))])
 
 SECTIONS = (opening, findings, both_rates, every_seed, rates, dynamics, by_position, interactions, noise, beside_the_report, left_out, proofs, stories)
@@ -535,7 +538,7 @@ SECTIONS = (opening, findings, both_rates, every_seed, rates, dynamics, by_posit
 # %% ../nbs/10_report.ipynb #f6598d20
 def points(r: Results) -> list[str]:
     "Points of the grid, by the numbers in their names; [''] for a study without one."
-    def key(p): return [(0, float(v), "") if re.fullmatch(r"[\d.e-]+", v) else (1, 0, v) for v in point_fields(p).values()]
+    def key(p: str) -> list[tuple[int, float, str]]: return [(0, float(v), "") if re.fullmatch(r"[\d.e-]+", v) else (1, 0, v) for v in point_fields(p).values()]
     return sorted(r.runs.point.unique(), key=key)
 
 def swept(r: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -630,7 +633,7 @@ def headline(
     name, runs = next(iter(r.sets.items()))
     if points(r) != [""]: return f"{len(points(r))} settings of {', '.join(point_fields(points(r)[0]))}, {setup_words(name)}, {runs.seed.nunique()} seeds. {power_sentence(swept(r)[0])}"
     done, effects = runs[runs.status == "done"], judged(runs, r.margin)
-    def named(verdict): return ", ".join(f"{arm_label(e.arm)} ({e['mean']:+.3f})" for _, e in effects[effects.verdict == verdict].iterrows())
+    def named(verdict: str) -> str: return ", ".join(f"{arm_label(e.arm)} ({e['mean']:+.3f})" for _, e in effects[effects.verdict == verdict].iterrows())
     found = "; ".join(f"{v}: {n}" for v in ("worse", "better", "equivalent", "undetermined") if (n := named(v)))
     lost = ", ".join(f"{arm_label(e.arm)} ({int(e.n_diverged)})" for _, e in effects[effects.n_diverged > 0].iterrows())
     return (f"{Path(r.config['corpus']).name}, {done.parameters.iloc[0]:,.0f} parameters, {done.tokens.iloc[0]:,.0f} tokens a run, {setup_words(name)}, "

@@ -9,11 +9,13 @@ __all__ = ['SAME_IN_A_PAIR', 'Interval', 'mean_interval', 'require_columns', 'wh
            'noise_budget', 'best_of_evaluations', 'add_factors', 'products', 'factorial_contrasts', 'factorial_effects']
 
 # %% ../nbs/08_statistics.ipynb #3fe7e21c
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from .config import AblationError, did_you_mean
@@ -28,7 +30,7 @@ class Interval(NamedTuple):
     hi: float    # upper end of the interval; NaN for fewer than two
 
 def mean_interval(
-    values,             # numbers, (n,); or many studies at once, (..., n)
+    values: ArrayLike,  # numbers, (n,); or many studies at once, (..., n)
     level: float = .95, # confidence level
 ) -> Interval:          # fields of shape (...)
     "Mean, standard deviation and Student's t interval over the last axis."
@@ -44,17 +46,17 @@ def mean_interval(
 SAME_IN_A_PAIR = ("data_hash", "tokenizer_hash", "tokens")  # columns in which both runs of a pair must agree
 
 def require_columns(
-    frame: pd.DataFrame, # any rows
-    columns,             # names that it must have
-):
+    frame: pd.DataFrame,    # any rows
+    columns: Iterable[str], # names that it must have
+) -> None:
     "Refuse a frame that lacks a column."
     for c in columns:
         if c not in frame: raise AblationError(f"The rows have no column '{c}'.{did_you_mean(c, frame)}")
 
 def which(
-    row,      # mapping of column to value
-    columns,  # those that say which row it is
-) -> str:     # e.g. "'nope' at lr 0.01, seed 3"
+    row: Mapping,           # of column to value
+    columns: Sequence[str], # those that say which row it is
+) -> str:                   # e.g. "'nope' at lr 0.01, seed 3"
     "A row in words."
     words = [f"{c} {row[c]:g}" if isinstance(row[c], (int, float, np.number)) else f"{c} {row[c]}" for c in columns]
     return f"'{row['arm']}'" + (" at " + ", ".join(words) if words else "")
@@ -62,7 +64,7 @@ def which(
 def pair_up(
     rows: pd.DataFrame, # with arm and the columns of `on`
     baseline: str,      # the arm to pair with
-    on,                 # columns that both rows of a pair share
+    on: Sequence[str],  # columns that both rows of a pair share
 ) -> pd.DataFrame:      # the rows of the other arms, beside them the baseline's with the suffix _base
     "Each row of the other arms with the baseline's row of the same `on`."
     require_columns(rows, ["arm", *on])
@@ -76,7 +78,7 @@ def paired_differences(
     runs: pd.DataFrame,            # a row a run: arm, seed, status, data_hash, tokenizer_hash, tokens, `value` and the columns of `by`
     value: str = "final_val_loss", # the column to compare
     baseline: str = "baseline",    # the arm to compare with
-    by = ("lr",),                  # columns besides the seed in which a pair agrees
+    by: Sequence[str] = ("lr",),   # columns besides the seed in which a pair agrees
 ) -> pd.DataFrame:                 # arm, *by, seed, difference (arm minus baseline); a row a pair
     "Differences to the baseline at the same seed and the same `by`, where both runs are done."
     require_columns(runs, [value])
@@ -113,7 +115,7 @@ def paired_effects(
     runs: pd.DataFrame,            # a row a run, as `load_runs` gives it
     value: str = "final_val_loss", # the column to compare
     baseline: str = "baseline",    # the arm to compare with
-    by = ("lr",),                  # columns besides the seed in which a pair agrees
+    by: Sequence[str] = ("lr",),   # columns besides the seed in which a pair agrees
 ) -> pd.DataFrame:                 # arm, *by, n, mean, sd, lo, hi, detectable, n_diverged, n_base_diverged; a row an arm and value of `by`
     "Mean paired difference to the baseline, its 95 % interval, and the smallest effect detectable with 80 % power."
     keys, rows = ["arm", *by], []
@@ -157,7 +159,7 @@ class CrossedInterval(NamedTuple):
     seed_se: float  # standard error from the seeds, the documents given
     doc_se: float   # what the choice of documents adds to it (in squares)
 
-def _drawings(docs, resamples, seed):
+def _drawings(docs: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     "How often each document is drawn in each resample, in blocks (docs, some resamples) that fit into memory."
     rng, block = np.random.default_rng(seed), max(1, 2_000_000 // docs)
     for first in range(0, resamples, block):
@@ -166,12 +168,12 @@ def _drawings(docs, resamples, seed):
 
 # %% ../nbs/08_statistics.ipynb #37b84285
 def crossed_interval(
-    differences,           # summed loss of arm minus baseline in nats, (seeds, docs); or many studies at once, (..., seeds, docs)
-    tokens,                # tokens of each document, (docs,); or (..., docs)
-    level: float = .95,    # confidence level
-    resamples: int = 2000, # drawings of the documents
-    seed: int = 0,         # of these drawings
-) -> CrossedInterval:      # fields of shape (...)
+    differences: ArrayLike, # summed loss of arm minus baseline in nats, (seeds, docs); or many studies at once, (..., seeds, docs)
+    tokens: ArrayLike,      # tokens of each document, (docs,); or (..., docs)
+    level: float = .95,     # confidence level
+    resamples: int = 2000,  # drawings of the documents
+    seed: int = 0,          # of these drawings
+) -> CrossedInterval:       # fields of shape (...)
     "Interval of a mean difference over seeds and documents: documents bootstrapped, seeds by Student's t."
     y, w = np.asarray(differences, dtype=float), np.asarray(tokens, dtype=float)
     (S, D), W = y.shape[-2:], w.sum(-1)
@@ -192,13 +194,13 @@ def crossed_interval(
 
 # %% ../nbs/08_statistics.ipynb #c8c3f8ce
 def crossed_effects(
-    doc_losses: pd.DataFrame,   # arm, *by, seed, doc, loss (summed nats) and tokens, as `load_doc_losses` gives them
-    baseline: str = "baseline", # the arm to compare with
-    by = ("lr",),               # columns besides the seed in which a pair agrees
-    level: float = .95,         # confidence level
-    resamples: int = 2000,      # drawings of the documents
-    seed: int = 0,              # of these drawings
-) -> pd.DataFrame:              # arm, *by, n, docs, mean, lo, hi, seed_se, doc_se; a row an arm and value of `by`
+    doc_losses: pd.DataFrame,    # arm, *by, seed, doc, loss (summed nats) and tokens, as `load_doc_losses` gives them
+    baseline: str = "baseline",  # the arm to compare with
+    by: Sequence[str] = ("lr",), # columns besides the seed in which a pair agrees
+    level: float = .95,          # confidence level
+    resamples: int = 2000,       # drawings of the documents
+    seed: int = 0,               # of these drawings
+) -> pd.DataFrame:               # arm, *by, n, docs, mean, lo, hi, seed_se, doc_se; a row an arm and value of `by`
     "Mean paired difference to the baseline with an interval for other seeds and other documents."
     on, rows = [*by, "seed", "doc"], []
     pairs = pair_up(doc_losses, baseline, on)
@@ -212,31 +214,31 @@ def crossed_effects(
 
 # %% ../nbs/08_statistics.ipynb #e360eaf3
 def difference_p(
-    n,          # pairs
-    mean,       # mean difference
-    sd,         # standard deviation of the differences
-) -> np.ndarray: # NaN for fewer than two pairs
+    n: ArrayLike,    # pairs
+    mean: ArrayLike, # mean difference
+    sd: ArrayLike,   # standard deviation of the differences
+) -> np.ndarray:     # NaN for fewer than two pairs
     "p-value of the paired t test against no difference, two-sided."
     return 2 * stats.t.sf(np.abs(_t_ratio(mean, n, sd)), np.asarray(n) - 1)
 
 def equivalence_p(
-    n,          # pairs
-    mean,       # mean difference
-    sd,         # standard deviation of the differences
-    margin,     # the difference that would matter, in the units of `mean`
-) -> np.ndarray: # NaN for fewer than two pairs
+    n: ArrayLike,    # pairs
+    mean: ArrayLike, # mean difference
+    sd: ArrayLike,   # standard deviation of the differences
+    margin: float,   # the difference that would matter, in the units of `mean`
+) -> np.ndarray:     # NaN for fewer than two pairs
     "p-value of the two one-sided tests against a difference of at least `margin`."
     return stats.t.sf(_t_ratio(margin - np.abs(mean), n, sd), np.asarray(n) - 1)
 
-def _t_ratio(distance, n, sd):
+def _t_ratio(distance: ArrayLike, n: ArrayLike, sd: ArrayLike) -> np.ndarray:
     "`distance` in standard errors of the mean; none is none, even where all differences are alike."
     distance, n, sd = (np.asarray(x, dtype=float) for x in (distance, n, sd))
     with np.errstate(divide="ignore", invalid="ignore"): return np.where((distance == 0) & (sd == 0), 0, distance / (sd / np.sqrt(n)))
 
 # %% ../nbs/08_statistics.ipynb #1b9c3f35
 def holm(
-    p,           # p-values, (m,); or many families at once, (..., m); NaN for a planned contrast that gave none
-) -> np.ndarray: # adjusted p-values, as `p`
+    p: ArrayLike, # p-values, (m,); or many families at once, (..., m); NaN for a planned contrast that gave none
+) -> np.ndarray:  # adjusted p-values, as `p`
     "Holm's adjustment over the last axis: a family of claims below 0.05 holds a false one in at most 5 % of studies."
     p = np.asarray(p, dtype=float)
     order, m = np.argsort(p, axis=-1), p.shape[-1]                       # NaN sorts last
@@ -245,11 +247,11 @@ def holm(
 
 # %% ../nbs/08_statistics.ipynb #976a4223
 def verdicts(
-    effects: pd.DataFrame,  # n, mean, sd and, where they exist, arm, n_diverged, n_base_diverged; its rows are one family of planned contrasts
-    margin: float = .005,   # the smallest difference that matters, declared with the study (nats per token)
-    level: float = .95,     # 1 - level is the error rate of either test
-    controls = ("aa",),     # arms that are no contrast: by their own p, outside the family
-) -> pd.DataFrame:          # `effects` and p, p_holm, p_equivalent, within (the smallest margin at which the row would be equivalent), verdict
+    effects: pd.DataFrame,             # n, mean, sd and, where they exist, arm, n_diverged, n_base_diverged; its rows are one family of planned contrasts
+    margin: float = .005,              # the smallest difference that matters, declared with the study (nats per token)
+    level: float = .95,                # 1 - level is the error rate of either test
+    controls: Sequence[str] = ("aa",), # arms that are no contrast: by their own p, outside the family
+) -> pd.DataFrame:                     # `effects` and p, p_holm, p_equivalent, within (the smallest margin at which the row would be equivalent), verdict
     "Judge each effect: worse, better, equivalent or undetermined, or why there is no verdict."
     if not margin > 0: raise AblationError(f"The margin is {margin}, but equivalence needs one above 0; declare the smallest difference that matters, such as 0.005.")
     require_columns(effects, ["n", "mean", "sd"])
@@ -266,17 +268,17 @@ def verdicts(
 
 # %% ../nbs/08_statistics.ipynb #e0866bd4
 def window_means(
-    losses,      # summed loss of each document, (..., docs)
-    tokens,      # tokens of each document, (docs,)
-    length: int, # tokens of a window
-) -> np.ndarray: # (..., windows), nats per token
+    losses: ArrayLike, # summed loss of each document, (..., docs)
+    tokens: ArrayLike, # tokens of each document, (docs,)
+    length: int,       # tokens of a window
+) -> np.ndarray:       # (..., windows), nats per token
     "Mean loss of every window of the ring of documents, each document's loss spread evenly over its tokens; at most 100,000 of them."
     losses, tokens = np.asarray(losses, dtype=float), np.asarray(tokens, dtype=float)
     total = int(tokens.sum())
     if length > total: raise AblationError(f"A window of {length} tokens does not fit into {total} tokens of validation text; choose a shorter one or evaluate on more text.")
     edges = np.concatenate([[0], np.cumsum(np.tile(tokens, 2))])
     start = np.arange(0, total, -(-total // 100_000))
-    def mean(document_losses):
+    def mean(document_losses: np.ndarray) -> np.ndarray:
         so_far = np.concatenate([[0], np.cumsum(np.tile(document_losses, 2))])
         return (np.interp(start + length, edges, so_far) - np.interp(start, edges, so_far)) / length
     return np.apply_along_axis(mean, -1, losses)
@@ -285,14 +287,14 @@ def window_means(
 def pooled_sd(
     frame: pd.DataFrame, # any rows
     value: str,          # a column of numbers
-    same,                # columns in which the rows of a group agree
-) -> tuple:              # standard deviation, degrees of freedom; (NaN, 0) where no two rows agree
+    same: Iterable[str], # columns in which the rows of a group agree
+) -> tuple[float, int]:  # standard deviation, degrees of freedom; (NaN, 0) where no two rows agree
     "Spread around the means of groups."
     g = frame.groupby(list(same), dropna=False)[value]
     df = len(frame) - g.ngroups
     return (np.sqrt(((frame[value] - g.transform("mean"))**2).sum() / df), df) if df else (np.nan, 0)
 
-def _document_noise(doc_losses, baseline, by, batches, rows, length):
+def _document_noise(doc_losses: pd.DataFrame, baseline: str, by: Sequence[str], batches: int, rows: int, length: int) -> list[tuple[str, str, float, int]]:
     "Rows of the budget for the sampling of documents: root mean square over the runs."
     pairs = pair_up(doc_losses, baseline, [*by, "seed", "doc"])
     out = []
@@ -308,14 +310,14 @@ def _document_noise(doc_losses, baseline, by, batches, rows, length):
 
 # %% ../nbs/08_statistics.ipynb #927de9b5
 def noise_budget(
-    runs: pd.DataFrame,                # a row a run; extra repeats may be further rows, e.g. of another study; with a column `order` where the data's order had a seed of its own
-    doc_losses: pd.DataFrame = None,   # as `load_doc_losses`: arm, *by, seed, doc, loss, tokens
-    value: str = "final_val_loss",     # the loss
-    baseline: str = "baseline",        # the arm to compare with
-    repeats = ("aa",),                 # arms that are the baseline again
-    by = ("lr",),                      # columns besides arm and seed that make another recipe
+    runs: pd.DataFrame,                     # a row a run; extra repeats may be further rows, e.g. of another study; with a column `order` where the data's order had a seed of its own
+    doc_losses: pd.DataFrame | None = None, # as `load_doc_losses`: arm, *by, seed, doc, loss, tokens
+    value: str = "final_val_loss",          # the loss
+    baseline: str = "baseline",             # the arm to compare with
+    repeats: Collection[str] = ("aa",),     # arms that are the baseline again
+    by: Sequence[str] = ("lr",),            # columns besides arm and seed that make another recipe
     batches: int = 20, rows: int = 32, length: int = 256,  # of an evaluation on random batches: rows a batch, tokens a row
-) -> pd.DataFrame:                     # source, quantity (loss or difference), sd, df; NaN and 0 where these runs do not tell
+) -> pd.DataFrame:                          # source, quantity (loss or difference), sd, df; NaN and 0 where these runs do not tell
     "Standard deviation of one run's loss, and of one paired difference, by what is different between two runs."
     require_columns(runs, ["arm", "seed", "status", value, *by])
     done = runs[runs.status == "done"]
@@ -348,7 +350,8 @@ def best_of_evaluations(
     curves = metrics.dropna(subset="val_loss").groupby(["arm", "seed"])
     for a, s in ((a, s) for a in arms for s in seeds if (a, s) not in curves.groups):
         raise AblationError(f"'{a}' at seed {s} has no validation loss in the metrics; give the metrics of the same runs.")
-    rng, parts = np.random.default_rng(seed), dict(exact=[], same=[], own=[])
+    rng = np.random.default_rng(seed)
+    parts: dict[str, list[np.ndarray]] = dict(exact=[], same=[], own=[])
     for s, k in zip(seeds, rng.multinomial(studies, np.full(len(seeds), 1 / len(seeds)))):
         one = doc_losses[doc_losses.seed == s]
         by_doc, tokens = one.pivot(index="arm", columns="doc", values="loss").loc[arms], one[one.arm == baseline].sort_values("doc").tokens
@@ -368,26 +371,26 @@ def best_of_evaluations(
 
 # %% ../nbs/08_statistics.ipynb #1a202e0b
 def add_factors(
-    runs: pd.DataFrame,  # with a column arm
-    factors,             # names of arms that were combined, such as ("nope", "silu")
-) -> pd.DataFrame:       # the rows whose arm is the baseline or made of these factors alone, with a column of 0 or 1 for each
+    runs: pd.DataFrame,     # with a column arm
+    factors: Sequence[str], # names of arms that were combined, such as ("nope", "silu")
+) -> pd.DataFrame:          # the rows whose arm is the baseline or made of these factors alone, with a column of 0 or 1 for each
     "Read from `nope+silu` that nope and silu are 1."
     parts = runs.arm.str.split("+").map(set)
     for f in factors:
         if not parts.map(lambda p: f in p).any(): raise AblationError(f"No run has the factor '{f}'.{did_you_mean(f, set().union(*parts))}")
     return runs.assign(**{f: parts.map(lambda p: int(f in p)) for f in factors})[parts.map(lambda p: p <= set(factors) or p == {"baseline"})]
 
-def products(factors) -> list:
+def products(factors: Sequence[str]) -> list[str]:
     "Every main effect and interaction: nope, silu, nope:silu."
     return [":".join(c) for k in range(1, len(factors) + 1) for c in combinations(factors, k)]
 
 # %% ../nbs/08_statistics.ipynb #e7fe318c
 def factorial_contrasts(
-    runs: pd.DataFrame,            # seed, status, `value` and a column of 0 or 1 for each factor; a row a combination and seed
-    factors,                       # names of these columns
-    terms = None,                  # effects to fit, such as ["nope", "silu", "nope:silu"]; None for all products of the factors
-    value: str = "final_val_loss", # the loss
-) -> pd.DataFrame:                 # effect, seed, contrast; for the seeds that finished every combination
+    runs: pd.DataFrame,                 # seed, status, `value` and a column of 0 or 1 for each factor; a row a combination and seed
+    factors: Sequence[str],             # names of these columns
+    terms: Sequence[str] | None = None, # effects to fit, such as ["nope", "silu", "nope:silu"]; None for all products of the factors
+    value: str = "final_val_loss",      # the loss
+) -> pd.DataFrame:                      # effect, seed, contrast; for the seeds that finished every combination
     "Main effects and interactions within each seed, by least squares."
     require_columns(runs, [*factors, "seed", "status", value])
     terms = terms or products(factors)
@@ -406,16 +409,16 @@ def factorial_contrasts(
     wide = pd.DataFrame(y.to_numpy() @ solve[1:].T, index=y.index, columns=terms)
     return wide.rename_axis(columns="effect").T.stack().rename("contrast").reset_index()
 
-def _combination(row, factors):
+def _combination(row: Mapping, factors: Iterable[str]) -> str:
     "A cell of the design in words."
     return "+".join(f for f in factors if row[f]) or "baseline"
 
 def factorial_effects(
-    runs: pd.DataFrame,            # as for `factorial_contrasts`
-    factors,                       # names of the columns of 0 or 1
-    terms = None,                  # effects to fit; None for all products of the factors
-    value: str = "final_val_loss", # the loss
-) -> pd.DataFrame:                 # effect, order (1 for a main effect), n, mean, sd, lo, hi, n_diverged (seeds in which a combination diverged)
+    runs: pd.DataFrame,                 # as for `factorial_contrasts`
+    factors: Sequence[str],             # names of the columns of 0 or 1
+    terms: Sequence[str] | None = None, # effects to fit; None for all products of the factors
+    value: str = "final_val_loss",      # the loss
+) -> pd.DataFrame:                      # effect, order (1 for a main effect), n, mean, sd, lo, hi, n_diverged (seeds in which a combination diverged)
     "Main effects and interactions with Student's t interval over the seeds."
     contrasts = factorial_contrasts(runs, factors, terms, value)
     bad = runs[runs.status == "diverged"].seed.nunique()

@@ -6,8 +6,10 @@
 __all__ = ['NEAR', 'LEFT_THERE', 'agreement', 'faults', 'pack', 'members', 'unpack', 'speed', 'visit', 'main']
 
 # %% ../nbs/14_visit.ipynb #e20e3799
-import argparse, contextlib, json, os, shutil, sys, tarfile, tempfile, threading, time
+import argparse, contextlib, os, shutil, sys, tarfile, tempfile, threading, time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,14 +30,14 @@ NEAR = dict(fp32=1e-4, bf16=5e-3)  # nats, over twenty steps
 def agreement(
     device: torch.device,
     scale: str = "full",
-    arms=("baseline", "no_norm", "post_norm", "nope", "silu"),
+    arms: Sequence[str] = ("baseline", "no_norm", "post_norm", "nope", "silu"),
     n: int = 20,             # steps
     batch_size: int = 4,
 ) -> pd.DataFrame:           # arm, precision, gap (nats), repeats (to the bit?), treatment ("holds", or what is wrong)
     "How far the device is from the CPU's plain fp32 path, arm by arm."
     rows = []
     for arm in arms:
-        at = dict(ablation=arm, scale=scale, corpus="builtin", batch_size=batch_size, compile=False)
+        at: dict[str, Any] = dict(ablation=arm, scale=scale, corpus="builtin", batch_size=batch_size, compile=False)
         plain = losses_of(run_config(**at, precision="fp32", device="cpu"), n, plain=True)
         model = FlexibleTransformerLM(run_config(**at).model, 0)
         try: require(check_treatment(model.to(device), arm)); treatment = "holds"
@@ -66,7 +68,7 @@ def pack(
     new = [f for f in run_folders(study) if (f / "result.json").exists() and f.relative_to(study.parent).as_posix() not in packed]
     if not new: return archives
     last = archives[-1] if archives else None
-    def weight(f): return sum(p.stat().st_size + 1024 for p in f.iterdir() if p.name not in LEFT_THERE)
+    def weight(f: Path) -> int: return sum(p.stat().st_size + 1024 for p in f.iterdir() if p.name not in LEFT_THERE)
     while new:
         if last is None or last.stat().st_size > limit / 2:
             last = out / f"{study.name}-{len(archives) + 1}.tar"; archives.append(last)
@@ -92,7 +94,7 @@ def members(archive: Path) -> list[str]:
 def unpack(
     archives: list[Path],
     outputs: Path | None = None,  # folder of all studies; None: outputs/ of the project
-) -> dict:                        # folder -> "new", or "known" where the same result lay there before
+) -> dict[str, str]:              # folder -> "new", or "known" where the same result lay there before
     "Put packed runs among the others. A folder that holds another result is an error, and then nothing is changed."
     outputs, found = Path(outputs or project_root() / "outputs"), {}
     with tempfile.TemporaryDirectory() as tmp:
@@ -105,7 +107,7 @@ def unpack(
             found[f.as_posix()] = "known" if here.exists() else "new"
             if here.exists() and read_json(here) != read_json(Path(tmp) / f / "result.json"): raise AblationError(f"{outputs / f} holds another result than the archive; move one of the two away.")
         for p in sorted(Path(tmp).glob("*/*.json")):   # study.json, tuning.json
-            shutil.copy(p, (outputs / p.parent.name).mkdir(parents=True, exist_ok=True) or outputs / p.parent.name / p.name)
+            (outputs / p.parent.name).mkdir(parents=True, exist_ok=True); shutil.copy(p, outputs / p.parent.name / p.name)
         for f in runs:
             if found[f.as_posix()] == "new": shutil.rmtree(outputs / f, ignore_errors=True); shutil.copytree(Path(tmp) / f, outputs / f)
     return found
@@ -113,8 +115,8 @@ def unpack(
 # %% ../nbs/14_visit.ipynb #e9c64f14
 def speed(device: torch.device, scale: str, rounds: int, console: Console) -> pd.DataFrame:
     "The race on the device at full batch size, compiled, and the price of determinism."
-    at = dict(scale=scale, corpus="builtin", device=str(device), precision=native_precision(), compile=device.type == "cuda")
-    table = standings(race({n: at for n in ("products", "ours", *peers_here())}, rounds, each=50 if device.type == "cuda" else 1), run_config(**at))
+    at: dict[str, Any] = dict(scale=scale, corpus="builtin", device=str(device), precision=native_precision(), compile=device.type == "cuda")
+    table = standings(race(dict.fromkeys(("products", "ours", *peers_here()), at), rounds, each=50 if device.type == "cuda" else 1), run_config(**at))
     t = ours(run_config(**at)); step = t.recorded() if device.type == "cuda" else t.step
     free = seconds_a_step(step, device)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -142,17 +144,17 @@ def visit(
     if wrong := faults(table): raise AblationError(f"This device does not compute what the CPU computes: {' '.join(wrong)} No run was begun.")
     if rounds: found = speed(device, checks, rounds, console); found.to_csv(out / "race.csv", index=False); console.print(found.to_string())
     done = threading.Event()
-    def packing():
+    def packing() -> None:
         while not done.wait(5):
             with contextlib.suppress(OSError): pack(study.outputs, out)
     packer = threading.Thread(target=packing, daemon=True); packer.start()
     try: left = work_off(study, workers, console=console, time_limit=max(1, time_limit - (time.time() - started) - 5))
     finally: done.set(); packer.join(); archives = pack(study.outputs, out)
     console.print(f"packed: {', '.join(f'{a.name} ({a.stat().st_size / 1e6:.1f} MB)' for a in archives) or 'nothing is finished'}")
-    for folder, (state, why) in left.items(): print(f"visit: {os.path.relpath(folder)}: {why}", file=sys.stderr)
+    for folder, (_, why) in left.items(): print(f"visit: {os.path.relpath(folder)}: {why}", file=sys.stderr)
     return 0 if all(state == "stopped" for state, _ in left.values()) else 1
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     "`python -m ablation_nb.visit run STUDY` and `python -m ablation_nb.visit unpack ARCHIVE...`."
     parser = argparse.ArgumentParser("ablation_nb.visit", description="A short visit to a machine with a card, and what it brings home.")
     sub = parser.add_subparsers(dest="command", required=True)

@@ -188,7 +188,7 @@ def test_an_engine_takes_over_from_one_that_died(tmp_path, env, long):
     time.sleep(3)
     first.kill()
     first.communicate()
-    out, err = second.communicate(timeout=250)
+    _, err = second.communicate(timeout=250)
     assert second.returncode == 0, err
     assert results(root, "long-builtin") == long
 

@@ -205,7 +205,7 @@ def test_tables_of_a_report_can_be_sorted(look, pages):
     table = page.locator("article table.sortable").first
     heads = table.locator("thead th").all_inner_texts()
     column = next(i for i, h in enumerate(heads) if "difference" in h)
-    cells = lambda: [r.locator("td, th").nth(column).inner_text() for r in table.locator("tbody tr").all()]  # noqa: E731
+    cells = lambda: [r.locator("td, th").nth(column).inner_text() for r in table.locator("tbody tr").all()]
     first, button = cells(), table.locator("thead th").nth(column).get_by_role("button")
     numbers = [float(c.split()[0]) for c in first if c != "–"]
     assert len(numbers) >= 3 and numbers != sorted(numbers) and numbers != sorted(numbers, reverse=True)

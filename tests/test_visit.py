@@ -36,7 +36,7 @@ def away(tmp_path_factory, sh):
 
 
 def test_what_is_brought_home_is_little_and_complete(away):
-    brought = [p for p in (away / "brought").iterdir()]
+    brought = list((away / "brought").iterdir())
     assert len(brought) <= 8 and all(p.stat().st_size < 16 * 2**20 for p in brought)
     agreement = (away / "brought" / "agreement.csv").read_text().splitlines()
     assert len(agreement) == 1 + 5 * 2 and all(line.endswith(",holds") for line in agreement[1:])
