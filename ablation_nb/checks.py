@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .config import AblationError, ModelConfig, arm_name, model_config, parse_arm
+from .config import FEED_FORWARDS, NORMS, AblationError, ModelConfig, arm_name, model_config, parse_arm, unit_rms
 from .layers import CausalSelfAttention, RotaryEmbedding
 from .model import FlexibleTransformerLM, flops_per_token, init_parameters, next_token_loss, parameter_count, reference_logits
 
@@ -217,10 +217,9 @@ def check_norms(t: Case) -> tuple[bool, str]:
     x = t.noise(3, cfg.d_model) * 0.03 + 0.02
     m: Any
     for path, m in found.items():
-        z = x.cpu().double()
-        if cfg.norm == "layernorm": z = z - z.mean(-1, keepdim=True)
         if getattr(m, "weight", None) is None: faults.append(f"{path} has no gain"); continue
-        gap = off(m(x), z / (z.square().mean(-1, keepdim=True) + cfg.norm_eps).sqrt() * m.weight.cpu())
+        formula = NORMS[cfg.norm].formula or unit_rms
+        gap = off(m(x), torch.from_numpy(formula(x.cpu().double().numpy(), cfg.norm_eps)) * m.weight.cpu())
         if path in due and not gap < t.tol: faults.append(f"{path} ({type(m).__name__}) is off {cfg.norm} with eps {cfg.norm_eps:g} and its gain by {gap:.1%}")
     count = f"{len(found)} norm modules where {len(due)} are due"
     return (False, f"{count}: {listed(faults)}.") if faults else (True, f"{count}, each {cfg.norm} with eps {cfg.norm_eps:g} and a gain." if due else f"{count}.")
@@ -264,17 +263,13 @@ def check_placement(t: Case) -> tuple[bool, str]:
 # %% ../nbs/04_checks.ipynb #13240c68
 def feed_forward_by_hand(ffn: nn.Module, x: torch.Tensor, kind: str) -> torch.Tensor:
     "The feed-forward layer `kind` with the weights of `ffn`, in float64."
-    w = {n: p.detach().cpu().double() for n, p in ffn.named_parameters()}
-    x = x.cpu().double()
-    h = x @ w["w1.weight"].T
-    h = h.clamp(min=0).square() if kind == "relu2" else h / (1 + (-h).exp())
-    if kind == "swiglu": h = h * (x @ w["w3.weight"].T)
-    return h @ w["w2.weight"].T
+    part, w, z = FEED_FORWARDS[kind], {n: p.detach().cpu().double().numpy().T for n, p in ffn.named_parameters()}, x.cpu().double().numpy()
+    return torch.from_numpy(part.formula(*(z @ w[f"{m}.weight"] for m in (("w1", "w3") if part.gated else ("w1",)))) @ w["w2.weight"])
 
 def check_gate(t: Case) -> tuple[bool, str]:
     "The feed-forward layers have the due matrices and width, and compute the due function."
     cfg, x, worst = t.cfg, t.noise(5, t.cfg.d_model), 0.0
-    names = {"w1.weight", "w2.weight"} | ({"w3.weight"} if cfg.ffn == "swiglu" else set())
+    names = {"w1.weight", "w2.weight"} | ({"w3.weight"} if FEED_FORWARDS[cfg.ffn].gated else set())
     rule = rule_width(t.arm, cfg)
     for i, ffn in enumerate(b.ffn for b in t.copy.blocks):
         mine = {n for n, _ in ffn.named_parameters()}

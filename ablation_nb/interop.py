@@ -7,9 +7,11 @@ __all__ = ['LLAMA', 'IN_BLOCK', 'require_llama', 'llama_names', 'transformers_li
            'model_card', 'to_hf', 'from_hf', 'check_names', 'add_export', 'export', 'main']
 
 # %% ../nbs/11_interop.ipynb #2a0f8290
-import argparse, json, os, shutil, tempfile
+import argparse, os, tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -41,13 +43,13 @@ def llama_names(n_layers: int) -> dict[str, str]:
     return {f"{a}.weight": f"{b}.weight" for a, b in {"embed": "model.embed_tokens", **blocks, "norm_f": "model.norm", "lm_head": "lm_head"}.items()}
 
 # %% ../nbs/11_interop.ipynb #792d1f44
-def transformers_library():
+def transformers_library() -> ModuleType:
     "The module `transformers`; an error if it is not installed."
     try: import transformers
     except ImportError: raise AblationError("The Hugging Face layout needs the library transformers: pip install 'ablation_nb[hf]'.") from None
     return transformers
 
-def llama_config(cfg: ModelConfig):
+def llama_config(cfg: ModelConfig) -> Any:
     "The `transformers.LlamaConfig` of a model."
     require_llama(cfg)
     return transformers_library().LlamaConfig(vocab_size=cfg.vocab_size, hidden_size=cfg.d_model, intermediate_size=cfg.d_ff, num_hidden_layers=cfg.n_layers, num_attention_heads=cfg.n_heads,
@@ -141,7 +143,7 @@ def check_names(folder: Path, found: Mapping[str, torch.Tensor], wanted: Mapping
     if more := set(found) - set(names.values()): raise AblationError(f"{folder / 'model.safetensors'} holds {sorted(more)[0]}, for which our model has no place.")
 
 # %% ../nbs/11_interop.ipynb #7440b3e0
-def add_export(sub) -> None:
+def add_export(sub: Any) -> None:
     "Give the command `ablation` its `export`."
     text = "write a finished run as a folder of another library"
     p = sub.add_parser("export", help=text, description=text[0].upper() + text[1:] + ".")

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import AblationError, ModelConfig
+from .config import FEED_FORWARDS, NORMS, AblationError, ModelConfig, named_part
 from .layers import CausalSelfAttention, KVCache, make_feed_forward, make_norm
 
 # %% ../nbs/03_model.ipynb #b22f2101
 class TransformerBlock(nn.Module):
-    "Attention and feed-forward, each with a residual sum and a norm before or after it. `x_BTD` -> `(B, T, D)`."
+    "Attention and feed-forward, each with a residual sum and a norm before or after it. `x_BTD` -> `(B, T, D)`; what attention may be given for generation, a cache and positions, passes through."
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         if cfg.placement not in ("pre", "post"): raise AblationError(f"placement='{cfg.placement}' is unknown; choose pre or post.")
@@ -30,11 +30,11 @@ class TransformerBlock(nn.Module):
         self.norm1, self.attn = make_norm(cfg), CausalSelfAttention(cfg)
         self.norm2, self.ffn = make_norm(cfg), make_feed_forward(cfg)
 
-    def forward(self, x: torch.Tensor, causal: bool = True, cache: KVCache | None = None, at_BT: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, causal: bool = True, *cached: Any) -> torch.Tensor:
         if self.placement == "pre":
-            x = x + self.attn(self.norm1(x), causal, cache, at_BT)
+            x = x + self.attn(self.norm1(x), causal, *cached)
             return x + self.ffn(self.norm2(x))
-        x = self.norm1(x + self.attn(x, causal, cache, at_BT))
+        x = self.norm1(x + self.attn(x, causal, *cached))
         return self.norm2(x + self.ffn(x))
 
 # %% ../nbs/03_model.ipynb #daf63393
@@ -77,7 +77,7 @@ class FlexibleTransformerLM(nn.Module):
         if ids_BT.shape[-1] > self.cfg.context_length:
             raise AblationError(f"{ids_BT.shape[-1]} tokens do not fit context_length={self.cfg.context_length}; cut the input or raise context_length.")
         x_BTD = self.embed(ids_BT)
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks)): x_BTD = block(x_BTD, causal, cache, at_BT)
+        for i, block in enumerate(self.blocks): x_BTD = block(x_BTD, causal, *((caches[i], at_BT) if caches else ()))
         return self.norm_f(x_BTD)
 
     def forward(self, ids_BT: torch.Tensor, causal: bool = True) -> torch.Tensor: return self.lm_head(self.hidden(ids_BT, causal))
@@ -139,13 +139,13 @@ def flops_per_token(cfg: ModelConfig) -> int:
 
 def ffn_matrices(cfg: ModelConfig) -> int:
     "Weight matrices in the feed-forward layer: three with a gate, two without."
-    return 3 if cfg.ffn == "swiglu" else 2
+    return 3 if named_part(FEED_FORWARDS, "ffn", cfg.ffn).gated else 2
 
 # %% ../nbs/03_model.ipynb #4fd82f86
 def reference_logits(
     state: Mapping[str, torch.Tensor],  # as of `FlexibleTransformerLM.state_dict()`
     cfg: ModelConfig,                   # what the weights belong to
-    ids_BT: torch.Tensor,               # token ids
+    ids_BT: torch.Tensor | np.ndarray,  # token ids
     causal: bool = True,                # with the causal mask?
 ) -> np.ndarray:         # logits (B, T, V), float64
     "The forward pass of any arm by its definition, in float64."
@@ -154,18 +154,17 @@ def reference_logits(
     T = ids.shape[1]
     angle_TK = np.outer(np.arange(T), cfg.rope_theta ** (-np.arange(0, K, 2) / K))
 
-    def norm(x, name):
-        if cfg.norm == "none": return x
-        if cfg.norm == "layernorm": x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps) * w[f"{name}.weight"]
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        formula = NORMS[cfg.norm].formula
+        return x if formula is None else formula(x, cfg.norm_eps) * w[f"{name}.weight"]
 
-    def heads(x, name, rotate):
+    def heads(x: np.ndarray, name: str, rotate: bool) -> np.ndarray:
         z = (x @ w[f"{name}.weight"].T).reshape(*x.shape[:2], H, K).swapaxes(1, 2)
         if not rotate: return z
         turned = (z[..., :K // 2] + 1j * z[..., K // 2:]) * np.exp(1j * angle_TK)
         return np.concatenate((turned.real, turned.imag), -1)
 
-    def attention(x, p):
+    def attention(x: np.ndarray, p: str) -> np.ndarray:
         q, k, v = (heads(x, f"{p}.w{n}", cfg.position == "rope" and n != "v") for n in "qkv")
         s = q @ k.swapaxes(-1, -2) / np.sqrt(K)
         if causal: s = np.where(np.tri(T, dtype=bool), s, -np.inf)
@@ -173,11 +172,9 @@ def reference_logits(
         y = (s / s.sum(-1, keepdims=True)) @ v
         return y.swapaxes(1, 2).reshape(x.shape) @ w[f"{p}.wo.weight"].T
 
-    def feed_forward(x, p):
-        h = x @ w[f"{p}.w1.weight"].T
-        h = np.maximum(h, 0)**2 if cfg.ffn == "relu2" else h / (1 + np.exp(-h))
-        if cfg.ffn == "swiglu": h = h * (x @ w[f"{p}.w3.weight"].T)
-        return h @ w[f"{p}.w2.weight"].T
+    def feed_forward(x: np.ndarray, p: str) -> np.ndarray:
+        part = FEED_FORWARDS[cfg.ffn]
+        return part.formula(*(x @ w[f"{p}.{m}.weight"].T for m in (("w1", "w3") if part.gated else ("w1",)))) @ w[f"{p}.w2.weight"].T
 
     x = w["embed.weight"][ids]
     for i in range(cfg.n_layers):
@@ -232,7 +229,7 @@ def generate_batch(
     "Continue several texts by sampling, each as `generate` would continue it alone."
     if not all(len(p) for p in prompts): raise AblationError("The prompt holds no token; give at least one, e.g. <|endoftext|>.")
     if temperature < 0 or not 0 < top_p <= 1: raise AblationError(f"temperature={temperature} must be at least 0, and top_p={top_p} above 0 and at most 1.")
-    texts, known, going = [list(p) for p in prompts], [0] * len(prompts), range(len(prompts))
+    texts, known, going = [list(p) for p in prompts], [0] * len(prompts), list(range(len(prompts)))
     gens = [torch.Generator().manual_seed(seed) for _ in texts]
     caches: list[KVCache] | None = [KVCache(model.cfg, len(texts), model.embed.weight.device) for _ in model.blocks]
     for _ in range(n):

@@ -11,6 +11,7 @@ import contextlib, copy, ctypes, json, math, os, shutil, sys, time, warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors, safetensors.torch
@@ -69,17 +70,18 @@ def keep_memory() -> bool:
 # %% ../nbs/05_trainer.ipynb #7013d0d7
 @torch.no_grad()
 def token_losses(
-    model: nn.Module,      # ids_BT -> logits_BTV
+    model: Callable[[torch.Tensor], torch.Tensor],  # ids_BT -> logits_BTV
     tokens: np.ndarray,    # the validation stream
     context_length: int,   # T
     batch_size: int,       # windows at a time
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    device: torch.device | str = "cpu",  # where the model is
 ) -> np.ndarray:           # float64 (n - 1,): loss in nats of every token but the first
     "Score every token but the first of `tokens` exactly once."
-    n, device = len(tokens) - 1, next(model.parameters()).device
+    n = len(tokens) - 1
     T = min(context_length, n)
-    new = np.arange(0, n, T)                                                       # where each window's unscored tokens begin
-    new = np.append(new, np.repeat(n, -len(new) % batch_size)).reshape(-1, batch_size, 1)  # full batches: one shape to compile
+    begins = np.arange(0, n, T)                                                                      # of each window's unscored tokens
+    new = np.append(begins, np.repeat(n, -len(begins) % batch_size)).reshape(-1, batch_size, 1)      # full batches: one shape to compile
     index_NBT = np.minimum(new, n - T) + np.arange(T)
     ids = torch.from_numpy(np.asarray(tokens).astype(np.int64)).to(device)
     parts = []
@@ -160,15 +162,16 @@ class Trainer:
         self.lrs = torch.tensor([lr_at(i, cfg) for i in range(cfg.n_steps)], device=self.device)
         self.at = torch.zeros(1, dtype=torch.int64, device=self.device)   # the step that comes next
         self.buffer = torch.zeros(2, cfg.log_every, device=self.device)   # ring of the last losses and gradient norms
-        self.forward, self.loss = self.work, self.chunked_loss
+        self.forward: Callable[..., torch.Tensor] = self.work
+        self.loss: Callable[..., torch.Tensor] = self.chunked_loss
         if self.device.type == "cpu": keep_memory()
         if cfg.compile:
             if self.device.type == "cpu" and not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
                 raise AblationError("compile=True needs a C++ compiler on a CPU, and neither g++ nor clang++ is here; install one, or pass compile=False.")
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(project_root() / ".cache" / "inductor"))  # runs share what is compiled
-            self.forward, self.loss = (torch.compile(f, dynamic=False) for f in (self.work, self.plain_loss))
-        self.token_losses = None  # of the last evaluation
-        self.state = dict(step=0, last_row=0, seconds=0.0, eval_seconds=0.0, min_train_loss=math.inf, best_val_loss=math.inf, best_val_step=0)
+            self.forward, self.loss = torch.compile(self.work, dynamic=False), torch.compile(self.plain_loss, dynamic=False)
+        self.token_losses = np.empty(0)  # of the last evaluation
+        self.state: dict[str, Any] = dict(step=0, last_row=0, seconds=0.0, eval_seconds=0.0, min_train_loss=math.inf, best_val_loss=math.inf, best_val_step=0)
 
     def batch(self, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "The batch of step `at`, a tensor of one number: inputs and targets, (B, T) each."
@@ -197,8 +200,9 @@ class Trainer:
     def update(self, lr: torch.Tensor) -> torch.Tensor:
         "Clip, AdamW on the weights, round the working copy anew; returns the gradient norm."
         params = list(self.model.parameters())
-        for p, q in self.rounded: p.grad, q.grad = q.grad.float(), None
-        norm = nn.utils.get_total_norm([p.grad for p in params])
+        for p, q in self.rounded:
+            if q.grad is not None: p.grad, q.grad = q.grad.float(), None
+        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
         self.optimizer.grad_scale = ((norm + 1e-6) / (self.cfg.grad_clip or math.inf)).clamp(min=1)  # the fused kernel divides by it on its way: clipping without a pass of its own
         self.optimizer.param_groups[0]["lr"].copy_(lr)
         self.optimizer.step(); self.optimizer.zero_grad(set_to_none=True)
@@ -242,9 +246,9 @@ def fit(self: Trainer) -> dict:
         step()
         s["step"] = i = i + 1
         if due(i, cfg.log_every, cfg.n_steps) or due(i, cfg.eval_every, cfg.n_steps): self.row(since)
-        if self.checkpoint and due(i, cfg.checkpoint_every, cfg.n_steps): self.save(since)
+        if due(i, cfg.checkpoint_every, cfg.n_steps): self.save(since)
         if time.time() > self.deadline and i < cfg.n_steps and "diverged_at" not in s:
-            if self.checkpoint: self.save(since)
+            self.save(since)
             raise Stopped(f"Stopped at step {i} of {cfg.n_steps} by the time limit; start it again to go on from there.")
     return self.summary()
 
@@ -269,7 +273,7 @@ def row(self: Trainer, since: float) -> None:
 def evaluate(self: Trainer) -> float:
     "Mean loss over the whole validation set, in nats per token; keeps the best, the first and the last."
     t, s = time.perf_counter(), self.state
-    self.token_losses = token_losses(self.forward, self.valid.valid, self.model.cfg.context_length, self.cfg.batch_size, self.autocast)
+    self.token_losses = token_losses(self.forward, self.valid.valid, self.model.cfg.context_length, self.cfg.batch_size, self.autocast, self.device)
     loss = float(self.token_losses.mean())
     s.setdefault("initial_val_loss", loss); s["final_val_loss"] = loss
     if loss < s["best_val_loss"]: s["best_val_loss"], s["best_val_step"] = loss, s["step"]
@@ -286,7 +290,8 @@ def kept(self: Trainer) -> dict[str, torch.Tensor]:
 
 @patch
 def save(self: Trainer, since: float) -> None:
-    "Write tensors and counters to `checkpoint`, atomically: one safetensors file with the counters as JSON in its header."
+    "Write tensors and counters to `checkpoint`, if there is to be one, atomically: one safetensors file with the counters as JSON in its header."
+    if self.checkpoint is None: return
     self.state["seconds"] = time.perf_counter() - since
     tmp = self.checkpoint.with_suffix(".tmp")
     with open(tmp, "wb") as f:
@@ -312,7 +317,7 @@ def resume(self: Trainer) -> int:
 def summary(self: Trainer) -> dict:
     "What a finished run says of itself."
     s, diverged = self.state, self.state.get("diverged_at")
-    if diverged is None and self.token_losses is None:  # resumed after the last step
+    if diverged is None and not len(self.token_losses):  # resumed after the last step
         already = s["eval_seconds"]
         self.evaluate(); s["seconds"] += s["eval_seconds"] - already
     tokens = s["step"] * self.cfg.batch_size * self.model.cfg.context_length
@@ -336,5 +341,5 @@ def position_losses(self: Trainer) -> np.ndarray:
     T = self.model.cfg.context_length
     longer = FlexibleTransformerLM(replace(self.model.cfg, context_length=2 * T)).to(self.device)
     longer.load_state_dict(self.model.state_dict())
-    far = token_losses(working_copy(longer, self.cfg.precision), self.valid.valid, 2 * T, max(1, self.cfg.batch_size // 2), self.autocast)
+    far = token_losses(working_copy(longer, self.cfg.precision), self.valid.valid, 2 * T, max(1, self.cfg.batch_size // 2), self.autocast, self.device)
     return np.stack([np.append(by_position(self.token_losses, T), np.full(T, np.nan)), by_position(far, 2 * T)])
