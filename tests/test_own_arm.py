@@ -71,3 +71,34 @@ def test_an_arm_that_changes_nothing_is_refused_before_it_trains(project, sh):
 def test_what_is_wrong_in_the_file_is_said(project, sh, wrong, words):
     done = train(sh, project(wrong), "baseline")
     assert done.returncode != 0 and all(w in done.stderr for w in words), done.stderr
+
+
+def own_layer():
+    "The file with a layer of its own, as CONTRIBUTING.md has it."
+    return next(b for b in (ROOT / "CONTRIBUTING.md").read_text().split("```python\n") if "register_feed_forward" in b.split("```")[0]).split("```")[0]
+
+
+def test_an_own_layer_goes_from_one_file_to_the_report(project, sh):
+    root = project(own_layer())
+    (root / "studies").mkdir()
+    (root / "studies" / "own.toml").write_text('scale = "smoke"\narms = ["baseline", "geglu", "nope+geglu"]\nseeds = [0, 1]\n')
+    for command in ("run", "report"):
+        done = sh("ablation", command, "studies/own.toml", cwd=root)
+        assert done.returncode == 0, done.stdout + done.stderr
+    rows = {line.split("|")[1].strip(): line for line in (root / "outputs" / "own-builtin" / "report.md").read_text().splitlines() if line.startswith("| ")}
+    assert "[" in rows["GeGLU"] and "[" in rows["NoPE + GeGLU"], rows
+    counts = {a: json.loads((root / f"outputs/own-builtin/{a}/0.01-s0/result.json").read_text())["parameters"] for a in ("baseline", "geglu")}
+    assert counts["geglu"] == counts["baseline"]
+
+
+@pytest.mark.parametrize("told, trained, words", [
+    ("F.gelu(self.w1(x)) * self.w3(x)", "F.relu(self.w1(x)) * self.w3(x)", ["off geglu by"]),  # the layer is not its formula
+    ("gated=True, ", "", ["must hold 2 matrices for geglu and holds 3"]),
+    ("layer=GeGLU", "", ["The part 'geglu' has no layer"]),
+])
+def test_an_own_layer_that_is_not_what_it_says_does_not_train(project, sh, told, trained, words):
+    assert told in own_layer()
+    root = project(own_layer().replace(told, trained))
+    done = train(sh, root, "geglu")
+    assert done.returncode != 0 and all(w in done.stderr for w in words), done.stderr[-2000:]
+    assert not (root / "run" / "metrics.jsonl").exists()
