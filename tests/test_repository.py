@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sysconfig
 from importlib.metadata import version
 
 import pytest
@@ -17,7 +18,7 @@ def copy(tmp_path_factory, sh):
     "A copy of notebooks and package after a fresh export and clean."
     there = tmp_path_factory.mktemp("copy")
     for name in ("nbs", "ablation_nb", "outputs"):
-        shutil.copytree(ROOT / name, there / name, ignore=shutil.ignore_patterns("__pycache__", ".*", "*.pt"))
+        shutil.copytree(ROOT / name, there / name, ignore=shutil.ignore_patterns("__pycache__", ".*", "*.safetensors"))
     for name in ("pyproject.toml", "settings.ini"):
         shutil.copy(ROOT / name, there)
     for command in ("nbdev-export", "nbdev-clean"):
@@ -105,7 +106,9 @@ def test_the_text_of_the_project_names_no_machine():
 
 
 def test_import_is_light(sh):
-    "What a script needs to plan runs loads neither torch nor pandas."
+    "The package itself is there at once, and what a script needs to plan runs loads neither torch nor pandas."
+    took = sh("python", "-c", "import time; t = time.perf_counter(); import ablation_nb; print(time.perf_counter() - t)")
+    assert float(took.stdout) < 0.2
     code = "import sys, ablation_nb.config as c; c.run_config('nope', scale='smoke'); assert not {'torch', 'pandas'} & set(sys.modules)"
     assert sh("python", "-c", code).returncode == 0
 
@@ -115,3 +118,31 @@ def test_committed_runs_were_made_by_code_that_behaves_like_this():
     for p in (ROOT / "outputs").glob("**/env.json"):
         env, cfg = json.loads(p.read_text()), json.loads((p.parent / "config.json").read_text())
         assert env["package_hash"] == package_hash() or same_behaviour(cfg["arm"], cfg["train"]["precision"], env["fingerprint"], code_fingerprint()), f"{p.parent}: run this study again"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, sh):
+    "A wheel and an sdist of what git tracks."
+    there = tmp_path_factory.mktemp("built")
+    for f in subprocess.run(["git", "ls-files", "ablation_nb", "*.py", "*.ini", "*.toml", "*.in", "*.md", "*.txt", "LICENSE"], cwd=ROOT, capture_output=True, text=True).stdout.split():
+        (there / "src" / f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / f, there / "src" / f)
+    done = sh("python", "-m", "build", "--no-isolation", "--outdir", there / "dist", there / "src")
+    assert done.returncode == 0, done.stderr
+    return there / "dist"
+
+
+@pytest.mark.parametrize("kind", ["whl", "tar.gz"])
+def test_wheel_and_sdist_install_in_an_empty_environment(built, kind, sh, tmp_path):
+    "The package alone is installed there; what it depends on is lent by the environment of the tests."
+    (file,) = built.glob(f"*.{kind}")
+    assert sh("python", "-m", "venv", tmp_path / "env").returncode == 0
+    python, lent = tmp_path / "env" / "bin" / "python", sysconfig.get_path("purelib")
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (site / "lent.pth").write_text(f"import sys; sys.path += [{lent!r}]")
+    done = sh(python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", file)
+    assert done.returncode == 0, done.stderr
+    where = "import ablation_nb, ablation_nb.interop; print(ablation_nb.__file__)"
+    assert sh(python, "-c", where, cwd=tmp_path).stdout.strip().startswith(str(site))
+    done = sh(tmp_path / "env" / "bin" / "ablation", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and all(word in done.stdout for word in ("plan", "run", "status", "report", "export"))
