@@ -54,7 +54,7 @@ def faults(table: pd.DataFrame) -> list[str]:
     return far + [f"{r.arm}: {r.treatment}" for r in table.drop_duplicates("arm").itertuples() if r.treatment != "holds"]
 
 # %% ../nbs/14_visit.ipynb #ae3b1100
-LEFT_THERE = {"checkpoint.pt", "weights.pt", "weights.safetensors", ".lock"}
+LEFT_THERE = {"checkpoint.safetensors", "weights.safetensors", "tensorboard", ".lock"}
 
 def pack(
     study: Path,                  # the study's folder
