@@ -173,46 +173,54 @@ class Trainer:
         self.token_losses = np.empty(0)  # of the last evaluation
         self.state: dict[str, Any] = dict(step=0, last_row=0, seconds=0.0, eval_seconds=0.0, min_train_loss=math.inf, best_val_loss=math.inf, best_val_step=0)
 
-    def batch(self, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        "The batch of step `at`, a tensor of one number: inputs and targets, (B, T) each."
-        window_BT = self.tokens[self.starts.index_select(0, at).T + self.offsets].long() & 0xFFFF
-        return window_BT[:, :-1], window_BT[:, 1:]
+# %% ../nbs/05_trainer.ipynb #34566907
+@patch
+def batch(self: Trainer, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "The batch of step `at`, a tensor of one number: inputs and targets, (B, T) each."
+    window_BT = self.tokens[self.starts.index_select(0, at).T + self.offsets].long() & 0xFFFF
+    return window_BT[:, :-1], window_BT[:, 1:]
 
-    def plain_loss(self, x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
-        "Mean loss of a batch, by its definition."
-        with self.autocast(): logits_BTV = self.work(x_BT)
-        return next_token_loss(logits_BTV, y_BT)
+@patch
+def plain_loss(self: Trainer, x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
+    "Mean loss of a batch, by its definition."
+    with self.autocast(): logits_BTV = self.work(x_BT)
+    return next_token_loss(logits_BTV, y_BT)
 
-    def chunked_loss(self, x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
-        "The same without holding all logits."
-        with self.autocast(): x_BTD = self.work.hidden(x_BT)
-        return head_loss(x_BTD, self.work.lm_head.weight, y_BT)
+@patch
+def chunked_loss(self: Trainer, x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
+    "The same without holding all logits."
+    with self.autocast(): x_BTD = self.work.hidden(x_BT)
+    return head_loss(x_BTD, self.work.lm_head.weight, y_BT)
 
-    def step(self) -> None:
-        "One optimiser step. All of it are tensors on the device: nothing is asked of it, nothing is sent to it."
-        loss = self.loss(*self.batch(self.at))
-        loss.backward()
-        norm = self.update(self.lrs.index_select(0, self.at)[0])
-        self.buffer.index_copy_(1, self.at % self.cfg.log_every, torch.stack((loss.detach(), norm))[:, None])
-        self.at += 1
+# %% ../nbs/05_trainer.ipynb #16bb888a
+@patch
+def step(self: Trainer) -> None:
+    "One optimiser step. All of it are tensors on the device: nothing is asked of it, nothing is sent to it."
+    loss = self.loss(*self.batch(self.at))
+    loss.backward()
+    norm = self.update(self.lrs.index_select(0, self.at)[0])
+    self.buffer.index_copy_(1, self.at % self.cfg.log_every, torch.stack((loss.detach(), norm))[:, None])
+    self.at += 1
 
-    @torch.no_grad()
-    def update(self, lr: torch.Tensor) -> torch.Tensor:
-        "Clip, AdamW on the weights, round the working copy anew; returns the gradient norm."
-        params = list(self.model.parameters())
-        for p, q in self.rounded:
-            if q.grad is not None: p.grad, q.grad = q.grad.float(), None
-        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-        self.optimizer.grad_scale = ((norm + 1e-6) / (self.cfg.grad_clip or math.inf)).clamp(min=1)  # the fused kernel divides by it on its way: clipping without a pass of its own
-        self.optimizer.param_groups[0]["lr"].copy_(lr)
-        self.optimizer.step(); self.optimizer.zero_grad(set_to_none=True)
-        self.round_weights()
-        return norm
+@patch
+@torch.no_grad()
+def update(self: Trainer, lr: torch.Tensor) -> torch.Tensor:
+    "Clip, AdamW on the weights, round the working copy anew; returns the gradient norm."
+    params = list(self.model.parameters())
+    for p, q in self.rounded:
+        if q.grad is not None: p.grad, q.grad = q.grad.float(), None
+    norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    self.optimizer.grad_scale = ((norm + 1e-6) / (self.cfg.grad_clip or math.inf)).clamp(min=1)  # the fused kernel divides by it on its way: clipping without a pass of its own
+    self.optimizer.param_groups[0]["lr"].copy_(lr)
+    self.optimizer.step(); self.optimizer.zero_grad(set_to_none=True)
+    self.round_weights()
+    return norm
 
-    @torch.no_grad()
-    def round_weights(self) -> None:
-        "Give the working copy the weights as they stand."
-        if self.rounded: torch._foreach_copy_([q for _, q in self.rounded], [p for p, _ in self.rounded])
+@patch
+@torch.no_grad()
+def round_weights(self: Trainer) -> None:
+    "Give the working copy the weights as they stand."
+    if self.rounded: torch._foreach_copy_([q for _, q in self.rounded], [p for p, _ in self.rounded])
 
 # %% ../nbs/05_trainer.ipynb #a0e1375e
 @patch
