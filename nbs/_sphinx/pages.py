@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from fastcore.nbio import mk_cell
+from lines import LinesFormatter
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import NBProcessor, Processor
 from nbdev.processors import FilterDefaults, add_show_docs, clean_magics, hide_line, populate_language, strip_ansi
@@ -20,7 +21,6 @@ from nbdev.serve_drv import exec_nb
 from nbdev.showdoc import show_doc, showdoc_nm
 from PIL import Image
 from pygments import highlight
-from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from ablation_nb.config import arm_label
@@ -29,6 +29,7 @@ from ablation_nb.figures import arm_order
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "ablation_nb"
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+LONG = 20  # lines of an exported cell that a reader is still shown at once
 STORY = [f for f in NOTEBOOKS if f.stem[0].isdigit()]
 
 
@@ -75,9 +76,10 @@ class api_entry(Processor):
 
 
 def hide_or_fold(cell):
-    "Hidden cells go; exported ones stay, folded, unless their directive is `exports`."
+    "Hidden cells go; exported ones stay, and long ones are folded."
     if cell.cell_type != "code": return
-    if cell.directives_.keys() & {"export", "exporti"}: cell.metadata["tags"] = ["hide-input"]
+    if cell.directives_.keys() & {"export", "exporti"}:
+        if len(cell.source.strip().splitlines()) > LONG: cell.metadata["tags"] = ["hide-input"]
     elif cell.directives_.keys() & {"hide", "default_exp"}: del cell["source"]
 
 
@@ -223,7 +225,7 @@ def api(out):
         for name in API[module]:
             doc = inspect.getdoc(attrgetter(name)(import_module(f"{PACKAGE.name}.{module}"))) or ""
             rows.append(f"| [`{name}`](#{label(module, name)}) | [{module}](nbs/{notebook}) | {doc.splitlines()[0].replace('|', chr(92) + '|') if doc else ''} |")
-        code = highlight((PACKAGE / f"{module}.py").read_text(encoding="utf-8"), PythonLexer(), HtmlFormatter(lineanchors="L"))
+        code = highlight((PACKAGE / f"{module}.py").read_text(encoding="utf-8"), PythonLexer(), LinesFormatter(lineanchors="L"))
         write(out / "source" / f"{module}.md", f"---\norphan: true\nnosearch: true\n---\n# {PACKAGE.name}/{module}.py\n\nExported from [{notebook}](../nbs/{notebook}).\n\n```{{raw}} html\n{code}\n```\n")
     write(out / "api.md", f"# API\n\nWhat `{PACKAGE.name}` exports. A name leads to its entry in the notebook that defines and tests it.\n\n| name | module | what it does |\n|---|---|---|\n" + "\n".join(rows) + "\n")
 
