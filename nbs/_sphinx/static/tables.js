@@ -10,7 +10,7 @@ function number(text) {
 
 function sortable(table) {
   const heads = [...table.querySelectorAll("thead th")], body = table.tBodies[0], rows = [...body?.rows ?? []];
-  if (table.tHead?.rows.length !== 1 || rows.length < 3 || rows.some(r => r.cells.length !== heads.length)) return;
+  if (table.tHead?.rows.length !== 1 || heads.every(h => !h.textContent.trim()) || rows.length < 3 || rows.some(r => r.cells.length !== heads.length)) return;
   heads.forEach((head, column) => {
     const value = row => row.cells[column].textContent.trim(), blank = v => /^(–|-|nan|none)?$/i.test(v);
     const button = document.createElement("button");
