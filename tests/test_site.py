@@ -58,6 +58,15 @@ def test_every_notebook_and_every_report_is_a_page(pages):
         assert pages[report].select("a.download[href$='.csv']")
 
 
+def test_notebooks_that_are_run_with_parameters_show_or_name_a_run(pages):
+    article = pages["nbs/train.html"].select_one("article")
+    assert article.select("div.cell_output img") and article.select("div.cell_output table") and "folder:" in article.get_text()
+    for name, example in dict(train="/run.html", analysis="/report.html", benchmark="13_bench.html").items():
+        section = pages[f"nbs/{name}.html"].select_one("article section")
+        before = section.select_one("div.cell").find_all_previous("a")
+        assert any(example in a.get("href", "") for a in before if a.find_parent("article")), name
+
+
 def test_every_link_leads_somewhere_and_every_file_is_in_the_site(site, pages):
     ids = {page: {e["id"] for e in soup.select("[id]")} for page, soup in pages.items()}
     faults = []
