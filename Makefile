@@ -61,7 +61,7 @@ readme: install  ## README.md from nbs/index.ipynb
 	$(BIN)/nbdev-test nbs/index.ipynb --save
 	$(BIN)/nbdev-clean --fname nbs/index.ipynb
 	$(BIN)/jupyter nbconvert nbs/index.ipynb --to markdown --no-input --log-level ERROR --output-dir . --output README
-	sed -i 's#](\.\./#](#g' README.md
+	sed -i 's#](\.\./#](#g' README.md && cat -s README.md > README.tmp && mv README.tmp README.md
 
 clean:  ## what can be made again; results stay
 	rm -rf .cache _proc _docs build *.egg-info .pytest_cache

@@ -1,12 +1,14 @@
 "JupyterLab as a person uses it: open train.ipynb, change the arm, run all cells, see the loss curve and the result."
 import contextlib
 import json
-import os
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import nbformat
 import psutil
@@ -40,9 +42,10 @@ def lab(browser, project, env, tmp_path_factory):  # noqa: F811
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     own = {f"{name}_DIR": str(tmp_path_factory.mktemp(name)) for name in ("JUPYTER_CONFIG", "JUPYTER_RUNTIME", "JUPYTERLAB_SETTINGS", "JUPYTERLAB_WORKSPACES")}
-    argv = ["jupyter", "lab", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", "--no-browser", f"--IdentityProvider.token={TOKEN}"]
+    told = subprocess.run(["make", "-n", "lab", "--old-file=install", f"BIN={Path(sys.executable).parent}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    argv = [*shlex.split(next(line for line in told.splitlines() if "jupyter lab" in line)), f"--port={port}", "--ServerApp.port_retries=0", "--no-browser", f"--IdentityProvider.token={TOKEN}"]
     log = open(project.parent / "lab.log", "w")
-    server = subprocess.Popen(argv + ["--allow-root"] * (os.getuid() == 0), cwd=project, env={**env, **own}, stdout=log, stderr=log)
+    server = subprocess.Popen(argv, cwd=project, env={**env, **own}, stdout=log, stderr=log)
     try:
         for _ in range(240):
             with contextlib.suppress(OSError):

@@ -1,15 +1,15 @@
-"An arm from outside the package: a file arms.py at the project's root, and from there to the report."
+"An arm from outside the package, as README tells it: a file arms.py at the project's root, a study file, and from there to the report and the site."
 import json
+import re
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-ARM = '''"Arms of our own."
-from ablation_nb.config import Arm, register_arm
-
-register_arm(Arm("slow_rope", "Slow RoPE", "RoPE with a base of 100", {"rope_theta": 100.0}))
-'''
+CHAPTER = (ROOT / "README.md").read_text(encoding="utf-8").split("## An arm of your own\n")[1].split("\n## ")[0]
+ARM, STUDY, COMMANDS = (re.search(rf"```{language}\n(.+?)```", CHAPTER, re.S)[1] for language in ("python", "toml", "sh"))
 
 
 @pytest.fixture
@@ -38,16 +38,25 @@ def test_an_own_arm_trains_through_papermill(project, sh):
     assert result["status"] == "done" and all(c["passed"] for c in result["checks"])
 
 
-def test_an_own_arm_goes_from_a_study_file_to_the_report(project, sh):
+def test_what_readme_says_goes_from_an_own_arm_to_the_report_and_the_site(project, sh):
+    "Files and commands as they are written there; only the environment is made already."
     root = project(ARM)
-    (root / "studies").mkdir()
-    (root / "studies" / "own.toml").write_text('scale = "smoke"\narms = ["baseline", "slow_rope"]\nseeds = [0, 1]\n')
-    for command in ("run", "report"):
-        done = sh("ablation", command, "studies/own.toml", cwd=root)
+    for f in ROOT.iterdir():
+        if f.name in ("studies", "outputs", "ablation_nb", "Makefile") or f.suffix in (".md", ".cff"):
+            shutil.copytree(f, root / f.name, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__")) if f.is_dir() else shutil.copy(f, root)
+    shutil.copytree(ROOT / "nbs" / "_sphinx", root / "nbs" / "_sphinx")
+    (root / re.search(r"`(studies/\w+\.toml)`", CHAPTER)[1]).write_text(STUDY)
+    source, *commands = (line.partition("#")[0].split() for line in COMMANDS.splitlines())
+    assert source == ["source", ".venv/bin/activate"] and [c[0] for c in commands] == ["ablation", "ablation", "make"]
+    for command in commands:
+        done = sh(*command, *(["--old-file=install", f"BIN={Path(sys.executable).parent}"] if command[0] == "make" else []), cwd=root, ABLATION_CORPUS="")
         assert done.returncode == 0, done.stdout + done.stderr
-    report = (root / "outputs" / "own-builtin" / "report.md").read_text()
-    row = next(line for line in report.splitlines() if line.startswith("| Slow RoPE"))
-    assert "[" in row and "theta = 100" in report, row
+    report = re.search(r"outputs/\S+/report\.md", COMMANDS)[0]
+    row = next(line for line in (root / report).read_text().splitlines() if line.startswith("| Slow RoPE"))
+    assert "[" in row, row
+    assert "theta = 100" in (root / report).read_text()
+    page = (root / "_docs" / report).with_suffix(".html").read_text(encoding="utf-8")
+    assert "Slow RoPE" in page and "mine/report.html" in (root / "_docs" / "outputs" / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_arm_is_not_there_without_the_file(project, sh):

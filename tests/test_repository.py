@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -60,12 +62,20 @@ def test_the_committed_ledger_regenerates_byte_for_byte(copy):
 
 
 def test_readme_is_what_index_says(copy, sh):
-    done = sh("nbdev-test", "nbs/index.ipynb", "--save", cwd=copy)
+    for name in ("Makefile", "CITATION.cff", "studies"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, copy / name)
+    done = sh("make", "readme", "--old-file=install", f"BIN={Path(sys.executable).parent}", cwd=copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (copy / "README.md").read_text() == (ROOT / "README.md").read_text(), "run make readme"
+    assert "\n\n\n" not in (ROOT / "README.md").read_text()
+
+
+def test_make_lab_opens_the_first_page_on_this_machine_only(sh):
+    done = sh("make", "-n", "lab", "--old-file=install")
     assert done.returncode == 0, done.stderr
-    convert = "jupyter nbconvert nbs/index.ipynb --to markdown --no-input --output-dir . --output README"
-    assert sh("nbdev-clean", cwd=copy).returncode == 0
-    assert sh(*convert.split(), cwd=copy).returncode == 0
-    assert (copy / "README.md").read_text().replace("](../", "](") == (ROOT / "README.md").read_text(), "run make readme"
+    argv = next(line.split() for line in done.stdout.splitlines() if "jupyter lab" in line)
+    assert [a for a in argv if a.startswith("--") and "ip" in a.partition("=")[0]] == ["--ip=127.0.0.1"] and argv[-1] == "nbs/index.ipynb" and (ROOT / argv[-1]).is_file()
+    assert not [a for a in argv if "token" in a or "password" in a], "JupyterLab's own token guards it"
 
 
 def test_train_notebook_has_a_parameter_for_every_field():

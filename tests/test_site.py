@@ -58,6 +58,15 @@ def test_every_notebook_and_every_report_is_a_page(pages):
         assert pages[report].select("a.download[href$='.csv']")
 
 
+def test_notebooks_that_are_run_with_parameters_show_or_name_a_run(pages):
+    article = pages["nbs/train.html"].select_one("article")
+    assert article.select("div.cell_output img") and article.select("div.cell_output table") and "folder:" in article.get_text()
+    for name, example in dict(train="/run.html", analysis="/report.html", benchmark="13_bench.html").items():
+        section = pages[f"nbs/{name}.html"].select_one("article section")
+        before = section.select_one("div.cell").find_all_previous("a")
+        assert any(example in a.get("href", "") for a in before if a.find_parent("article")), name
+
+
 def test_every_link_leads_somewhere_and_every_file_is_in_the_site(site, pages):
     ids = {page: {e["id"] for e in soup.select("[id]")} for page, soup in pages.items()}
     faults = []
@@ -115,7 +124,10 @@ def test_pages_of_code_show_what_nbdev_says_and_the_source(pages):
     page = pages["nbs/02_layers.html"]
     entry = next(h for h in page.select("h3") if h.get_text().startswith("RMSNorm")).find_parent("section")
     assert "Root-mean-square normalisation" in entry.get_text() and "def RMSNorm(" in entry.get_text()
-    assert any("class RMSNorm(nn.Module)" in d.get_text() for d in page.select("details"))
+    cells = [c for c in page.select("div.cell_input, details.hide") if re.search(r"^(?:class|def) ", c.get_text(), re.M)]
+    open_ones, folded = ([c for c in cells if bool(c.name == "details" or c.find_parent("details")) is f] for f in (False, True))
+    assert any("class RMSNorm(nn.Module)" in c.get_text() for c in open_ones), "a short cell is folded"
+    assert all(len(c.find("pre").get_text().strip().splitlines()) > 20 for c in folded)
     assert not any(re.search(r"^#\|", p.get_text(), re.M) for soup in pages.values() for p in soup.select("div.cell pre")), "a directive is left"
 
 
@@ -173,6 +185,76 @@ def brightness(colour):
     return sum(w * c for w, c in zip((.2126, .7152, .0722), linear, strict=True))
 
 
+COLOURS = """() => {
+  const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (!/, 0\\)$|transparent/.test(c)) return c; } return 'rgb(255, 255, 255)'; };
+  const says = e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+  const seen = [...document.querySelectorAll('article :is(p, li, pre, pre span, td, th, th button, code, a)')].filter(e => says(e) && e.offsetParent !== null);
+  return [...new Set(seen.map(e => [getComputedStyle(e).color, ground(e), e.localName + '.' + e.className].join('|')))];
+}"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_code_and_tables_stand_out_from_their_ground(look, site, dark):
+    "WCAG asks for a contrast of 4.5."
+    page, faults, looked_at = look("index.html", dark=dark), set(), set()
+    for name in ("index", "nbs/02_layers", "nbs/tour", "outputs/ledger", next(p.parent.relative_to(site).as_posix() + "/report" for p in sorted(site.glob("outputs/*/report.html")))):
+        page.goto(f"{site.as_uri()}/{name}.html")
+        for words in page.evaluate(COLOURS):
+            text, ground, what = words.split("|")
+            looked_at.add(what.partition(".")[0])
+            light, dim = sorted((brightness(text), brightness(ground)), reverse=True)
+            if (ratio := (light + .05) / (dim + .05)) < 4.5:
+                faults.add(f"{name}: {what} {text} on {ground}: {ratio:.2f}")
+    assert {"p", "td", "button", "code", "span"} <= looked_at and not faults, "\n".join(sorted(faults))
+
+
+def test_every_page_on_a_desk_in_the_light(look, pages):
+    "No page is wider than the window, nor is code; the verdict of a report is seen without pushing its table aside."
+    page, faults, verdicts = look("index.html"), [], 0
+    for name in pages:
+        page.goto(page.url.rpartition("_docs/")[0] + "_docs/" + name)
+        seen = page.evaluate(LOOKS)
+        faults += [f"{name}: {what} {value}" for what, value in seen.items() if value]
+        faults += [f"{name}: {f}" for f in page.faults]
+        page.faults.clear()
+        if not brightness(page.evaluate("getComputedStyle(document.body).backgroundColor")) > 0.9:
+            faults.append(f"{name} is not light")
+        if page.evaluate("[...document.querySelectorAll('article .highlight pre')].some(e => e.scrollWidth > e.clientWidth + 1)"):
+            faults.append(f"{name}: code is cut off")
+        if name.endswith("/report.html"):
+            beyond = page.evaluate("""[...document.querySelectorAll('article th')].filter(e => e.textContent.trim() === 'verdict')
+                .map(e => e.getBoundingClientRect().right - e.closest('.pst-scrollable-table-container').getBoundingClientRect().right)""")
+            verdicts += len(beyond)
+            faults += [f"{name}: the verdict is {b:.0f} px beyond the edge" for b in beyond if b > 0]
+    assert verdicts and not faults, "\n".join(faults)
+
+
+def test_a_table_that_goes_on_says_so_and_keeps_its_first_column(look):
+    page = look("index.html", width=390)
+    box = page.locator("article .pst-scrollable-table-container").first
+    page.wait_for_function("document.querySelector('article .pst-scrollable-table-container').classList.contains('more')")
+    arm = box.locator("tbody tr").first.locator("td, th").first
+    before = arm.bounding_box()["x"]
+    box.evaluate("e => e.scrollLeft = e.scrollWidth")
+    page.wait_for_function("!document.querySelector('article .pst-scrollable-table-container').classList.contains('more')")
+    assert abs(arm.bounding_box()["x"] - before) < 2
+
+
+def test_screenshots_for_a_person(look, site):
+    "Nobody but a person sees whether a page is beautiful: `build/screens/`."
+    screens = ROOT / "build" / "screens"
+    screens.mkdir(parents=True, exist_ok=True)
+    report = next(p.relative_to(site).as_posix() for p in sorted(site.glob("outputs/*/report.html")))
+    for name in ("index.html", "nbs/tour.html", "nbs/02_layers.html", "nbs/train.html", report, "outputs/ledger.html"):
+        for kind, width, dark in (("desktop", 1280, False), ("phone", 390, False), ("dark", 1280, True)):
+            page = look(name, width, dark)
+            page.evaluate(LOOKS)
+            shot = screens / f"{name.removesuffix('.html').replace('/', '-')}-{kind}.png"
+            page.screenshot(path=shot, full_page=True)
+            assert shot.stat().st_size > 10_000
+            page.context.close()
+
+
 def test_the_reader_can_switch_to_the_dark_and_it_stays(look):
     page = look("index.html")
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -183,9 +265,9 @@ def test_the_reader_can_switch_to_the_dark_and_it_stays(look):
 
 
 def test_search_finds_a_word_with_its_surroundings(look, site):
-    "From a file, and with the lines around it where the site is served."
+    "From a file as where the site is served, and without a complaint."
     from_file = look("search.html?q=rotary")
-    from_file.wait_for_selector("#search-results li a")
+    from_file.wait_for_selector("#search-results li p.context")
     handler = functools.partial(SimpleHTTPRequestHandler, directory=site)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -194,8 +276,10 @@ def test_search_finds_a_word_with_its_surroundings(look, site):
         page.wait_for_selector("#search-results li p.context")
         server.shutdown()
     for found in (from_file, page):
-        names = found.locator("#search-results li a").all_inner_texts()
+        names, around = (found.locator(f"#search-results li {part}").all_inner_texts() for part in ("a", "p.context"))
         assert any("layers" in n for n in names) and not any(n.endswith(".py") for n in names)
+        assert len(around) == len(names) and all("rotary" in words.lower() for words in around), around
+    assert not from_file.faults, from_file.faults
 
 
 def test_tables_of_a_report_can_be_sorted(look, pages):

@@ -6,13 +6,17 @@ nbdev's own page processors, but nothing is executed: outputs are the committed 
 This folder lies beside the notebooks because it is about them; as its name begins with an underscore, nbdev's commands and Quarto pass over it.
 """
 import ast, inspect, json, os, re, shutil, sys
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from importlib import import_module
 from io import BytesIO
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
+import pandas as pd
 from fastcore.nbio import mk_cell
+from lines import LinesFormatter
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import NBProcessor, Processor
 from nbdev.processors import FilterDefaults, add_show_docs, clean_magics, hide_line, populate_language, strip_ansi
@@ -20,7 +24,6 @@ from nbdev.serve_drv import exec_nb
 from nbdev.showdoc import show_doc, showdoc_nm
 from PIL import Image
 from pygments import highlight
-from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from ablation_nb.config import arm_label
@@ -29,6 +32,7 @@ from ablation_nb.figures import arm_order
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "ablation_nb"
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+LONG = 20  # lines of an exported cell that a reader is still shown at once
 STORY = [f for f in NOTEBOOKS if f.stem[0].isdigit()]
 
 
@@ -75,9 +79,10 @@ class api_entry(Processor):
 
 
 def hide_or_fold(cell):
-    "Hidden cells go; exported ones stay, folded, unless their directive is `exports`."
+    "Hidden cells go; exported ones stay, and long ones are folded."
     if cell.cell_type != "code": return
-    if cell.directives_.keys() & {"export", "exporti"}: cell.metadata["tags"] = ["hide-input"]
+    if cell.directives_.keys() & {"export", "exporti"}:
+        if len(cell.source.strip().splitlines()) > LONG: cell.metadata["tags"] = ["hide-input"]
     elif cell.directives_.keys() & {"hide", "default_exp"}: del cell["source"]
 
 
@@ -152,10 +157,34 @@ def title(page): return page.read_text(encoding="utf-8").splitlines()[0].removep
 def toctree(*entries): return "\n```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(entries) + "\n```\n"
 
 
+def with_curve(nb, run):
+    "Where an executed notebook of a run kept no picture, its curves are drawn again from `metrics.jsonl` by its own cell."
+    for cell in nb["cells"]:
+        if "run.metrics" in "".join(cell["source"]) and not cell["outputs"]:
+            exec("".join(cell["source"]), dict(plt=plt, run=SimpleNamespace(metrics=pd.read_json(run / "metrics.jsonl", lines=True))))
+            picture = BytesIO()
+            plt.savefig(picture, dpi=150, bbox_inches="tight"); plt.close()
+            cell["outputs"] = [dict(output_type="display_data", metadata={}, data={"image/png": b64encode(picture.getvalue()).decode()})]
+    return nb
+
+
+def executed_train(page):
+    "`train.ipynb` with the outputs of the first committed run of the baseline, cell by cell where the two are the same."
+    run = min((ROOT / "outputs").glob("*/baseline/*/run.ipynb"))
+    nb, ran = (json.loads(f.read_text(encoding="utf-8")) for f in (ROOT / "nbs" / "train.ipynb", run))
+    left = {"".join(c["source"]): c["outputs"] for c in ran["cells"] if c["cell_type"] == "code"}
+    for cell in nb["cells"]:
+        if cell["cell_type"] == "code": cell["outputs"] = left.get("".join(cell["source"]), [])
+    says = f"What stands below the cells is what one run left: [{run.parent.relative_to(ROOT / 'outputs').as_posix()}](../{run.relative_to(ROOT).as_posix()})."
+    nb["cells"].insert(1, dict(mk_cell(says, "markdown"), metadata={}))
+    write(page, json.dumps(with_curve(nb, run.parent)))
+    return page
+
+
 def notebooks(out):
     "The notebooks; the first page is `index.ipynb`, with the links of a README."
     (out / "nbs").mkdir(parents=True)
-    for f in NOTEBOOKS: exec_nb(f, out / "nbs" / f.name, Page)
+    for f in NOTEBOOKS: exec_nb(executed_train(out / "nbs" / f.name) if f.stem == "train" else f, out / "nbs" / f.name, Page)
     for f in (ROOT / "nbs").glob("[!_.]*"):
         if f.is_file() and f.suffix != ".ipynb": shutil.copy(f, out / "nbs")
     (out / "nbs" / "index.ipynb").rename(out / "index.ipynb")
@@ -182,7 +211,7 @@ def executed(out, study):
         page = out / f.relative_to(ROOT)
         page.parent.mkdir(parents=True, exist_ok=True)
         exec_nb(f, page, Page)
-        nb, up = json.loads(page.read_text(encoding="utf-8")), os.path.relpath(ROOT, f.parent)
+        nb, up = with_curve(json.loads(page.read_text(encoding="utf-8")), f.parent), os.path.relpath(ROOT, f.parent)
         for cell in nb["cells"]:
             if cell["cell_type"] == "markdown": cell["source"] = re.sub(r"\]\((?![#\w]+:|#)", f"]({up}/nbs/", "".join(cell["source"]))
         nb["cells"][0]["source"] = f"# {arm_label(f.parent.parent.name)}: one run\n\n> {f.parent.relative_to(ROOT / 'outputs').as_posix()}, as papermill left it. The whole study: [report]({os.path.relpath(study, f.parent)}/report.md)."
@@ -223,7 +252,7 @@ def api(out):
         for name in API[module]:
             doc = inspect.getdoc(attrgetter(name)(import_module(f"{PACKAGE.name}.{module}"))) or ""
             rows.append(f"| [`{name}`](#{label(module, name)}) | [{module}](nbs/{notebook}) | {doc.splitlines()[0].replace('|', chr(92) + '|') if doc else ''} |")
-        code = highlight((PACKAGE / f"{module}.py").read_text(encoding="utf-8"), PythonLexer(), HtmlFormatter(lineanchors="L"))
+        code = highlight((PACKAGE / f"{module}.py").read_text(encoding="utf-8"), PythonLexer(), LinesFormatter(lineanchors="L"))
         write(out / "source" / f"{module}.md", f"---\norphan: true\nnosearch: true\n---\n# {PACKAGE.name}/{module}.py\n\nExported from [{notebook}](../nbs/{notebook}).\n\n```{{raw}} html\n{code}\n```\n")
     write(out / "api.md", f"# API\n\nWhat `{PACKAGE.name}` exports. A name leads to its entry in the notebook that defines and tests it.\n\n| name | module | what it does |\n|---|---|---|\n" + "\n".join(rows) + "\n")
 

@@ -1,4 +1,5 @@
-// Tables can be sorted: a click on the head of a column sorts by it, a second one turns the order round, a third restores the first order.
+// Tables.
+// They can be sorted: a click on the head of a column sorts by it, a second one turns the order round, a third restores the first order.
 const UNITS = {k: 1e3, M: 1e6, B: 1e9, s: 1, min: 60, h: 3600};
 
 // "+0.1285 [+0.1095, +0.1476]" -> 0.1285, "2.040M" -> 2040000, "2.10 h" -> 7560; words -> NaN
@@ -9,7 +10,7 @@ function number(text) {
 
 function sortable(table) {
   const heads = [...table.querySelectorAll("thead th")], body = table.tBodies[0], rows = [...body?.rows ?? []];
-  if (table.tHead?.rows.length !== 1 || rows.length < 3 || rows.some(r => r.cells.length !== heads.length)) return;
+  if (table.tHead?.rows.length !== 1 || heads.every(h => !h.textContent.trim()) || rows.length < 3 || rows.some(r => r.cells.length !== heads.length)) return;
   heads.forEach((head, column) => {
     const value = row => row.cells[column].textContent.trim(), blank = v => /^(–|-|nan|none)?$/i.test(v);
     const button = document.createElement("button");
@@ -29,4 +30,25 @@ function sortable(table) {
   table.classList.add("sortable");
 }
 
-document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("article table").forEach(sortable));
+// An interval "[+0.1095, +0.1476]" may stand below its mean, but is never broken.
+function whole(cell) {
+  const says = [...cell.childNodes].at(-1), m = says?.nodeType === 3 && says.data.match(/\[[^\]]+\]\s*$/);
+  if (!m) return;
+  const span = Object.assign(document.createElement("span"), {className: "interval"});
+  span.append(says.splitText(m.index));
+  cell.append(span);
+}
+
+// Where a table goes on beyond the edge, the edge is soft.
+function cue(box) {
+  const look = () => box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+  box.addEventListener("scroll", look, {passive: true});
+  new ResizeObserver(look).observe(box);
+  new ResizeObserver(look).observe(box.querySelector("table"));
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll("article :is(td, th).text-right, article :is(td, th).text-right p").forEach(whole);
+  document.querySelectorAll("article table").forEach(sortable);
+  document.querySelectorAll("article .pst-scrollable-table-container, article .cell_output:has(table)").forEach(cue);
+});
