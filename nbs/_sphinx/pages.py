@@ -79,10 +79,11 @@ class api_entry(Processor):
 
 
 def hide_or_fold(cell):
-    "Hidden cells go; exported ones stay, and long ones are folded."
+    "Hidden cells go; exported ones stay, and long ones and imports are folded."
     if cell.cell_type != "code": return
     if cell.directives_.keys() & {"export", "exporti"}:
-        if len(cell.source.strip().splitlines()) > LONG: cell.metadata["tags"] = ["hide-input"]
+        code = cell.source.strip()
+        if len(code.splitlines()) > LONG or re.match(r"(from|import)\b", code): cell.metadata["tags"] = ["hide-input"]
     elif cell.directives_.keys() & {"hide", "default_exp"}: del cell["source"]
 
 
