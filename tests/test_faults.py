@@ -210,7 +210,7 @@ def test_time_limit_stops_at_a_checkpoint(tmp_path, sh):
 
 
 def test_stale_is_judged_by_behaviour(tmp_path, env, sh):
-    "The same study with a package whose text has changed, then with one that computes something else."
+    "The same study with a package and a notebook whose text has changed, then with ones that compute something else."
     root = project(tmp_path)
     shutil.copytree(ROOT / "ablation_nb", root / "ablation_nb")
     mine = {**env, "PYTHONPATH": str(root)}
@@ -218,12 +218,21 @@ def test_stale_is_judged_by_behaviour(tmp_path, env, sh):
     def ablation(*argv): return sh(sys.executable, "-c", "import sys; from ablation_nb.study import main; sys.exit(main())", *argv, cwd=root, **mine)
     assert ablation("run", file).returncode == 0
     before = results(root, "tiny-builtin")
-    trainer = root / "ablation_nb" / "trainer.py"
-    text = trainer.read_text()
+    trainer, notebook = root / "ablation_nb" / "trainer.py", root / "nbs" / "train.ipynb"
+    text, cells = trainer.read_text(), notebook.read_text()
+    assert "(globals(), above)" in cells and "color=\\\"0.6\\\"" in cells
     assert "low = cfg.lr" in text and "return cfg.lr * (i + 1)" in text
     trainer.write_text(text.replace("low = cfg.lr", "lowest = cfg.lr").replace("return low + (cfg.lr - low)", "return lowest + (cfg.lr - lowest)") + "\nUNUSED = 1\n")
+    notebook.write_text(cells.replace("color=\\\"0.6\\\"", "color=\\\"0.5\\\""))
     done = ablation("run", file)
     assert done.returncode == 0 and "0 runs in" in done.stdout, done.stderr
+    notebook.write_text(cells.replace("(globals(), above)", "({**globals(), 'lr': 9.0}, above)"))
+    done = ablation("run", file)
+    assert done.returncode == 1 and done.stderr.count("other code") == 2, done.stderr
+    notebook.write_text(cells.replace("(globals(), above)", "(globals())"))
+    done = ablation("run", file)
+    assert done.returncode == 2 and "train.ipynb does not get as far" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    notebook.write_text(cells)
     trainer.write_text(text.replace("return cfg.lr * (i + 1)", "return 1.01 * cfg.lr * (i + 1)"))
     done = ablation("run", file)
     assert done.returncode == 1 and done.stderr.count("other code") == 2 and "silu/0.01-s0" in done.stderr and "--rerun-stale" in done.stderr
