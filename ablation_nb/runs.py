@@ -110,6 +110,7 @@ def tiny_losses(arm: str, precision: str) -> list[float]:
                 exec(source, names)
                 if "parameters" in tags: names.update(TINY, ablation=arm, precision=precision, out=out)
         except Trained: pass
+        except AblationError: return []  # an arm that is refused
         except Exception as e: raise AblationError(f"nbs/train.ipynb does not get as far as its training ({type(e).__name__}: {e}); mend it.") from None
     return [float(f"{r[k]:.7g}") if math.isfinite(r[k]) else 1e300 for r in rows for k in ("val_loss", "train_loss", "grad_norm") if k in r]  # JSON knows no infinity
 
@@ -193,10 +194,10 @@ def run_folder(study: Path, cfg: RunConfig) -> Path:
     return Path(study) / cfg.arm / f"{cfg.train.lr:g}-s{cfg.train.seed}"
 
 @contextmanager
-def alone(folder: Path):
-    "Hold the folder's lock, which the system frees when its owner dies; somebody else's is an error."
+def alone(folder: Path, name: str = ".lock", wait: float = .2):
+    "Hold a lock of the folder, which the system frees when its owner dies; somebody else's is an error, after a moment in which he may only have looked."
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / name, timeout=wait)
     try: lock.acquire()
     except Timeout: raise Busy(f"{folder} is being trained by another process; wait for it, or choose another `out`.") from None
     try: yield
@@ -249,7 +250,7 @@ class Run:
     def __init__(self,
         cfg: RunConfig,
         out: Path | str | None = None,  # the run's folder; relative to the project's root; None: out/<arm>/<lr>-s<seed>-<identity>
-        fresh: bool = False,            # begin anew, whatever lies there
+        fresh: bool | str = False,      # True: begin anew, whatever lies there; "stale": only where that is stale or damaged
         tensorboard: bool = False,      # keep the rows for TensorBoard too; the environment's `ABLATION_TENSORBOARD` asks for it as well
     ) -> None:
         self.board = board_writer() if tensorboard or os.environ.get("ABLATION_TENSORBOARD") else None
@@ -262,16 +263,17 @@ class Run:
         root = project_root()
         lone = run_folder(root / "out", cfg)
         self.folder = root / out if out else lone.with_name(f"{lone.name}-{self.env['identity'][:6]}")
-        if fresh or not self.look():
+        if fresh is True or not self.look(fresh):
             with alone(self.folder):
-                if fresh or not self.look():
+                if fresh is True or not self.look(fresh):  # under the lock: another process may have been faster
                     clear(self.folder)
                     write_json(self.folder / "config.json", described(cfg)); write_json(self.folder / "env.json", self.env)
-            self.state = "absent"
+                    self.state = "absent"
 
-    def look(self) -> bool:
-        "Set `state` from the folder; True if there is something to go on from. What is not this run is an error."
+    def look(self, replace: bool | str) -> bool:
+        "Set `state` from the folder; True if there is something to go on from. What is not this run is an error, unless it may be replaced."
         self.state = run_state(self.folder, self.cfg, self.data)
+        if replace and self.state in ("stale", "damaged"): return False
         if self.state == "stale":
             raise AblationError(f"{self.folder} holds a run with other {' and '.join(differences(read_json(self.folder / 'env.json'), self.cfg, self.data))}; choose another `out`, or pass fresh=True to replace it.")
         if self.state == "damaged": raise AblationError(f"{self.folder} holds a run whose files cannot be read; choose another `out`, or pass fresh=True to replace it.")
@@ -437,6 +439,6 @@ def open_run(now: dict, before: dict) -> Run:
     "The run that the parameters of `train.ipynb` describe."
     p = {**OPTIONS, **read_parameters(now, before, (*OPTIONS, *MODEL_FIELDS, *TRAIN_FIELDS))}
     for k, kind in dict(ablation=str, scale=str, corpus=(str, type(None)), out=(str, type(None)), fresh=bool, tensorboard=bool).items():
-        if not isinstance(p[k], kind): raise AblationError(f"{k}={p[k]!r} is of type {type(p[k]).__name__}; it must be {'true or false' if kind is bool else 'a text'}.")
+        if not isinstance(p[k], kind) and (k, p[k]) != ("fresh", "stale"): raise AblationError(f"{k}={p[k]!r} is of type {type(p[k]).__name__}; it must be {'true or false' if kind is bool else 'a text'}.")
     out, fresh, tensorboard = (p.pop(k) for k in ("out", "fresh", "tensorboard"))
     return Run(run_config(**p), out, fresh, tensorboard)

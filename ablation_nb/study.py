@@ -32,7 +32,7 @@ from .config import MODEL_FIELDS, SCALES, TRAIN_FIELDS, AblationError, RunConfig
 from .data import TokenData, corpus_name, prepare
 from .kernels import NURSERY, run_notebook
 from .model import FlexibleTransformerLM, flops_per_token
-from .runs import board_writer, described, differences, read_json, read_rows, run_folder, run_state, write_json
+from .runs import Busy, alone, board_writer, described, differences, read_json, read_rows, run_folder, run_state, write_json
 from .trainer import Trainer
 
 # %% ../nbs/07_study.ipynb #df3904ba
@@ -271,9 +271,9 @@ def execute(
     folder: Path,   # the run's folder; the executed notebook becomes its run.ipynb
     root: Path,     # the project's root
     env: dict,      # environment of the kernel: ABLATION_CORPUS, ABLATION_DEADLINE, ABLATION_THREADS, CUDA_VISIBLE_DEVICES
-    fresh: bool,    # replace what lies in the folder
+    fresh: bool | str,  # as `Run` has it
 ) -> dict:          # status done | diverged | failed | stopped | busy, with result.json's content or `why`
-    "One run: papermill executes train.ipynb in a kernel of its own."
+    "One run: papermill executes train.ipynb in a kernel of its own. None is started where another engine is at it, or has done it."
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError
     late = lambda: time.time() > float(env.get("ABLATION_DEADLINE", "inf")) - 1
@@ -283,9 +283,13 @@ def execute(
     changed = {k: v for k, v in changed.items() if v != getattr(base.model if k in MODEL_FIELDS else base.train, k)}
     parameters = {**changed, "ablation": cfg.arm, "scale": cfg.scale, "seed": cfg.train.seed, "threads": int(env.get("ABLATION_THREADS", 0)), "out": os.path.relpath(folder, root), "fresh": fresh}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        run_notebook(root / "nbs" / "train.ipynb", folder / "run.ipynb", root, parameters, env)
-        return read_json(folder / "result.json")
+        with alone(folder, ".engine.lock"):
+            with alone(folder): pass  # nor does anybody train here without an engine
+            if (folder / "result.json").exists() and run_state(folder, cfg, prepare(env.get("ABLATION_CORPUS", cfg.corpus), cfg.model.vocab_size)) in ("done", "diverged"):
+                return dict(read_json(folder / "result.json"), why="by another process")
+            run_notebook(root / "nbs" / "train.ipynb", folder / "run.ipynb", root, parameters, env)
+            return read_json(folder / "result.json")
+    except Busy: return dict(status="busy")
     except PapermillExecutionError as e:
         return dict(status={"Stopped": "stopped", "Busy": "busy"}.get(e.ename, "failed"), why=e.evalue if e.ename in ("Stopped", "Busy", "AblationError") else f"{e.ename}: {e.evalue}")
     except DeadKernelError: return dict(status="stopped" if late() else "failed", why="its kernel was killed, perhaps for want of memory")
@@ -341,7 +345,7 @@ def work_off(
     ready = prepared(study)
     with dask_pool(scheduler) if scheduler else local_pool(workers) as (submit, n, _), Progress(study, console, n) as show:
         futures, root = {}, project_root()
-        def go(j, fresh=False): futures[submit(execute, j.cfg, j.folder, root, env, fresh)] = j
+        def go(j): futures[submit(execute, j.cfg, j.folder, root, env, "stale" if j.state in ("stale", "damaged") else False)] = j
         def look():
             "Plan again: start what is new, write down what the tuning found."
             jobs, tuning = plan(study, ready)
@@ -350,7 +354,7 @@ def work_off(
                 if j.folder is None or j.folder in ended or j.folder in {f.folder for f in futures.values()}: continue
                 if j.state in ("stale", "damaged") and not rerun_stale:
                     ended[j.folder] = ("stale", f"{'made with other ' + j.why if j.why else 'its files cannot be read'}: left alone; pass --rerun-stale to replace it")
-                elif j.state in ("absent", "partial", "stale", "damaged"): ended[j.folder] = None; go(j, fresh=j.state in ("stale", "damaged"))
+                elif j.state in ("absent", "partial", "stale", "damaged"): ended[j.folder] = None; go(j)
             return jobs, tuning
         try:
             with interruptible():
@@ -372,7 +376,7 @@ def work_off(
             os._exit(130 if isinstance(e, KeyboardInterrupt) else 143)  # threads of the pool still wait for kernels that are gone
         jobs, tuning = plan(study, ready); write_down(study, tuning)
     done = sum(j.state in ("done", "diverged") for j in jobs)
-    console.print(f"{sum(v is not None and v[0] in ('done', 'diverged') for v in ended.values())} runs in {spoken(time.time() - started)}, {done} of {len(jobs)} usable")
+    console.print(f"{sum(v[0] in ('done', 'diverged') and not v[1] for v in ended.values())} runs in {spoken(time.time() - started)}, {done} of {len(jobs)} usable")
     return {f: v for f, v in ended.items() if v[0] not in ("done", "diverged")}
 
 @contextmanager
@@ -439,9 +443,10 @@ class Progress:
 
     def finished(self, j: Job, r: dict):
         self.ended += 1
-        if "seconds" in r: self.took.append(r["seconds"])
+        if "seconds" in r and "why" not in r: self.took.append(r["seconds"])
         self.jobs = [k for k in self.jobs if k.folder != j.folder]
-        says = f"{r['final_val_loss']:.4f} nats in {r['seconds']:.0f} s" if r["status"] == "done" else f"diverged at step {r['diverged_at']}" if r["status"] == "diverged" else f"{r['status']}: {r['why']}"
+        says = f"{r['final_val_loss']:.4f} nats in {r['seconds']:.0f} s" if r["status"] == "done" else f"diverged at step {r['diverged_at']}" if r["status"] == "diverged" else r["status"]
+        if r.get("why"): says += f": {r['why']}"
         left = f"; about {spoken(len(self.jobs) * np.mean(self.took) / self.workers)} to go" if self.took and self.jobs else ""
         self.console.print(f"[{self.ended}/{self.ended + len(self.jobs)}] {self.where(j.folder)}: {says}{left if not self.live else ''}", highlight=False, markup=False)
 

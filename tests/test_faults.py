@@ -3,6 +3,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -159,10 +160,8 @@ def test_a_full_disk_fails_runs_and_spoils_none(tmp_path, small_disk, sh, long):
     assert results(root, "long-builtin") == long
 
 
-def test_two_engines_share_a_study(tmp_path, env, long):
-    "Each run is trained by one of them, once."
-    root = project(tmp_path)
-    file = write(root, "long", LONG)
+def two_engines(root, env, *argv):
+    "Both do the same study at once: the results that were seen, and how many runs each engine says it made."
     seen, stop = set(), threading.Event()
 
     def watch():
@@ -171,12 +170,27 @@ def test_two_engines_share_a_study(tmp_path, env, long):
                 with contextlib.suppress(OSError):
                     seen.add((p, p.stat().st_mtime_ns))
             time.sleep(0.02)
-    threading.Thread(target=watch).start()
-    both = [engine(root, env, file) for _ in range(2)]
-    ends = [p.communicate(timeout=250) for p in both]
+    thread = threading.Thread(target=watch)
+    thread.start()
+    both = [engine(root, env, *argv) for _ in range(2)]
+    ends = [p.communicate(timeout=400) for p in both]
     stop.set()
+    thread.join()
     assert [p.returncode for p in both] == [0, 0], ends
-    assert len(seen) == 6 and results(root, "long-builtin") == long
+    return seen, [int(re.search(r"(\d+) runs in", out)[1]) for out, _ in ends]
+
+
+def test_two_engines_share_a_study(tmp_path, env, long):
+    "Each run is trained by one of them, once, and its notebook is that of the training. So it is when they replace what is stale."
+    root = project(tmp_path)
+    first, counts = two_engines(root, env, write(root, "long", LONG))
+    assert len(first) == 6 and sum(counts) == 6 and results(root, "long-builtin") == long
+    file = write(root, "long", LONG.replace("n_steps = 400", "n_steps = 300"))
+    both, counts = two_engines(root, env, file, "--rerun-stale")
+    assert len(both - first) == 6 and sum(counts) == 6
+    assert {r[0]["steps"] for r in results(root, "long-builtin").values()} == {300}
+    notebooks = list(root.glob("outputs/*/*/*/run.ipynb"))
+    assert len(notebooks) == 6 and all("(new)" in p.read_text() and "300/300" in p.read_text() for p in notebooks)
 
 
 def test_an_engine_takes_over_from_one_that_died(tmp_path, env, long):
