@@ -6,7 +6,7 @@
 __all__ = ['COMPUTING', 'TINY', 'FINGERPRINT', 'OWN_FILES', 'PROMPTS', 'WHO', 'ENV_COLUMNS', 'OPTIONS', 'PLAIN', 'write_json',
            'read_json', 'hash_of', 'described', 'identity_of', 'identity', 'code_only', 'package_hash', 'train_cells',
            'tiny_losses', 'Trained', 'code_fingerprint', 'taken_or_kept', 'same_behaviour', 'git_sha', 'environment',
-           'differences', 'run_state', 'clear', 'run_folder', 'alone', 'Busy', 'read_rows', 'MetricsFile',
+           'differences', 'run_state', 'clear', 'run_folder', 'alone', 'Busy', 'busy', 'read_rows', 'MetricsFile',
            'board_writer', 'show', 'Run', 'run_folders', 'load_runs', 'who', 'load_metrics', 'load_stories',
            'load_arrays', 'load_doc_losses', 'load_position_losses', 'read_parameters', 'open_run']
 
@@ -38,7 +38,10 @@ from .trainer import Trainer, resolve_device, use_precision
 # %% ../nbs/06_runs.ipynb #166c064e
 def write_json(path: Path, value):
     "Write a JSON file so that readers see the old content or the new, never half."
-    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    try: write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError:
+        for half in path.parent.glob(f".{path.name}.*.tmp"): half.unlink(missing_ok=True)
+        raise
 
 def read_json(path: Path):
     "The content of a JSON file; a damaged one is an error that names it."
@@ -205,6 +208,13 @@ def alone(folder: Path, name: str = ".lock", wait: float = .2):
 
 class Busy(AblationError):
     "Another process trains in this folder."
+
+def busy(folder: Path) -> bool:
+    "Does a process train in this folder?"
+    if not (folder / ".lock").exists(): return False
+    try:
+        with alone(folder, wait=0): return False
+    except Busy: return True
 
 # %% ../nbs/06_runs.ipynb #40c81951
 def read_rows(path: Path) -> list[dict]:
