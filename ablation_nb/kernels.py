@@ -107,7 +107,7 @@ class ForkedKernel(AsyncKernelManager):
     def __init__(self, **kw: Any) -> None:
         super().__init__(**kw)
         if sys.platform != "linux": return
-        self.sockets = tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True)
+        self.sockets = tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True, dir=None if len(tempfile.gettempdir()) < 80 else "/tmp")  # a socket's path has 107 characters
         self.transport, self.ip, self.connection_file = "ipc", f"{self.sockets.name}/ipc", f"{self.sockets.name}/kernel.json"
         self.provisioner = ForkProvisioner(parent=self, kernel_spec=self.kernel_spec, kernel_id=self.kernel_id)
 

@@ -1,13 +1,18 @@
 "Studies under fire: real processes really killed, and the numbers afterwards those of an undisturbed study."
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import random
+import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -98,12 +103,25 @@ def test_a_killed_engine_leaves_no_kernel_and_goes_on(tmp_path, env, sh, long, s
         assert (folder / "metrics.jsonl").read_text().splitlines()[:10] == before[:10]
 
 
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_while_the_text_is_prepared(tmp_path, env, signum, status):
+    root = project(tmp_path)
+    process = engine(root, {**env, "ABLATION_CACHE": str(tmp_path / "cache")}, write(root, "text", HEAD + 'arms = ["nope"]\nseeds = [0]\n'), "--corpus", "builtin:50000")
+    wait_for(lambda: list(tmp_path.glob("cache/.*.tmp")))
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == status and out.count("\n") == 1 and out.startswith("Interrupted") and not err, out + err
+
+
 def test_a_killed_kernel_stops_no_other_run(tmp_path, env, sh, long):
     "What the system does to a kernel that takes too much memory."
     root = project(tmp_path)
     process = engine(root, env, write(root, "long", LONG))
     wait_for(lambda: list(root.glob("outputs/*/*/*/checkpoint.safetensors")))
-    victim = kernels(process)[0]
+    for k in (running := kernels(process)):  # their five channels are ipc; the one port is ipykernel's own, for what child processes print, and chosen by the system
+        assert len([c for c in k.net_connections("inet") if c.status == psutil.CONN_LISTEN]) <= 1
+        assert len({c.laddr for c in k.net_connections("unix") if "/ipc-" in c.laddr}) == 5
+    victim = running[0]
     victim.kill()
     out, err = process.communicate(timeout=200)
     assert process.returncode == 1 and err.count("its kernel was killed") == 1
@@ -144,25 +162,30 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", where])
 
 
-def test_a_full_disk_fails_runs_and_spoils_none(tmp_path, small_disk, sh, long):
+@pytest.mark.parametrize("free", [250_000, 0])
+def test_a_full_disk_fails_runs_and_spoils_none(tmp_path, small_disk, sh, long, free):
     root = project(tmp_path)
     (root / "outputs").symlink_to(small_disk)
     filler = small_disk / "filler"
-    filler.write_bytes(bytes(4_900_000))
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as f:
+        while f.tell() < 5 * 2 ** 20 - free:
+            f.write(bytes(4096))
     file = write(root, "long", LONG)
     done = sh("ablation", "run", file, cwd=root)
-    assert done.returncode in (1, 2) and "No space left" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1 and "No space left" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert all(line.startswith("ablation: outputs/long-builtin") for line in done.stderr.splitlines() if "No space" in line), done.stderr
     assert all(long[k] == v for k, v in results(root, "long-builtin").items()) and len(results(root, "long-builtin")) < 6
+    assert not [p for p in small_disk.rglob("*.tmp") if p.name.startswith(".")]
+    for p in small_disk.rglob("*.json"):
+        json.loads(p.read_text())
     filler.unlink()
     again = sh("ablation", "run", file, cwd=root)
     assert again.returncode == 0, again.stderr
     assert results(root, "long-builtin") == long
 
 
-def test_two_engines_share_a_study(tmp_path, env, long):
-    "Each run is trained by one of them, once."
-    root = project(tmp_path)
-    file = write(root, "long", LONG)
+def two_engines(root, env, *argv):
+    "Both do the same study at once: the results that were seen, and how many runs each engine says it made."
     seen, stop = set(), threading.Event()
 
     def watch():
@@ -171,12 +194,27 @@ def test_two_engines_share_a_study(tmp_path, env, long):
                 with contextlib.suppress(OSError):
                     seen.add((p, p.stat().st_mtime_ns))
             time.sleep(0.02)
-    threading.Thread(target=watch).start()
-    both = [engine(root, env, file) for _ in range(2)]
-    ends = [p.communicate(timeout=250) for p in both]
+    thread = threading.Thread(target=watch)
+    thread.start()
+    both = [engine(root, env, *argv) for _ in range(2)]
+    ends = [p.communicate(timeout=400) for p in both]
     stop.set()
+    thread.join()
     assert [p.returncode for p in both] == [0, 0], ends
-    assert len(seen) == 6 and results(root, "long-builtin") == long
+    return seen, [int(re.search(r"(\d+) runs in", out)[1]) for out, _ in ends]
+
+
+def test_two_engines_share_a_study(tmp_path, env, long):
+    "Each run is trained by one of them, once, and its notebook is that of the training. So it is when they replace what is stale."
+    root = project(tmp_path)
+    first, counts = two_engines(root, env, write(root, "long", LONG))
+    assert len(first) == 6 and sum(counts) == 6 and results(root, "long-builtin") == long
+    file = write(root, "long", LONG.replace("n_steps = 400", "n_steps = 300"))
+    both, counts = two_engines(root, env, file, "--rerun-stale")
+    assert len(both - first) == 6 and sum(counts) == 6
+    assert {r[0]["steps"] for r in results(root, "long-builtin").values()} == {300}
+    notebooks = list(root.glob("outputs/*/*/*/run.ipynb"))
+    assert len(notebooks) == 6 and all("(new)" in p.read_text() and "300/300" in p.read_text() for p in notebooks)
 
 
 def test_an_engine_takes_over_from_one_that_died(tmp_path, env, long):
@@ -210,7 +248,7 @@ def test_time_limit_stops_at_a_checkpoint(tmp_path, sh):
 
 
 def test_stale_is_judged_by_behaviour(tmp_path, env, sh):
-    "The same study with a package whose text has changed, then with one that computes something else."
+    "The same study with a package and a notebook whose text has changed, then with ones that compute something else."
     root = project(tmp_path)
     shutil.copytree(ROOT / "ablation_nb", root / "ablation_nb")
     mine = {**env, "PYTHONPATH": str(root)}
@@ -218,12 +256,21 @@ def test_stale_is_judged_by_behaviour(tmp_path, env, sh):
     def ablation(*argv): return sh(sys.executable, "-c", "import sys; from ablation_nb.study import main; sys.exit(main())", *argv, cwd=root, **mine)
     assert ablation("run", file).returncode == 0
     before = results(root, "tiny-builtin")
-    trainer = root / "ablation_nb" / "trainer.py"
-    text = trainer.read_text()
+    trainer, notebook = root / "ablation_nb" / "trainer.py", root / "nbs" / "train.ipynb"
+    text, cells = trainer.read_text(), notebook.read_text()
+    assert "(globals(), above)" in cells and "color=\\\"0.6\\\"" in cells
     assert "low = cfg.lr" in text and "return cfg.lr * (i + 1)" in text
     trainer.write_text(text.replace("low = cfg.lr", "lowest = cfg.lr").replace("return low + (cfg.lr - low)", "return lowest + (cfg.lr - lowest)") + "\nUNUSED = 1\n")
+    notebook.write_text(cells.replace("color=\\\"0.6\\\"", "color=\\\"0.5\\\""))
     done = ablation("run", file)
     assert done.returncode == 0 and "0 runs in" in done.stdout, done.stderr
+    notebook.write_text(cells.replace("(globals(), above)", "({**globals(), 'lr': 9.0}, above)"))
+    done = ablation("run", file)
+    assert done.returncode == 1 and done.stderr.count("other code") == 2, done.stderr
+    notebook.write_text(cells.replace("(globals(), above)", "(globals())"))
+    done = ablation("run", file)
+    assert done.returncode == 2 and "train.ipynb does not get as far" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    notebook.write_text(cells)
     trainer.write_text(text.replace("return cfg.lr * (i + 1)", "return 1.01 * cfg.lr * (i + 1)"))
     done = ablation("run", file)
     assert done.returncode == 1 and done.stderr.count("other code") == 2 and "silu/0.01-s0" in done.stderr and "--rerun-stale" in done.stderr
@@ -262,31 +309,59 @@ def test_forty_runs_killed_five_times_at_random(tmp_path, env, sh):
     assert (storm / "outputs/forty-builtin/tuning.json").read_bytes() == (calm / "outputs/forty-builtin/tuning.json").read_bytes()
 
 
-def test_a_dask_worker_killed_in_mid_run(tmp_path, env, sh, long):
-    "Scheduler and two workers are processes of their own. The killed one's run is done by the other; nothing is lost or doubled."
+@pytest.fixture
+def cluster(tmp_path, env):
+    "Starts a scheduler and workers, processes of their own, each worker with a card in its environment: `cluster(2)` -> address, workers."
+    processes = []
+
+    def start(n):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        address = f"tcp://127.0.0.1:{port}"
+        quiet = dict(cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        processes.append(subprocess.Popen(["dask", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], env=env, **quiet))
+        for i in range(n):
+            processes.append(subprocess.Popen(["dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--resources", "run=1"], env={**env, "CUDA_VISIBLE_DEVICES": f"{i + 3}"}, **quiet))
+        wait_for(lambda: connected(env, address) == n)
+        return address, processes[1:]
+    yield start
+    for p in processes:
+        p.kill()
+
+
+def test_a_dask_worker_killed_in_mid_run(tmp_path, env, cluster, long):
+    "The killed worker's run is done by the other; nothing is lost or doubled. Each run sees its worker's card and no other."
     root = project(tmp_path)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
-    quiet = dict(cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    processes = [subprocess.Popen(["dask", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet)]
-    try:
-        for _ in range(2):
-            processes.append(subprocess.Popen(["dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--resources", "run=1"], **quiet))
-        wait_for(lambda: connected(env, address) == 2)
-        process = engine(root, env, write(root, "long", LONG), "--scheduler", address)
-        wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.safetensors"))) >= 2)
-        running = kernels(processes[1])
-        assert running
-        processes[1].kill()
-        out, err = process.communicate(timeout=250)
-        assert process.returncode == 0, out + err
-        assert not any(k.is_running() for k in running)
-        assert results(root, "long-builtin") == long
-    finally:
-        for p in processes:
-            p.kill()
+    train = json.loads((root / "nbs/train.ipynb").read_text())
+    train["cells"].append(dict(cell_type="code", execution_count=None, id="card", metadata={}, outputs=[], source="print('on card', os.environ['CUDA_VISIBLE_DEVICES'])"))
+    (root / "nbs/train.ipynb").write_text(json.dumps(train))
+    address, workers = cluster(2)
+    process = engine(root, env, write(root, "long", LONG), "--scheduler", address)
+
+    def cards():
+        return {m for p in root.glob("outputs/*/*/*/run.ipynb") for m in re.findall(r"on card (\d+)", p.read_text())}
+    wait_for(lambda: cards() == {"3", "4"} and kernels(workers[0]), 200)
+    running = kernels(workers[0])
+    workers[0].kill()
+    out, err = process.communicate(timeout=250)
+    assert process.returncode == 0, out + err
+    assert not any(k.is_running() for k in running)
+    assert results(root, "long-builtin") == long
+    assert cards() == {"3", "4"}
+
+
+def test_an_interrupted_engine_takes_its_runs_from_the_cluster(tmp_path, env, cluster):
+    root = project(tmp_path)
+    address, (worker,) = cluster(1)
+    process = engine(root, env, write(root, "long", LONG), "--scheduler", address)
+    wait_for(lambda: list(root.glob("outputs/*/*/*/checkpoint.safetensors")))
+    process.terminate()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 143 and "Interrupted" in out and "Traceback" not in err, err
+    wait_for(lambda: not kernels(worker))  # the one that the worker was at
+    time.sleep(3)
+    assert not kernels(worker) and len(list(root.glob("outputs/*/*/*/env.json"))) <= 2
 
 
 def connected(env, address):
@@ -308,6 +383,24 @@ def test_status_from_another_terminal(tmp_path, env, sh):
         process.communicate()
     assert len(rows) == 6 and {"running", "absent"} & {r["state"] for r in rows} and any(r["state"] in ("running", "done") and r["step"] > 0 for r in rows)
     assert "long-builtin" in shown and "ETA" in shown
+
+
+def test_a_terminal_shows_a_live_table(tmp_path, env):
+    root = project(tmp_path)
+    text = LONG.replace('"nope", "silu"', '"nope"').replace("[0, 1]", "[0]").replace("n_steps = 400", "n_steps = 2000")
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
+    process = subprocess.Popen(["ablation", "run", write(root, "long", text)], cwd=root, env={**env, "TERM": "xterm"}, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError), open(master, "rb", buffering=0) as f:  # the end of a terminal is an error
+        while piece := f.read(4096):
+            shown += piece
+    assert process.wait(10) == 0
+    frames = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert "tokens/s" in frames and "ETA" in frames and "0 ended, 2 to go" in frames
+    steps = {int(n) for n in re.findall(r"seed 0 +│ (\d+)/2000", frames)}
+    assert len(steps) > 1 and re.search(r"/2000 +│ \d\.\d{3} ", frames), frames[-2000:]
 
 
 def test_the_plan_says_what_it_will_cost(sh):
