@@ -122,7 +122,7 @@ class Results:
     @property
     def main(self) -> pd.DataFrame: return next(iter(self.sets.values()))
     @cached_property
-    def evaluations(self) -> pd.DataFrame: return evaluations_table(self)
+    def evaluations(self) -> pd.DataFrame: return evaluations_table(self, self.main)
 
 # %% ../nbs/10_report.ipynb #496f83b3
 RUN = ["arm", "lr", "seed"]
@@ -470,11 +470,11 @@ def noise_table(r: Results) -> pd.DataFrame:
     runs = r.main; docs = of(r.docs, runs[runs.point == runs.point.iloc[0]])
     return noise_budget(runs, None if docs.empty else docs, by=())
 
-def evaluations_table(r: Results) -> pd.DataFrame:
-    "What the replicated report's evaluation would have shown on the main set of runs; empty without documents, and for a grid."
-    runs = r.main; done = runs[(runs.status == "done") & (runs.arm != "aa")]
+def evaluations_table(r: Results, runs: pd.DataFrame) -> pd.DataFrame:
+    "What the replicated report's evaluation would have shown on these runs; empty without documents, for a grid, and without a seed that all arms finished."
+    done = runs[(runs.status == "done") & (runs.arm != "aa")]
     docs = of(r.docs, done)
-    return pd.DataFrame() if docs.empty or done.point.nunique() > 1 or "baseline" not in set(done.arm) or done.arm.nunique() < 2 else best_of_evaluations(docs, of(r.metrics, done))
+    return pd.DataFrame() if docs.empty or done.point.nunique() > 1 or "baseline" not in set(done.arm) or done.arm.nunique() < 2 or done.groupby("seed").arm.nunique().max() < done.arm.nunique() else best_of_evaluations(docs, of(r.metrics, done))
 
 # %% ../nbs/10_report.ipynb #7811c978
 def beside_the_report(r: Results) -> str:
