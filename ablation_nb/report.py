@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from .config import AblationError, ModelConfig, arm_label, parse_arm, project_root, run_config
-from .figures import (ablation_comparison, arm_order, dynamics_figure, effects_figure, gaps, interactions_figure, main_lr, positions_figure, save_figure,
+from .figures import (ablation_comparison, arm_order, dynamics_figure, effects_figure, gaps, interactions_figure, main_lr, positions_figure, save_figure, signed,
                                  sensitivity_figure, sweep_figure)
 from .model import parameter_count
 from .runs import PROMPTS, identity_of, load_doc_losses, load_metrics, load_position_losses, load_runs, load_stories, read_json, read_rows, same_behaviour
@@ -206,6 +206,7 @@ def md_table(frame: pd.DataFrame) -> str:
     def cell(v: Any, how: str | Callable[[Any], str]) -> str:
         if not isinstance(v, str) and pd.isna(v): return "–"
         text = how(v) if callable(how) else format(v, how.removesuffix("%") if how.endswith("f%") else how) + ("%" if how.endswith("f%") else "")
+        if text.startswith("-") and not text.strip("-0.%"): text = text.replace("-", "+")     # rounded away
         return text.replace("|", r"\|").replace("\n", " ")
     rows = [[cell(v, shown[c][1]) for c, v in zip(frame, row)] for row in frame.itertuples(index=False)]
     lines = [[h for h, _ in shown.values()], [":---" if c in TEXT else "---:" for c in frame], *rows]
@@ -239,7 +240,8 @@ def results_table(
 
 def interval_words(mean: float, lo: float, hi: float, sign: str = "+") -> str:
     "A mean with its interval; without one, the mean alone."
-    return "–" if np.isnan(mean) else f"{mean:{sign}.4f}" + ("" if np.isnan(lo) else f" [{lo:{sign}.4f}, {hi:{sign}.4f}]")
+    def words(v: float) -> str: return signed(v, 4) if sign else f"{v:.4f}"
+    return "–" if np.isnan(mean) else words(mean) + ("" if np.isnan(lo) else f" [{words(lo)}, {words(hi)}]")
 
 def for_reading(table: pd.DataFrame) -> pd.DataFrame:
     "The same table with each mean and its interval in one column, and without the learning rate where there is only one."
@@ -350,8 +352,8 @@ def effect_sentence(
     name, n, mean = arm_label(effect.arm), int(effect.n), effect["mean"]
     pairs = f"{n} pair{'s' if n > 1 else ''}"
     if n == 0: says = f"**{name}**: no pair of finished runs to compare."
-    elif n == 1: says = f"**{name}**: {mean:+.4f} nats per token in the only pair of runs; one pair has no interval, and no verdict."
-    else: says = f"**{name}**: {mean:+.4f} nats per token, 95 % interval {effect.lo:+.4f} to {effect.hi:+.4f} ({pairs})" + (f": {VERDICTS[effect.verdict].format(margin=margin)}." if effect.verdict in VERDICTS else ".")
+    elif n == 1: says = f"**{name}**: {signed(mean, 4)} nats per token in the only pair of runs; one pair has no interval, and no verdict."
+    else: says = f"**{name}**: {signed(mean, 4)} nats per token, 95 % interval {signed(effect.lo, 4)} to {signed(effect.hi, 4)} ({pairs})" + (f": {VERDICTS[effect.verdict].format(margin=margin)}." if effect.verdict in VERDICTS else ".")
     if not diverged_at: return says
     return f"{says} Diverged: {len(diverged_at)}, at step {', '.join(f'{s:,}' for s in diverged_at)}{'; the difference is that of the other runs, and carries no verdict' if n else ''}."
 
