@@ -342,8 +342,11 @@ def nothing_from(e: Evidence, arms: list[str], at_least: int) -> Settled | None:
 
 # %% ../nbs/12_ledger.ipynb #2dfec0c3
 def learnt(r: Results, runs: pd.DataFrame) -> pd.Series:
-    "Which of these runs of the study ended, and nearer to the baseline's best than to guessing?"
-    return runs.status.eq("done") & (runs.final_val_loss < (np.log(runs.vocab_size) + r.runs[r.runs.arm == "baseline"].final_val_loss.min()) / 2)
+    "Which of these runs of the study ended, and nearer to what the baseline reaches at their rate or a lower one than to guessing?"
+    base = r.runs[r.runs.arm.eq("baseline") & r.runs.status.eq("done")].groupby("lr").final_val_loss.min().cummin()
+    if base.empty: return runs.status.eq("partial")                            # nothing to compare with
+    best = base.to_numpy()[np.clip(np.searchsorted(base.index, runs.lr * 1.0001) - 1, 0, None)]
+    return runs.status.eq("done") & (runs.final_val_loss < (np.log(runs.vocab_size) + best) / 2)
 
 def trains(r: Results) -> pd.DataFrame:
     "For each arm and learning rate: did every run learn (`all`), and how many runs are there (`size`)?"
