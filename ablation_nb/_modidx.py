@@ -389,6 +389,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.report.at_setup': ('report.html#at_setup', 'ablation_nb/report.py'),
                                     'ablation_nb.report.beside_the_report': ('report.html#beside_the_report', 'ablation_nb/report.py'),
                                     'ablation_nb.report.both_rates': ('report.html#both_rates', 'ablation_nb/report.py'),
+                                    'ablation_nb.report.by_key': ('report.html#by_key', 'ablation_nb/report.py'),
                                     'ablation_nb.report.by_position': ('report.html#by_position', 'ablation_nb/report.py'),
                                     'ablation_nb.report.certificate_table': ('report.html#certificate_table', 'ablation_nb/report.py'),
                                     'ablation_nb.report.codes': ('report.html#codes', 'ablation_nb/report.py'),

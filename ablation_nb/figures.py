@@ -457,7 +457,7 @@ def sweep_figure(
         nudge = .07 * (i - (len(arms) - 1) / 2)
         e = e.assign(x=e.point.map(at) + nudge).sort_values("x")
         ax.plot(e.x, e["mean"], color=colour, lw=1.6, ls=(0, (4, 2.5)) if arm in AGAIN else "-"); ax.vlines(e.x, e.lo, e.hi, color=colour, lw=2.2)
-        ax.plot(d.point.map(at) + nudge, d.difference, "o", ms=4.5, mfc="white", mec=colour, mew=1.1)
+        ax.plot(d.point.map(at) + nudge + .035, d.difference, "o", ms=4.5, mfc="white", mec=colour, mew=1.1)
         if len(e): ends[arm] = e.x.iloc[-1], e["mean"].iloc[-1]
     spread_of = pd.concat([differences.difference, effects.lo, effects.hi]).dropna()
     lo, hi = min(0, differences.difference.min()), max(0, differences.difference.max()); reach = max(hi - lo, .01)

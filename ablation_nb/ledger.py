@@ -480,7 +480,7 @@ def past_the_end(e: Evidence, arm: str) -> pd.Series | None:
 
 @settles("runs")
 def local_context(e: Evidence, arm: str) -> Settled | None:
-    "Does the first half of a window's context lower the loss by more than the second half? From the first eighth to the fourth, and from there to the last."
+    "Does the first half of a window's context lower the loss by more than the second half? From the first eighth to the fourth, and from there to the last; over seeds, in one set of windows."
     if (w := window_means(e, arm, 1, (0, .125), (.375, .5), (.875, 1))) is None: return None
     near, far, more = (mean_interval(x) for x in (w[0] - w[1], w[1] - w[2], w[0] - 2 * w[1] + w[2]))
     return settled(more.lo > 0, more.hi < 0, f"the first half lowers the loss by {interval_words(near.mean, near.lo, near.hi, '')} nats, the second by {interval_words(far.mean, far.lo, far.hi, '')}: {interval_words(more.mean, more.lo, more.hi)} ({more.n} seeds)", e.lost(arm))

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SEED_REPORT', 'RUN', 'COLUMNS', 'TEXT', 'VERDICTS', 'SECTIONS', 'RUN_COLUMNS', 'point_fields', 'fault', 'settings',
-           'codes', 'strangers', 'Results', 'read_results', 'home', 'setups', 'setup_words', 'of', 'duration',
-           'p_words', 'md_table', 'judged', 'arm_means', 'results_table', 'interval_words', 'for_reading',
-           'sureness_table', 'side_by_side', 'overview_table', 'precision_table', 'certificate_table', 'dynamics_table',
-           'rates_long', 'rates_table', 'positions_table', 'effect_sentence', 'power_sentence', 'opening', 'warnings',
-           'misfits', 'at_setup', 'figure_names', 'findings', 'both_rates', 'every_seed', 'rates', 'on_the_ladder',
-           'dynamics', 'by_position', 'factorial', 'interactions', 'noise', 'noise_table', 'evaluations_table',
-           'beside_the_report', 'left_out', 'asked_for', 'proofs', 'stories', 'points', 'swept', 'grid_table',
+           'codes', 'strangers', 'Results', 'read_results', 'home', 'setups', 'setup_words', 'of', 'by_key',
+           'asked_for', 'duration', 'p_words', 'md_table', 'judged', 'arm_means', 'results_table', 'interval_words',
+           'for_reading', 'sureness_table', 'side_by_side', 'overview_table', 'precision_table', 'certificate_table',
+           'dynamics_table', 'rates_long', 'rates_table', 'positions_table', 'effect_sentence', 'power_sentence',
+           'opening', 'warnings', 'misfits', 'at_setup', 'figure_names', 'findings', 'both_rates', 'every_seed',
+           'rates', 'on_the_ladder', 'dynamics', 'by_position', 'factorial', 'interactions', 'noise', 'noise_table',
+           'evaluations_table', 'beside_the_report', 'left_out', 'proofs', 'stories', 'points', 'swept', 'grid_table',
            'point_words', 'grid_page', 'figures_of', 'tables_of', 'write_report', 'write_text', 'readme_table',
            'headline', 'find_study']
 
@@ -179,6 +179,22 @@ def setup_words(name: str) -> str:
 def of(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     "The rows of a long frame that belong to these runs."
     return frame.merge(runs[["point", *RUN]], on=["point", *RUN])
+
+# %% ../nbs/10_report.ipynb #c53141f6
+def by_key(r: Results) -> dict[tuple, Any]:
+    "(point, arm, log10 of the learning rate, seed) -> the run's row."
+    return {(x.point, x.arm, round(np.log10(x.lr), 9), x.seed): x for x in r.runs.itertuples()}
+
+def asked_for(r: Results) -> list[tuple]:
+    "Every (point, arm, log10 of the learning rate, seed) that the study asks for; without study.json, all that fill the gaps of what is there."
+    def cells(points: Iterable[str], arms: Iterable[str], rates: Iterable[float], seeds: Iterable[int]) -> list[tuple]: return [(p, a, round(np.log10(lr), 9), s) for p in points for s in seeds for lr in rates for a in arms]
+    if not r.plan: return [c for (p, lr), g in r.runs.groupby(["point", "lr"]) for c in cells([p], arm_order(g.arm), [lr], sorted(g.seed.unique()))]
+    plan, points = r.plan, [""]
+    if home(r.folder) == r.folder and r.plan["grid"]: points = list(r.plan["grid"])
+    wanted = [cells(points, plan["arms"], part["lr"], part["seeds"]) for part in (plan.get("tune"), plan.get("fixed")) if part]
+    if plan.get("tune"): wanted.append([c for p in points for a, t in r.tuning.get(p, {}).items() if t["lr"] for c in cells([p], [a], [t["lr"]], plan["seeds"])])
+    else: wanted.append(cells(points, plan["arms"], plan.get("lr") or [main_lr(r.runs)], plan["seeds"]))
+    return list(dict.fromkeys(c for part in wanted for c in part))
 
 # %% ../nbs/10_report.ipynb #1803dea3
 def duration(seconds: float) -> str:
@@ -387,6 +403,7 @@ def opening(r: Results) -> str:
 def warnings(r: Results) -> list[str]:
     "One line if something is in no mean."
     lost = [f"{len(r.refused)} not used"] * bool(r.refused) + [f"{n} {s}" for s, n in r.runs.status.value_counts(sort=False).items() if s != "done"]
+    if missing := set(asked_for(r)) - set(by_key(r)): lost.append(f"{len(missing)} missing")
     other = misfits(r)
     return ([f"**Not every run counts**: {', '.join(lost)}; see [what is in no mean](#what-is-in-no-mean)."] if lost else []) + ([f"**The runs are not those that study.json describes**: {'; '.join(other)}."] if other else [])
 
@@ -526,21 +543,10 @@ def left_out(r: Results) -> str:
         who = f"{arm_label(x.arm)}, seed {x.seed}, learning rate {x.lr:g} (`{x.folder}`)"
         if x.status == "diverged": lines.append(f"- diverged at step {int(x.diverged_at):,}: {who}")
         if x.status == "partial": lines.append(f"- partial, not finished: {who}")
-    have, asked = {(x.point, x.arm, round(np.log10(x.lr), 9), x.seed): x for x in r.runs.itertuples()}, asked_for(r)
+    have, asked = by_key(r), asked_for(r)
     lines += [f"- missing: {arm_label(a)}, seed {s}, learning rate {10**lr:g}{f' at {p}' if p else ''}" for p, a, lr, s in asked if (p, a, lr, s) not in have]
     lines += [f"- not asked for by the study: {arm_label(x.arm)}, seed {x.seed}, learning rate {x.lr:g} (`{x.folder}`)" for k, x in have.items() if k not in asked]
     return "## What is in no mean\n\n" + ("\n".join(lines) or f"Nothing is: all {len(asked)} runs are done.")
-
-def asked_for(r: Results) -> list[tuple]:
-    "Every (point, arm, log10 of the learning rate, seed) that the study asks for; without study.json, all that fill the gaps of what is there."
-    def cells(points: Iterable[str], arms: Iterable[str], rates: Iterable[float], seeds: Iterable[int]) -> list[tuple]: return [(p, a, round(np.log10(lr), 9), s) for p in points for s in seeds for lr in rates for a in arms]
-    if not r.plan: return [c for (p, lr), g in r.runs.groupby(["point", "lr"]) for c in cells([p], arm_order(g.arm), [lr], sorted(g.seed.unique()))]
-    plan, points = r.plan, [""]
-    if home(r.folder) == r.folder and r.plan["grid"]: points = list(r.plan["grid"])
-    wanted = [cells(points, plan["arms"], part["lr"], part["seeds"]) for part in (plan.get("tune"), plan.get("fixed")) if part]
-    if plan.get("tune"): wanted.append([c for p in points for a, t in r.tuning.get(p, {}).items() if t["lr"] for c in cells([p], [a], [t["lr"]], plan["seeds"])])
-    else: wanted.append(cells(points, plan["arms"], plan.get("lr") or [main_lr(r.runs)], plan["seeds"]))
-    return list(dict.fromkeys(c for part in wanted for c in part))
 
 # %% ../nbs/10_report.ipynb #489baa74
 def proofs(r: Results) -> str:
