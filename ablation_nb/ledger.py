@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'KINDS', 'TESTS', 'WIDTH_WITH_NORM', 'MEANS', 'OWN_KEYS', 'Settled', 'settles', 'settled', 'parameters',
            'tokens', 'widths', 'vocabulary', 'same_parameters', 'matrices', 'ffn_operations', 'flops_saved', 'percent',
-           'perplexity', 'extreme', 'range_below', 'before_training', 'untrained', 'first_loss', 'excess_beyond_logits',
-           'order_visible', 'Evidence', 'effect_words', 'together_settled', 'effects_on', 'effect', 'size', 'below',
-           'between', 'ordered', 'largest', 'ranking', 'only', 'nothing_from', 'trains', 'on_common_rates',
-           'rates_words', 'narrower', 'narrowest', 'finishes', 'trains_at_the_rate_of', 'trend', 'spread_interval',
-           'seed_spread', 'within_luck', 'crowned', 'level', 'reached', 'settled_by', 'window_means', 'past_the_end',
-           'late_context', 'extrapolates', 'beyond', 'interacts', 'together', 'Claim', 'read_claims', 'read_claim',
-           'studies_in', 'bearing', 'settle_claim', 'field_words', 'test_words', 'settle_all', 'settle', 'claims_of',
-           'at_points', 'recommendations', 'write_ledger', 'ledger_page']
+           'perplexity', 'extreme', 'range_below', 'before_training', 'untrained', 'first_loss', 'first_losses',
+           'first_ratio', 'excess_beyond_logits', 'order_visible', 'Evidence', 'effect_words', 'together_settled',
+           'effects_on', 'effect', 'size', 'could_be', 'below', 'between', 'ordered', 'largest', 'ranking', 'only',
+           'nothing_from', 'learnt', 'trains', 'on_common_rates', 'rates_words', 'narrower', 'narrowest', 'finishes',
+           'trains_at_the_rate_of', 'trend', 'spread_interval', 'seed_spread', 'within_luck', 'crowned', 'level',
+           'reached', 'settled_by', 'window_means', 'past_the_end', 'local_context', 'extrapolates', 'beyond',
+           'interacts', 'together', 'Claim', 'read_claims', 'read_claim', 'studies_in', 'bearing', 'settle_claim',
+           'field_words', 'test_words', 'settle_all', 'settle', 'claims_of', 'at_points', 'recommendations',
+           'write_ledger', 'size_words', 'ledger_page']
 
 # %% ../nbs/12_ledger.ipynb #d5d9925b
 import inspect, math, sys
@@ -35,20 +36,21 @@ from scipy.special import log_softmax
 from .config import AblationError, arm_label, did_you_mean, model_config, parse_arm, project_root, train_config
 from .figures import arm_order
 from .model import FlexibleTransformerLM, ffn_matrices, flops_per_token, parameter_count, reference_logits
-from .report import RUN, SEED_REPORT, Results, factorial, interval_words, judged, md_table, of, on_the_ladder, points, read_results, write_text
+from .report import RUN, SEED_REPORT, Results, evaluations_table, factorial, interval_words, judged, md_table, of, on_the_ladder, points, read_results, write_text
 from .statistics import Interval, mean_interval, noise_budget, paired_differences, paired_effects, paired_trend, verdicts
 
 # %% ../nbs/12_ledger.ipynb #1b4f6215
 class Settled(NamedTuple):
     "What a test says."
-    verdict: str  # holds | fails | undetermined
-    figures: str  # our numbers, in words
+    verdict: str        # holds | fails | undetermined
+    figures: str        # our numbers, in words
+    thin: bool = False  # undetermined for want of a second run: evidence with two seeds goes before
 
-VERDICTS = ("holds", "fails", "undetermined", "not tested")
-KINDS = dict(arithmetic="computed", empirical="runs", opinion=None)
+VERDICTS = ("holds", "fails", "undetermined", "not tested", "agrees with its table", "disagrees with its table")
+KINDS = dict(arithmetic=("computed", "its table"), empirical=("runs", "rates"), opinion=())
 TESTS: dict[str, tuple[str, Callable]] = {}
 
-def settles(by: str) -> Callable[[Callable], Callable]:  # "computed", or "runs"
+def settles(by: str) -> Callable[[Callable], Callable]:  # "computed"; "its table": restated from the report's own; "runs" of one set; "rates": all sets and the ladder of a study
     "Register a test."
     def register(f: Callable) -> Callable:
         TESTS[f.__name__] = (by, f)
@@ -59,9 +61,12 @@ def settled(
     holds: bool,   # is the claim shown to be true?
     fails: bool,   # is it shown to be false?
     figures: str,  # our numbers
+    lost: str = "",     # which of the runs it rests on diverged: what the others say settles nothing
+    thin: bool = False, # does it rest on single runs?
 ) -> Settled:
     "A verdict from two questions; if neither is answered with yes, it is undetermined."
-    return Settled("holds" if holds else "fails" if fails else "undetermined", figures)
+    verdict = "undetermined" if lost else "holds" if holds else "fails" if fails else "undetermined"
+    return Settled(verdict, "; ".join(filter(None, (figures, lost))), bool(thin) and verdict == "undetermined")
 
 # %% ../nbs/12_ledger.ipynb #32ced1e8
 @settles("computed")
@@ -115,7 +120,7 @@ def flops_saved(arm: str, equals: float, within: float) -> Settled:
     return settled(abs(d - equals) <= within, abs(d - equals) > within, f"{arm_label(arm)} needs {abs(d):.1f} % {'less' if d > 0 else 'more'} a trained token")
 
 # %% ../nbs/12_ledger.ipynb #accf2802
-@settles("computed")
+@settles("its table")
 def percent(arm: str, column: str, equals: float, digits: int = 2) -> Settled:
     "Difference to the baseline in the report's own table, in per cent, rounded as printed."
     theirs = SEED_REPORT[column]
@@ -129,13 +134,13 @@ def perplexity(at: float, arm: str, equals: float) -> Settled:
     more = round(at * math.expm1(d), 2)
     return settled(more == equals, more != equals, f"{at:g} · e^{d:.4f} = {at * math.exp(d):.2f}, {more:.2f} more")
 
-@settles("computed")
+@settles("its table")
 def extreme(arm: str, column: str, which: str) -> Settled:
     "Is an arm the lowest or highest in a column of the report's own table?"
     theirs = SEED_REPORT[column].sort_values(ascending=which == "lowest")
     return settled(theirs.index[0] == arm, theirs.index[0] != arm, ", ".join(f"{arm_label(a)} {v:g}" for a, v in theirs.items()))
 
-@settles("computed")
+@settles("its table")
 def range_below(column: str, percent: float) -> Settled:
     "Do lowest and highest of a column of the report's own table lie that close?"
     lo, hi = SEED_REPORT[column].min(), SEED_REPORT[column].max()
@@ -169,6 +174,20 @@ def first_loss(arms: list[str], equals: float, within: float) -> Settled:
     losses = untrained().groupby("arm").loss.agg(["min", "max", "size"]).loc[arms]
     far = ((losses["min"] < equals - within) | (losses["max"] > equals + within)).any()
     return settled(not far, far, "; ".join(f"{arm_label(a)} {x['min']:.2f} to {x['max']:.2f} over {int(x['size'])} seeds" for a, x in losses.iterrows()))
+
+@settles("computed")
+def first_losses(seen: dict[str, float]) -> Settled:
+    "Do untrained models of full size, over the seeds, begin at losses such as these?"
+    losses = untrained().groupby("arm").loss.agg(["min", "max", "size"]).loc[list(seen)]
+    inside = pd.Series(seen).between(losses["min"], losses["max"]).all()
+    return settled(inside, not inside, "; ".join(f"{arm_label(a)} {seen[a]:g}, here {x['min']:.2f} to {x['max']:.2f} over {int(x['size'])} seeds" for a, x in losses.iterrows()))
+
+@settles("computed")
+def first_ratio(arm: str, equals: float, within: float) -> Settled:
+    "First loss of an arm over the baseline's, every seed."
+    loss = untrained().pivot(index="seed", columns="arm", values="loss"); ratio = loss[arm] / loss["baseline"]
+    far = (ratio - equals).abs() > within
+    return settled(not far.any(), far.any(), f"{arm_label(arm)} {ratio.min():.2f} to {ratio.max():.2f} times the baseline's over {len(ratio)} seeds, {(~far).sum()} of them within {within:g} of {equals:g}")
 
 @settles("computed")
 def excess_beyond_logits(arm: str, within: float) -> Settled:
@@ -205,16 +224,26 @@ class Evidence:
     def name(self) -> str: return f"{self.r.plan['study'] if self.r.plan and self.r.plan['study'] != self.r.name else ''}/{self.r.name}".strip("/")
     @property
     def words(self) -> str: return f"{self.name} ({self.r.config['scale']}, {self.setup})"
-    def has(self, *arms: str) -> bool: return {"baseline", *arms} <= set(self.runs.arm)
+    def has(self, *arms: str) -> bool: return {"baseline", *arms} <= set(self.runs.arm[self.runs.status != "partial"])
 
-    def at(self, value: str, share: float | None) -> pd.DataFrame:
-        "The runs with a column `value`: as it is, the generalisation gap, or the validation loss at the first evaluation after a share of the steps."
+    def lost(self, *arms: str) -> str:
+        "How many runs of these arms (the baseline is always one) diverged, in words; empty if none did."
+        of_arm = self.runs.status.eq("diverged").groupby(self.runs.arm).agg(["sum", "size"])
+        return "; ".join(f"{arm_label(a)}: {n} of {m} runs diverged" for a, n, m in of_arm.loc[of_arm.index.isin(["baseline", *arms])].itertuples() if n)
+
+    def evaluation(self, share: float, before: bool = False) -> int | None:
+        "The step of the first evaluation after a share of the training, or of the last one up to it; None if that is the first or the last of all."
+        steps = of(self.r.metrics, self.runs).dropna(subset="val_loss").step
+        step = steps[steps <= share * self.steps].max() if before else steps[steps >= share * self.steps].min()
+        return int(step) if 0 < step < self.steps else None
+
+    def at(self, value: str, step: int | None) -> pd.DataFrame:
+        "The runs with a column `value`: as it is, the generalisation gap, or the validation loss at a step."
         runs = self.runs
         if value == "generalisation_gap": return runs.assign(value=runs.final_val_loss - runs.final_train_loss)
-        if share is None: return runs.assign(value=runs[value])
-        seen = of(self.r.metrics, runs).dropna(subset="val_loss")
-        seen = seen[seen.step == seen.step[seen.step >= share * self.steps].min()]
-        return runs.merge(seen[[*RUN, "val_loss"]].rename(columns={"val_loss": "value"}), on=RUN)
+        if step is None: return runs.assign(value=runs[value])
+        seen = of(self.r.metrics, runs).query("step == @step")
+        return runs.merge(seen[[*RUN, "val_loss"]].rename(columns={"val_loss": "value"}), on=RUN, how="left")
 
 def effect_words(arm: str, mean: float, lo: float, hi: float, verdict: str, n: float, unit: str = "nats") -> str:
     "'NoPE +0.1285 [+0.1095, +0.1476] nats: worse (3 pairs)'."
@@ -227,8 +256,8 @@ def together_settled(verdicts: list[str]) -> dict:
 # %% ../nbs/12_ledger.ipynb #094c8cd2
 MEANS = dict(worse="worse", better="better", equal="equivalent")  # what a claim expects -> the verdict that it needs
 
-def effects_on(e: Evidence, value: str, at: float | None = None) -> pd.DataFrame:
-    "Judged effects on a value, an arm a row; for times in per cent of the baseline's mean."
+def effects_on(e: Evidence, value: str, at: int | None = None) -> pd.DataFrame:
+    "Judged effects on a value, or on the validation loss at a step, an arm a row; for times in per cent of the baseline's mean."
     if (value, at) not in e.memo:
         runs, margin = e.at(value, at), e.r.margin
         if value == "seconds": runs, margin = runs.assign(value=100 * runs.value / runs[(runs.arm == "baseline") & (runs.status == "done")].value.mean()), 1.
@@ -238,8 +267,9 @@ def effects_on(e: Evidence, value: str, at: float | None = None) -> pd.DataFrame
 @settles("runs")
 def effect(e: Evidence, arms: list[str], expect: str, value: str = "final_val_loss", at: float | None = None) -> Settled | None:
     "Paired difference to the baseline, with the verdict of the statistics; several arms must all agree."
-    if not e.has(*arms): return None
-    table, unit = effects_on(e, value, at).loc[arms], "%" if value == "seconds" else "nats"
+    step = None if at is None else e.evaluation(at)
+    if not e.has(*arms) or at is not None and step is None: return None
+    table, unit = effects_on(e, value, step).loc[arms], "%" if value == "seconds" else "nats"
     said = ["holds" if v == MEANS[expect] else "fails" if v in MEANS.values() else "undetermined" for v in table.verdict]
     return settled(**together_settled(said), figures="; ".join(effect_words(a, t["mean"], t.lo, t.hi, t.verdict, t.n, unit) for a, t in table.iterrows()))
 
@@ -249,7 +279,17 @@ def size(e: Evidence, arm: str, nats: float) -> Settled | None:
     if not e.has(arm): return None
     t = effects_on(e, "final_val_loss").loc[arm]
     fine = (t.hi - t.lo) / 2 <= max(e.r.margin, abs(nats) / 2)       # an interval that holds everything shows nothing
-    return settled(t.lo <= nats <= t.hi and fine, not t.lo <= nats <= t.hi and t.n > 1, effect_words(arm, t["mean"], t.lo, t.hi, t.verdict, t.n))
+    return settled(t.lo <= nats <= t.hi and fine, not t.lo <= nats <= t.hi and t.n > 1, effect_words(arm, t["mean"], t.lo, t.hi, t.verdict, t.n), e.lost(arm))
+
+@settles("rates")
+def could_be(e: Evidence, arm: str, column: str) -> Settled | None:
+    "Can the difference in the report's table be this arm's? By the intervals of every set of runs: an arm that costs far more in all of them is another one."
+    theirs = SEED_REPORT[column][arm] - SEED_REPORT[column]["baseline"]
+    seen = {k: t for k, runs in e.r.sets.items() if {"baseline", arm} <= set(runs.arm) and (t := effects_on(Evidence(e.r, k), column).loc[arm]).n > 1}
+    if not seen: return None
+    far = [t.verdict in ("worse", "better") and not t.lo - e.r.margin <= theirs <= t.hi + e.r.margin for t in seen.values()]
+    near = [t.lo <= theirs <= t.hi and (t.hi - t.lo) / 2 <= e.r.margin for t in seen.values()]
+    return settled(all(near), all(far), f"the report's difference is {theirs:+.6f}; here " + "; ".join(f"at {k}: {effect_words(arm, t['mean'], t.lo, t.hi, t.verdict, t.n)}" for k, t in seen.items()), "; ".join(dict.fromkeys(filter(None, (Evidence(e.r, k).lost(arm) for k in seen)))))
 
 @settles("runs")
 def below(e: Evidence, arms: list[str], percent: float, value: str = "final_val_loss") -> Settled | None:
@@ -257,8 +297,8 @@ def below(e: Evidence, arms: list[str], percent: float, value: str = "final_val_
     if not e.has(*arms): return None
     runs = e.at(value, None)
     table = paired_effects(runs.assign(value=100 * runs.value / runs[runs.arm == "baseline"].value.mean()), "value", by=()).set_index("arm").loc[arms]
-    whole = table.n_diverged.eq(0) & table.lo.notna()
-    return settled((whole & (table.lo > -percent) & (table.hi < percent)).all(), ((table.lo >= percent) | (table.hi <= -percent)).any(),
+    whole = table.n_diverged.eq(0) & table.n_base_diverged.eq(0) & table.lo.notna()
+    return settled((whole & (table.lo > -percent) & (table.hi < percent)).all(), (whole & ((table.lo >= percent) | (table.hi <= -percent))).any(),
                    "; ".join(f"{arm_label(a)} {interval_words(t['mean'], t.lo, t.hi)} %" + (f", {int(t.n_diverged)} diverged" if t.n_diverged else "") for a, t in table.iterrows()))
 
 # %% ../nbs/12_ledger.ipynb #aeb65d09
@@ -270,7 +310,8 @@ def between(e: Evidence, arm: str, other: str) -> Interval:
 def ordered(e: Evidence, pairs: list[tuple[str, str]]) -> Settled:
     "Is the first arm of each pair worse than the second?"
     gaps = [between(e, *p) for p in pairs]
-    return settled(all(g.lo > 0 for g in gaps), any(g.hi < 0 for g in gaps), "; ".join(f"{arm_label(a)} minus {arm_label(b)} {interval_words(g.mean, g.lo, g.hi)}" for (a, b), g in zip(pairs, gaps)))
+    return settled(all(g.lo > 0 for g in gaps), any(g.hi < 0 for g in gaps), "; ".join(f"{arm_label(a)} minus {arm_label(b)} {interval_words(g.mean, g.lo, g.hi)}" for (a, b), g in zip(pairs, gaps)),
+                   e.lost(*(a for p in pairs for a in p)))
 
 @settles("runs")
 def largest(e: Evidence, arm: str, over: list[str]) -> Settled | None:
@@ -288,8 +329,8 @@ def only(e: Evidence, arm: str, others: list[str], percent: float) -> Settled | 
     if not e.has(arm, *others): return None
     base = e.runs[e.runs.arm == "baseline"].final_val_loss.mean()
     table = effects_on(e, "final_val_loss").loc[[arm, *others]]; lo, hi = 100 * table.lo / base, 100 * table.hi / base
-    whole = table.n_diverged.eq(0).all()
-    return settled(whole and lo[arm] > percent and (hi[others] < percent).all(), hi[arm] < percent or (lo[others] > percent).any(), "; ".join(f"{arm_label(a)} {interval_words(100 * t['mean'] / base, lo[a], hi[a])} %" for a, t in table.iterrows()))
+    whole = table.n_diverged.eq(0) & table.n_base_diverged.eq(0)
+    return settled(whole.all() and lo[arm] > percent and (hi[others] < percent).all(), whole[arm] and hi[arm] < percent or (whole & (lo > percent))[others].any(), "; ".join(f"{arm_label(a)} {interval_words(100 * t['mean'] / base, lo[a], hi[a])} %" for a, t in table.iterrows()))
 
 @settles("runs")
 def nothing_from(e: Evidence, arms: list[str], at_least: int) -> Settled | None:
@@ -300,55 +341,60 @@ def nothing_from(e: Evidence, arms: list[str], at_least: int) -> Settled | None:
     return settled(none >= at_least, some > len(arms) - at_least, "; ".join(f"{arm_label(a)}: {v}" for a, v in said.items()))
 
 # %% ../nbs/12_ledger.ipynb #2dfec0c3
-def trains(r: Results) -> pd.Series:
-    "For each arm and learning rate: did every run learn?"
+def learnt(r: Results, runs: pd.DataFrame) -> pd.Series:
+    "Which of these runs of the study ended, and nearer to what the baseline reaches at their rate or a lower one than to guessing?"
+    base = r.runs[r.runs.arm.eq("baseline") & r.runs.status.eq("done")].groupby("lr").final_val_loss.min().cummin()
+    if base.empty: return runs.status.eq("partial")                            # nothing to compare with
+    best = base.to_numpy()[np.clip(np.searchsorted(base.index, runs.lr * 1.0001) - 1, 0, None)]
+    return runs.status.eq("done") & (runs.final_val_loss < (np.log(runs.vocab_size) + best) / 2)
+
+def trains(r: Results) -> pd.DataFrame:
+    "For each arm and learning rate: did every run learn (`all`), and how many runs are there (`size`)?"
     runs = r.runs[r.runs.status != "partial"]
-    half = (np.log(runs.vocab_size) + runs[runs.arm == "baseline"].final_val_loss.min()) / 2
-    return (runs.status.eq("done") & (runs.final_val_loss < half)).groupby([runs.arm, runs.lr]).all()
+    return learnt(r, runs).groupby([runs.arm, runs.lr]).agg(["all", "size"])
 
-def on_common_rates(e: Evidence, *arms: str) -> pd.DataFrame | None:
-    "Rates that the baseline and these arms all have, an arm a column: does it train there? None for fewer than two."
+def on_common_rates(e: Evidence, *arms: str) -> tuple[pd.DataFrame, pd.Series] | None:
+    "Rates that the baseline and these arms all have, an arm a column: does it train there? And: have all of them two runs there? None for fewer than two rates."
     if not {"baseline", *arms} <= set(e.r.runs.arm): return None
-    table = trains(e.r).unstack("arm")[["baseline", *arms]].dropna().astype(bool)
-    return table if len(table) > 1 else None
+    found = trains(e.r); table = found["all"].unstack("arm")[["baseline", *arms]].dropna().astype(bool)
+    return (table, found["size"].unstack("arm").loc[table.index, table.columns].min(axis=1) > 1) if len(table) > 1 else None
 
-def rates_words(table: pd.DataFrame) -> str:
-    "At which of the rates tried an arm does not train."
-    def fails(a: str) -> str: return "trains at all" if table[a].all() else "does not train at " + ", ".join(f"{lr:g}" for lr in table.index[~table[a]])
-    return f"of {len(table)} rates from {table.index.min():g} to {table.index.max():g}: " + "; ".join(f"{arm_label(a)} {fails(a)}" for a in table)
+def rates_words(table: pd.DataFrame, sure: pd.Series) -> str:
+    "At which of the rates tried an arm does not train, and where single runs are all there is."
+    def fails(a: str) -> str: return "trains at all" if table[a].all() else f"does not train at {rates(~table[a])}"
+    def rates(which: pd.Series) -> str: return ", ".join(f"{lr:g}" for lr in table.index[which])
+    return f"of {len(table)} rates from {table.index.min():g} to {table.index.max():g}: " + "; ".join(f"{arm_label(a)} {fails(a)}" for a in table) + (f"; single runs, which decide nothing, at {rates(~sure)}" if not sure.all() else "")
 
 # %% ../nbs/12_ledger.ipynb #5e4e5665
-@settles("runs")
+@settles("rates")
 def narrower(e: Evidence, arm: str) -> Settled | None:
     "Does the baseline train at learning rates at which the arm does not?"
-    table = on_common_rates(e, arm)
-    if table is None: return None
-    lost, won = (table.baseline & ~table[arm]).any(), (table[arm] & ~table.baseline).any()
-    return settled(lost and not won, not lost and not table.all(axis=None), rates_words(table))
+    if (found := on_common_rates(e, arm)) is None: return None
+    table, sure = found; lost, won = table.baseline & ~table[arm], table[arm] & ~table.baseline
+    return settled((lost & sure).any() and not won.any(), not lost.any() and not table[sure].all(axis=None), rates_words(table, sure), thin=not sure.all())
 
-@settles("runs")
+@settles("rates")
 def narrowest(e: Evidence, arm: str, over: list[str]) -> Settled | None:
     "Does the arm train at fewer learning rates than each other?"
-    table = on_common_rates(e, arm, *over)
-    if table is None: return None
-    n = table.sum()
-    return settled((n[arm] < n[over]).all(), (n[arm] > n[over]).any(), rates_words(table))
+    if (found := on_common_rates(e, arm, *over)) is None: return None
+    table, sure = found; n, every = table[sure].sum(), table.sum()
+    return settled((n[arm] < n[over]).all() and (every[arm] < every[over]).all(), (n[arm] > n[over]).any(), rates_words(table, sure), thin=not sure.all())
 
 @settles("runs")
 def finishes(e: Evidence, arms: list[str]) -> Settled | None:
-    "Did every run of these arms reach its last step?"
+    "Did every run of these arms reach its last step, and learn?"
     if not e.has(*arms): return None
     runs = e.runs[e.runs.arm.isin(arms) & (e.runs.status != "partial")]
-    n, done = runs.groupby("arm").size(), runs.status.eq("done").groupby(runs.arm).sum()
-    return settled(done.eq(n).all() and n.min() > 1 and len(n) == len(arms), (done < n).any(), "; ".join(f"{arm_label(a)}: {done.get(a, 0)} of {n.get(a, 0)} runs to the end" for a in arms))
+    good = learnt(e.r, runs).groupby(runs.arm).agg(["sum", "size"]).loc[arms]
+    return settled(good["sum"].eq(good["size"]).all() and good["size"].min() > 1, good["sum"].lt(good["size"]).any(), "; ".join(f"{arm_label(a)}: {n} of {m} runs to the end, and learnt" for a, n, m in good.itertuples()))
 
-@settles("runs")
+@settles("rates")
 def trains_at_the_rate_of(e: Evidence, arm: str, other: str) -> Settled | None:
     "Does the arm train at the best learning rate of another?"
     lr = e.r.tuning.get("", {}).get(other, {}).get("lr")
-    if lr is None or (arm, lr) not in (ok := trains(e.r)).index: return None
-    n = ((e.r.runs.arm == arm) & (e.r.runs.lr == lr)).sum()
-    return settled(ok[arm, lr] and n > 1, not ok[arm, lr], f"at {lr:g}, the best rate of {arm_label(other)}, {arm_label(arm)} {'trains' if ok[arm, lr] else 'does not train'} ({n} run{'s' if n > 1 else ''})")
+    if lr is None or (arm, lr) not in (found := trains(e.r)).index: return None
+    ok, n = found.loc[(arm, lr)]
+    return settled(ok and n > 1, not ok and n > 1, f"at {lr:g}, the best rate of {arm_label(other)}, {arm_label(arm)} {'trains' if ok else 'does not train'} ({n} run{'s' if n > 1 else ', which decides nothing'})", thin=n < 2)
 
 # %% ../nbs/12_ledger.ipynb #c2e5d997
 @settles("runs")
@@ -357,12 +403,14 @@ def trend(e: Evidence, arms: list[str], over: str, any_of: bool = False) -> Sett
     runs = on_the_ladder(e.r) if over == "lr" else e.runs
     if points(e.r) != [""] and over == "lr" or over not in runs or runs[over].nunique() < 2 or not {"baseline", *arms} <= set(runs.arm): return None
     table = verdicts(paired_trend(runs[runs.arm.isin(["baseline", *arms])], over), e.r.margin).set_index("arm").reindex(arms)
-    bad = runs[runs.status == "diverged"].groupby("arm")[over]
-    breaks = {a: a in bad.groups and "baseline" not in bad.groups and bad.get_group(a).min() > runs[over].min() for a in arms}
-    said = ["holds" if breaks[a] or t.verdict == "worse" else "fails" if t.verdict in ("better", "equivalent") else "undetermined" for a, t in table.iterrows()]
-    figures = "; ".join(f"{arm_label(a)} diverges from {over} = {bad.get_group(a).min():g} on" if breaks[a] else
+    n, first = runs.groupby([over, "arm"]).seed.nunique().unstack(), runs[runs.status == "diverged"].groupby("arm")[over].min()
+    breaks = {a: a in first and "baseline" not in first and first[a] > runs[over].min() for a in arms}        # no slope is needed
+    alone = {a: breaks[a] and not n.loc[first[a], ["baseline", a]].gt(1).all() for a in arms}                 # but more than one run
+    said = ["undetermined" if alone[a] else "holds" if breaks[a] or t.verdict == "worse" else "fails" if t.verdict in ("better", "equivalent") else "undetermined" for a, t in table.iterrows()]
+    figures = "; ".join(f"{arm_label(a)} diverges from {over} = {first[a]:g} on" + (", where single runs decide nothing" if alone[a] else "") if breaks[a] else
                         f"{arm_label(a)} {'no trend' if np.isnan(t['mean']) else interval_words(t['mean'], t.lo, t.hi) + f' nats per doubling of {over}'} ({0 if np.isnan(t.n) else int(t.n)} seeds)" for a, t in table.iterrows())
-    return settled(any(s == "holds" for s in said), all(s == "fails" for s in said), figures) if any_of else settled(**together_settled(said), figures=figures)
+    thin = any(alone.values()) or (n.min(axis=None) < 2)
+    return settled(any(s == "holds" for s in said), all(s == "fails" for s in said), figures, thin=thin) if any_of else settled(**together_settled(said), figures=figures, thin=thin)
 
 # %% ../nbs/12_ledger.ipynb #5055c487
 def spread_interval(sd: float, df: float) -> tuple[float, float]:
@@ -372,9 +420,9 @@ def spread_interval(sd: float, df: float) -> tuple[float, float]:
 @settles("runs")
 def seed_spread(e: Evidence, percent: float) -> Settled | None:
     "Standard deviation of the loss from seed to seed, in per cent of the loss."
-    row = noise_budget(e.runs, by=()).query("source == 'another seed' and quantity == 'loss'").iloc[0]
-    if not row.df: return None
-    share = 100 / e.runs.final_val_loss.mean(); lo, hi = spread_interval(row.sd * share, row.df)
+    whole = e.runs[~e.runs.arm.isin(e.runs.arm[e.runs.status == "diverged"])]        # arms that lost no seed
+    if whole.empty or not (row := noise_budget(whole, by=()).query("source == 'another seed' and quantity == 'loss'").iloc[0]).df: return None
+    share = 100 / whole.final_val_loss.mean(); lo, hi = spread_interval(row.sd * share, row.df)
     return settled(hi < percent, lo > percent, f"standard deviation {row.sd:.4f} nats, {row.sd * share:.2f} % [{lo:.2f}, {hi:.2f}] of the loss ({int(row.df)} degrees of freedom)")
 
 @settles("runs")
@@ -382,16 +430,17 @@ def within_luck(e: Evidence, arm: str, percent: float) -> Settled | None:
     "Is a difference smaller than one seed's difference strays?"
     if not e.has(arm) or (t := effects_on(e, "final_val_loss").loc[arm]).n < 2: return None
     nats = percent / 100 * e.runs[e.runs.arm == "baseline"].final_val_loss.mean(); lo, hi = (1.96 * s for s in spread_interval(t.sd, t.n - 1))
-    return settled(nats < lo, nats > hi, f"{percent:g} % is {nats:.4f} nats; one seed's difference of {arm_label(arm)} strays by ±{1.96 * t.sd:.4f} [{lo:.4f}, {hi:.4f}]")
+    return settled(nats < lo, nats > hi, f"{percent:g} % is {nats:.4f} nats; one seed's difference of {arm_label(arm)} strays by ±{1.96 * t.sd:.4f} [{lo:.4f}, {hi:.4f}]", e.lost(arm))
 
 @settles("runs")
-def crowned(e: Evidence, at_least: float) -> Settled | None:
-    "How often the truly best arm comes out best in studies of the report's kind."
-    table = e.r.evaluations if e.setup == next(iter(e.r.sets)) else pd.DataFrame()
-    if table.empty: return None
+def crowned(e: Evidence, among: list[str], at_least: float) -> Settled | None:
+    "How often the truly best arm comes out best in studies of the report's kind; undetermined while it is not known which one that is."
+    if not e.has(*among) or (table := evaluations_table(e.r, e.runs)).empty or not {"baseline", *among} <= set(table.arm): return None
     table = table[table.evaluation.str.contains("same batches")]
     best, first = table.loc[table.truth.idxmin()], table.loc[table.crowned.idxmax()]
-    return settled(best.crowned >= at_least, best.crowned < at_least, f"{arm_label(best.arm)}, truly best, comes out best in {best.crowned:.0%} of such studies" + (f"; {arm_label(first.arm)} in {first.crowned:.0%}" if first.arm != best.arm else ""))
+    close = [a for a in table.arm if a != best.arm and not between(e, a, best.arm).lo > 0]
+    return settled(not close and best.crowned >= at_least, not close and best.crowned < at_least, f"{arm_label(best.arm)}, {'truly best' if not close else 'lowest, but not told apart from ' + ', '.join(map(arm_label, close))}, "
+                   f"comes out best in {best.crowned:.0%} of such studies" + (f"; {arm_label(first.arm)} in {first.crowned:.0%}" if first.arm != best.arm else ""), e.lost(*table.arm))
 
 # %% ../nbs/12_ledger.ipynb #87d73ce6
 @settles("runs")
@@ -399,20 +448,22 @@ def level(e: Evidence, arm: str, column: str, equals: float, within: float) -> S
     "Does the mean of a column lie near this value?"
     if arm not in set(e.runs.arm): return None
     i = mean_interval(e.runs[(e.runs.arm == arm) & (e.runs.status == "done")][column])
-    return settled(i.lo >= equals - within and i.hi <= equals + within, i.lo > equals + within or i.hi < equals - within, f"{interval_words(i.mean, i.lo, i.hi, '')} ({i.n} seeds)")
+    return settled(i.lo >= equals - within and i.hi <= equals + within, i.lo > equals + within or i.hi < equals - within, f"{interval_words(i.mean, i.lo, i.hi, '')} ({i.n} seeds)", e.lost(arm))
 
 @settles("runs")
-def reached(e: Evidence, loss: float, share: float) -> Settled | None:
-    "Validation loss of the baseline after a share of the steps."
-    runs = e.at("final_val_loss", share); i = mean_interval(runs[(runs.arm == "baseline") & (runs.status == "done")].value)
-    return settled(i.hi <= loss, i.lo > loss, f"{interval_words(i.mean, i.lo, i.hi, '')} after {share:.0%} of the steps")
+def reached(e: Evidence, loss: float, within: float, share: float) -> Settled | None:
+    "Is the baseline's validation loss after a share of the steps about this value?"
+    if not e.has() or (step := e.evaluation(share)) is None: return None
+    runs = e.at("final_val_loss", step); i = mean_interval(runs[(runs.arm == "baseline") & (runs.status == "done")].value)
+    return settled(i.lo >= loss - within and i.hi <= loss + within, i.lo > loss + within or i.hi < loss - within, f"{interval_words(i.mean, i.lo, i.hi, '')} at step {step:,} of {e.steps:,}", e.lost())
 
 @settles("runs")
 def settled_by(e: Evidence, share: float) -> Settled | None:
     "How much the baseline's loss still falls after a share of the steps."
-    runs = e.at("final_val_loss", share); base = runs[(runs.arm == "baseline") & (runs.status == "done")]
+    if not e.has() or (step := e.evaluation(share, before=True)) is None: return None
+    runs = e.at("final_val_loss", step); base = runs[(runs.arm == "baseline") & (runs.status == "done")]
     i = mean_interval(base.value - base.final_val_loss)
-    return settled(i.hi <= e.r.margin, i.lo > e.r.margin, f"the baseline still falls by {interval_words(i.mean, i.lo, i.hi, '')} nats after {share:.1%} of the steps")
+    return settled(i.hi <= e.r.margin, i.lo > e.r.margin, f"the baseline still falls by {interval_words(i.mean, i.lo, i.hi, '')} nats after step {step:,} of {e.steps:,}", e.lost())
 
 # %% ../nbs/12_ledger.ipynb #7e35320b
 def window_means(e: Evidence, arm: str, length: int, *parts: tuple[float, float]) -> pd.DataFrame | None:
@@ -428,18 +479,18 @@ def past_the_end(e: Evidence, arm: str) -> pd.Series | None:
     return None if w is None else w[0] - w[1]
 
 @settles("runs")
-def late_context(e: Evidence, arm: str) -> Settled | None:
-    "Does more context in the window help the baseline's loss?"
-    if (w := window_means(e, arm, 1, (.5, 1), (.25, .5))) is None: return None
-    i = mean_interval(w[0] - w[1])
-    return settled(i.lo > -e.r.margin, i.hi < -e.r.margin, f"second half minus second quarter of a window: {interval_words(i.mean, i.lo, i.hi)} nats")
+def local_context(e: Evidence, arm: str) -> Settled | None:
+    "Does the first half of a window's context lower the loss by more than the second half? From the first eighth to the fourth, and from there to the last; over seeds, in one set of windows."
+    if (w := window_means(e, arm, 1, (0, .125), (.375, .5), (.875, 1))) is None: return None
+    near, far, more = (mean_interval(x) for x in (w[0] - w[1], w[1] - w[2], w[0] - 2 * w[1] + w[2]))
+    return settled(more.lo > 0, more.hi < 0, f"the first half lowers the loss by {interval_words(near.mean, near.lo, near.hi, '')} nats, the second by {interval_words(far.mean, far.lo, far.hi, '')}: {interval_words(more.mean, more.lo, more.hi)} ({more.n} seeds)", e.lost(arm))
 
 @settles("runs")
 def extrapolates(e: Evidence, arm: str) -> Settled | None:
     "Is the loss beyond the trained length as low as before it?"
     if (d := past_the_end(e, arm)) is None: return None
     i = mean_interval(d)
-    return settled(i.hi < e.r.margin, i.lo > e.r.margin, f"{arm_label(arm)}, beyond the trained length minus the half before it: {interval_words(i.mean, i.lo, i.hi)} nats")
+    return settled(i.hi < e.r.margin, i.lo > e.r.margin, f"{arm_label(arm)}, beyond the trained length minus the half before it: {interval_words(i.mean, i.lo, i.hi)} nats", e.lost(arm))
 
 @settles("runs")
 def beyond(e: Evidence, arm: str) -> Settled | None:
@@ -447,7 +498,7 @@ def beyond(e: Evidence, arm: str) -> Settled | None:
     ours, base = past_the_end(e, arm), past_the_end(e, "baseline")
     if ours is None or base is None: return None
     i = mean_interval((ours - base).dropna())
-    return settled(i.lo > 0, i.hi < 0, f"{arm_label(arm)} loses {interval_words(i.mean, i.lo, i.hi)} nats more than the baseline there")
+    return settled(i.lo > 0, i.hi < 0, f"{arm_label(arm)} loses {interval_words(i.mean, i.lo, i.hi)} nats more than the baseline there", e.lost(arm))
 
 # %% ../nbs/12_ledger.ipynb #807064a3
 @settles("runs")
@@ -466,7 +517,7 @@ def together(e: Evidence) -> Settled | None:
     if whole is None or not e.has(): return None
     d = paired_differences(e.runs, by=()).pivot(index="seed", columns="arm", values="difference").reindex(columns=[whole, *parts[whole]]).dropna()
     i = mean_interval(d[whole] - d[parts[whole]].sum(axis=1))
-    return settled(i.lo > 0, i.hi < 0, f"{arm_label(whole)} together {d[whole].mean():+.4f}, one by one {d[parts[whole]].sum(axis=1).mean():+.4f}; difference {interval_words(i.mean, i.lo, i.hi)} nats")
+    return settled(i.lo > 0, i.hi < 0, f"{arm_label(whole)} together {d[whole].mean():+.4f}, one by one {d[parts[whole]].sum(axis=1).mean():+.4f}; difference {interval_words(i.mean, i.lo, i.hi)} nats", e.lost(whole, *parts[whole]))
 
 # %% ../nbs/12_ledger.ipynb #ed0f4ff4
 @dataclass(frozen=True)
@@ -478,14 +529,14 @@ class Claim:
     kind: str              # arithmetic | empirical | opinion
     test: str              # a key of TESTS, or "none"
     parameters: dict       # of the test
-    setup: str | None = None   # tuned | fixed; None: the study's main set of runs
+    setup: str | None = None   # tuned | fixed; None: any set of runs, tuned first
     scales: tuple = ()     # scales that may decide, the first one first
     tied: bool = False     # are these the row's own, and not the file's?
     fields: tuple = ()     # (field, low, high): only runs within
     why: str = ""          # why there is no test
     advice: str = ""       # a recommendation that stands if the row holds
 
-OWN_KEYS = ("number", "where", "says", "kind", "test", "setup", "scales", "with", "why", "advice")
+OWN_KEYS = ("number", "where", "says", "kind", "test", "setup", "scales", "last_resort", "with", "why", "advice")
 
 def read_claims(
     path: Path | str | None = None,  # None: nbs/claims.toml of the project
@@ -495,17 +546,17 @@ def read_claims(
     try: d = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError: raise AblationError(f"There is no file {path} of claims.") from None
     except tomllib.TOMLDecodeError as e: raise AblationError(f"{path.name} is not valid TOML: {e}.") from None
-    claims, scales = [], tuple(d.get("evidence", {}).get("scales", ()))
+    claims, (scales, last) = [], (tuple(d.get("evidence", {}).get(k, ())) for k in ("scales", "last_resort"))
     if not scales: raise AblationError(f"{path.name} does not say in [evidence] which scales may decide; add scales = [\"full\", ...].")
     for i, row in enumerate(d.get("claim", []), 1):
-        try: claims.append(read_claim(row, scales))
+        try: claims.append(read_claim(row, scales, last))
         except AblationError as e: raise AblationError(f"{path.name}, claim {row.get('number', f'in place {i}')}: {e}") from None
     for n, k in Counter(c.number for c in claims).items():
         if k > 1: raise AblationError(f"{path.name}, claim {n}: there are {k} rows of this number; number each once.")
     return claims
 
 # %% ../nbs/12_ledger.ipynb #1e8b3dda
-def read_claim(row: dict, scales: tuple) -> Claim:
+def read_claim(row: dict, scales: tuple, last_resort: tuple = ()) -> Claim:
     "One row as a `Claim`; what is wrong with it is an error without file and number."
     for k, kind in dict(number=int, where=str, says=str, kind=str, test=str).items():
         if not isinstance(row.get(k), kind): raise AblationError(f"{k} = {row.get(k)!r} must be {'a whole number' if kind is int else 'a text'}.")
@@ -517,14 +568,15 @@ def read_claim(row: dict, scales: tuple) -> Claim:
     else:
         if row["test"] not in TESTS: raise AblationError(f"test = '{row['test']}' is unknown.{did_you_mean(row['test'], TESTS)} Known: none, {', '.join(sorted(TESTS))}.")
         by, f = TESTS[row["test"]]
-        if KINDS[row["kind"]] != by: raise AblationError(f"test = '{row['test']}' settles {'arithmetic' if by == 'computed' else 'empirical'} claims, and this one is called {row['kind']}.")
-        try: inspect.signature(f).bind(*[None] * (by == "runs"), **given)
+        if by not in KINDS[row["kind"]]: raise AblationError(f"test = '{row['test']}' settles {next(k for k, v in KINDS.items() if by in v)} claims, and this one is called {row['kind']}.")
+        try: inspect.signature(f).bind(*[None] * (by in KINDS["empirical"]), **given)
         except TypeError as e: raise AblationError(f"test '{row['test']}' {str(e).replace('argument', 'parameter')}.") from None
         for k, v in given.items():
             for a in v if isinstance(v, list) else [v] if k in ("arm", "other") else []: parse_arm(a)
         if row["test"] == "effect" and given["expect"] not in MEANS: raise AblationError(f"expect = {given['expect']!r} is unknown; choose one of {', '.join(MEANS)}.")
     if row.get("setup") not in (None, "tuned", "fixed"): raise AblationError(f"setup = {row['setup']!r} is unknown; choose tuned or fixed, or leave it out.")
-    return Claim(**{k: row[k] for k in ("number", "where", "says", "kind", "test")}, parameters=given, setup=row.get("setup"), scales=tuple(row.get("scales", scales)), tied="scales" in row,
+    if not isinstance(row.get("last_resort", False), bool): raise AblationError(f"last_resort = {row['last_resort']!r} must be true or false.")
+    return Claim(**{k: row[k] for k in ("number", "where", "says", "kind", "test")}, parameters=given, setup=row.get("setup"), scales=tuple(row.get("scales", scales)) + last_resort * row.get("last_resort", False), tied="scales" in row,
                  fields=tuple((f, *v) for f, v in row.get("with", {}).items()), why=row.get("why", ""), advice=row.get("advice", ""))
 
 # %% ../nbs/12_ledger.ipynb #e251d316
@@ -539,14 +591,14 @@ def studies_in(outputs: Path) -> tuple[list[Results], dict]:
 
 def bearing(claim: Claim, sets: list[Evidence]) -> list[Evidence]:
     "The sets of runs that a claim may be held against, the most telling first."
-    found = []
+    found, over = [], claim.parameters.get("over") if claim.test == "trend" else None
     for e in sets:
-        r, main = e.r, next(iter(e.r.sets))
-        right = dict(tuned=e.setup == "tuned", fixed=e.setup == next((n for n in r.sets if n != "tuned"), None)).get(claim.setup or "", e.setup == main)
-        grid = claim.test == "trend" and claim.parameters["over"] != "lr"
-        if not right or r.config["scale"] not in claim.scales or grid != (points(r) != [""]) or not all(e.runs[f].between(lo, hi).all() for f, lo, hi in claim.fields): continue
+        r, rank = e.r, list(e.r.sets).index(e.setup)
+        right = dict(tuned=e.setup == "tuned", fixed=e.setup != "tuned").get(claim.setup or "", True)
+        if rank and (TESTS[claim.test][0] == "rates" or over == "lr"): continue       # it looks at the whole study, once
+        if not right or r.config["scale"] not in claim.scales or (over not in (None, "lr")) != (points(r) != [""]) or not all(e.runs[f].between(lo, hi).all() for f, lo, hi in claim.fields): continue
         usual = r.config["model"] == asdict(model_config(r.config["arm"], r.config["scale"]))
-        found.append(((claim.scales.index(r.config["scale"]), e.setup != "tuned", not usual, -e.runs.seed.nunique(), r.name), e))
+        found.append(((claim.scales.index(r.config["scale"]), e.setup != "tuned", not usual, -e.runs.seed.nunique(), r.name, rank), e))
     return [e for _, e in sorted(found, key=lambda f: f[0])]
 
 # %% ../nbs/12_ledger.ipynb #9d0630e9
@@ -555,11 +607,13 @@ def settle_claim(claim: Claim, sets: list[Evidence]) -> dict:
     row = dict(number=claim.number, where=claim.where, claim=claim.says, kind=claim.kind, test=test_words(claim), verdict="not tested", figures=claim.why, evidence="", others="", advice=claim.advice)
     if claim.test == "none": return row
     by, f = TESTS[claim.test]
-    if by == "computed": said = f(**claim.parameters); return row | dict(verdict=said.verdict, figures=said.figures, evidence="computation")
+    if by in KINDS["arithmetic"]:
+        answer = f(**claim.parameters)
+        return row | dict(verdict=answer.verdict if by == "computed" else f"{'agrees' if answer.verdict == 'holds' else 'disagrees'} with its table", figures=answer.figures, evidence="computation")
     said = [(e, s) for e in bearing(claim, sets) if (s := f(e, **claim.parameters))]
     if not said: return row | dict(figures=f"no study at scale {' or '.join(claim.scales)} bears on it" + (f" with {', '.join(f'{f} {w}' for f, w in field_words(claim).items())}" if claim.fields else ""))
-    said = [(e, s if e.runs.seed.nunique() > 1 else s._replace(verdict="undetermined")) for e, s in said]   # one seed decides nothing
-    (e, first), rest = said[0], {v: [e.name for e, s in said[1:] if s.verdict == v] for v in VERDICTS}
+    said = sorted(((e, s if e.runs.seed.nunique() > 1 else s._replace(verdict="undetermined", thin=True)) for e, s in said), key=lambda x: x[1].thin)   # one seed decides nothing
+    (e, first), rest = said[0], {v: [f"{e.name} ({e.setup})" for e, s in said[1:] if s.verdict == v] for v in VERDICTS}
     return row | dict(verdict=first.verdict, figures=first.figures, evidence=e.words, others="; ".join(f"{v} in {', '.join(names)}" for v, names in rest.items() if names))
 
 def field_words(claim: Claim) -> dict:
@@ -591,7 +645,7 @@ def claims_of(
 ) -> pd.DataFrame:                   # the rows that runs of this study decide, whatever its scale
     "What one study by itself says of the claims."
     r = read_results(study_folder)
-    claims = [c if c.tied else replace(c, scales=(r.config["scale"],)) for c in read_claims(path) if c.test in TESTS and TESTS[c.test][0] == "runs"]
+    claims = [c if c.tied else replace(c, scales=(r.config["scale"],)) for c in read_claims(path) if c.test in TESTS and TESTS[c.test][0] in KINDS["empirical"]]
     table = settle_all(claims, [r, *at_points(r)])
     return table[table.verdict != "not tested"].reset_index(drop=True)
 
@@ -615,19 +669,27 @@ def write_ledger(
     write_text(outputs / "ledger.csv", ledger.to_csv(index=False, lineterminator="\n"))
     return write_text(outputs / "ledger.md", ledger_page(ledger, studies, unread))
 
+def size_words(r: Results) -> str:
+    "' of 0.3M parameters and 0.5M tokens', the largest of the study's baselines."
+    base = r.runs[r.runs.arm.eq("baseline") & r.runs.status.eq("done")]
+    return f" of {base.parameters.max() / 1e6:.2g}M parameters and {base.tokens.max() / 1e6:.2g}M tokens" if len(base) else ""
+
 def ledger_page(ledger: pd.DataFrame, studies: list[Results], unread: dict) -> str:
     "The ledger as markdown."
-    counts = ", ".join(f"{(ledger.verdict == v).sum()} {dict(holds='hold', fails='fail').get(v, 'are ' + v)}" for v in VERDICTS)
+    counts = ", ".join(f"{(ledger.verdict == v).sum()} {dict(holds='hold', fails='fail').get(v, 'are ' + v)}" for v in VERDICTS[:4])
+    own = [(ledger.verdict == v).sum() for v in VERDICTS[4:]]
     dropped = [f"{r.advice} (claim {r.number}: {r.verdict})" for r in ledger.itertuples() if r.advice and r.verdict != "holds"]
-    parts = ["# Claims ledger", f"What the replicated report claims, row by row, and what this project's runs and computations say of it. Of {len(ledger)} claims: {counts}.",
+    parts = ["# Claims ledger", f"What the replicated report claims, row by row, and what this project's runs and computations say of it. Of {len(ledger)} claims {sum(own)} only restate the report's own table: "
+             f"{own[0]} agree with it, {own[1]} do not, which says nothing of whether it is right. Of the others {counts}.",
              "*Holds* and *fails* are said by the named test at the 5 % level; *undetermined* means that the runs are too few or too noisy for it; *not tested* that no run bears on the claim, or that nothing could settle it. "
-             "Claims that name a size or a loss of the 22.7M-parameter model are held against runs of that model alone.",
+             "Each row names the study that decided, its scale, and which of its sets of runs: *tuned*, or one learning rate for all arms. The largest scale goes first, tuned before one rate, and runs of one seed behind all others; "
+             "the smallest scale, *laptop*, decides as a last resort, and only where depth, context, combinations, learning rates or noise are concerned. Claims that name a size or a loss of the 22.7M-parameter model are held against runs of that model alone.",
              "## What can be recommended", "\n".join(f"- {s}" for s in recommendations(ledger)) or "Nothing: no row that carries advice holds.", *(["The report also recommends, without support from this project's runs so far: " + "; ".join(dropped) + "."] if dropped else []),
              "## The claims"]
     for section, rows in ledger.groupby(ledger["where"].str.split(";").str[0], sort=False):
         shown = pd.DataFrame(dict(number=rows.number, claim=rows.claim, verdict=rows.verdict.map(lambda v: f"**{v}**" if v in VERDICTS[:2] else v), figures=[
             f + (f" · {e}" if e and e != "computation" else "") + (f" · elsewhere: {o}" if o else "") for f, e, o in zip(rows.figures, rows.evidence, rows.others)], test=rows.test.map("`{}`".format)))
         parts += [f"### {section}", md_table(shown)]
-    parts += ["## The tests", "\n".join(f"- `{n}`: {TESTS[n][1].__doc__}" for n in dict.fromkeys(ledger.test.str.split("(").str[0]) if n in TESTS), "## The studies", "\n".join([f"- {r.name}: {r.config['scale']}, {len(r.runs)} runs" + (f", {len(r.refused)} not used" if r.refused else "") for r in studies if r.folder.parent == studies[0].folder.parent]
+    parts += ["## The tests", "\n".join(f"- `{n}`: {TESTS[n][1].__doc__}" for n in dict.fromkeys(ledger.test.str.split("(").str[0]) if n in TESTS), "## The studies", "\n".join([f"- {r.name}: {r.config['scale']}, {len(r.runs)} runs{size_words(r)}" + (f", {len(r.refused)} not used" if r.refused else "") for r in studies if r.folder.parent == studies[0].folder.parent]
               + [f"- {n}: not used. {why}" for n, why in unread.items()]) or "None yet."]
     return "\n\n".join(parts) + "\n"

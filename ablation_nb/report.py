@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['SEED_REPORT', 'RUN', 'COLUMNS', 'TEXT', 'VERDICTS', 'SECTIONS', 'RUN_COLUMNS', 'point_fields', 'fault', 'settings',
-           'codes', 'strangers', 'Results', 'read_results', 'home', 'setups', 'setup_words', 'of', 'duration',
-           'p_words', 'md_table', 'judged', 'arm_means', 'results_table', 'interval_words', 'for_reading',
-           'sureness_table', 'side_by_side', 'overview_table', 'precision_table', 'certificate_table', 'dynamics_table',
-           'rates_table', 'positions_table', 'effect_sentence', 'power_sentence', 'opening', 'warnings', 'at_setup',
-           'figure_names', 'findings', 'both_rates', 'every_seed', 'rates', 'on_the_ladder', 'dynamics', 'by_position',
-           'factorial', 'interactions', 'noise', 'noise_table', 'evaluations_table', 'beside_the_report', 'left_out',
-           'asked_for', 'proofs', 'stories', 'points', 'swept', 'grid_table', 'point_words', 'grid_page', 'figures_of',
-           'tables_of', 'write_report', 'write_text', 'readme_table', 'headline', 'find_study']
+           'codes', 'strangers', 'Results', 'read_results', 'home', 'setups', 'setup_words', 'of', 'by_key',
+           'asked_for', 'duration', 'p_words', 'md_table', 'judged', 'arm_means', 'results_table', 'interval_words',
+           'for_reading', 'sureness_table', 'side_by_side', 'overview_table', 'precision_table', 'certificate_table',
+           'dynamics_table', 'rates_long', 'rates_table', 'positions_table', 'effect_sentence', 'power_sentence',
+           'opening', 'warnings', 'misfits', 'at_setup', 'figure_names', 'findings', 'both_rates', 'every_seed',
+           'rates', 'on_the_ladder', 'dynamics', 'by_position', 'factorial', 'interactions', 'noise', 'noise_table',
+           'evaluations_table', 'beside_the_report', 'left_out', 'proofs', 'stories', 'points', 'swept', 'grid_table',
+           'point_words', 'grid_page', 'figures_of', 'tables_of', 'write_report', 'write_text', 'readme_table',
+           'headline', 'find_study']
 
 # %% ../nbs/10_report.ipynb #3b62aba6
 import html, re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .config import AblationError, ModelConfig, arm_label, parse_arm, project_root
-from .figures import (ablation_comparison, arm_order, dynamics_figure, effects_figure, gaps, interactions_figure, main_lr, positions_figure, save_figure,
+from .config import AblationError, ModelConfig, arm_label, parse_arm, project_root, run_config
+from .figures import (ablation_comparison, arm_order, dynamics_figure, effects_figure, gaps, interactions_figure, main_lr, positions_figure, save_figure, signed,
                                  sensitivity_figure, sweep_figure)
 from .model import parameter_count
-from .runs import identity_of, load_doc_losses, load_metrics, load_position_losses, load_runs, read_json, read_rows, same_behaviour
-from .statistics import best_of_evaluations, crossed_effects, factorial_effects, add_factors, mean_interval, noise_budget, paired_differences, paired_effects, verdicts
+from .runs import PROMPTS, identity_of, load_doc_losses, load_metrics, load_position_losses, load_runs, load_stories, read_json, read_rows, same_behaviour
+from .statistics import best_of_evaluations, crossed_effects, factorial_effects, add_factors, mean_interval, noise_budget, paired_differences, paired_effects, smallest_effect, verdicts
 
 # %% ../nbs/10_report.ipynb #b8017d80
 SEED_REPORT = pd.DataFrame(
@@ -101,6 +102,8 @@ def strangers(root: Path, runs: pd.DataFrame) -> dict:
     return odd
 
 # %% ../nbs/10_report.ipynb #43633bb3
+RUN = ["arm", "lr", "seed"]
+
 @dataclass(frozen=True)
 class Results:
     "A study's trustworthy runs and what surrounds them."
@@ -114,6 +117,7 @@ class Results:
     plan: dict               # study.json; empty for a study without one
     tuning: dict             # tuning.json: point -> arm -> lr, edge, curve
     refused: dict            # folder of a run that is not trusted -> why
+    told: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["point", *RUN, "prompt", "text"]))  # a row a story and run
 
     @property
     def margin(self) -> float: return self.plan.get("margin", .005)  # nats per token within which an effect counts as none
@@ -122,11 +126,14 @@ class Results:
     @property
     def main(self) -> pd.DataFrame: return next(iter(self.sets.values()))
     @cached_property
-    def evaluations(self) -> pd.DataFrame: return evaluations_table(self)
+    def fullest(self) -> str:                                        # name of the set with the most arms, the main one first
+        return max(self.sets, key=lambda k: self.sets[k].arm[self.sets[k].status == "done"].nunique())
+    @property
+    def shown(self) -> pd.DataFrame: return self.sets[self.fullest]
+    @cached_property
+    def evaluations(self) -> pd.DataFrame: return evaluations_table(self, self.shown)
 
 # %% ../nbs/10_report.ipynb #496f83b3
-RUN = ["arm", "lr", "seed"]
-
 def read_results(
     folder: Path | str,  # a study's folder, or that of one point of its grid
 ) -> Results:
@@ -145,7 +152,7 @@ def read_results(
     def long(load: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:  # folder by folder: one that is refused may claim the name of another
         parts = [load(folder / x.folder).assign(point=x.point) for x in runs.itertuples()]
         return pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True)
-    return Results(folder.resolve().name, folder, runs, long(load_metrics), long(load_doc_losses), long(load_position_losses), read_json(folder / first.folder / "config.json"), plan, tuning, refused)
+    return Results(folder.resolve().name, folder, runs, long(load_metrics), long(load_doc_losses), long(load_position_losses), read_json(folder / first.folder / "config.json"), plan, tuning, refused, long(load_stories))
 
 def home(folder: Path) -> Path:
     "Where study.json lies: in the folder, or above it if this is a point of a grid."
@@ -173,6 +180,22 @@ def of(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     "The rows of a long frame that belong to these runs."
     return frame.merge(runs[["point", *RUN]], on=["point", *RUN])
 
+# %% ../nbs/10_report.ipynb #c53141f6
+def by_key(r: Results) -> dict[tuple, Any]:
+    "(point, arm, log10 of the learning rate, seed) -> the run's row."
+    return {(x.point, x.arm, round(np.log10(x.lr), 9), x.seed): x for x in r.runs.itertuples()}
+
+def asked_for(r: Results) -> list[tuple]:
+    "Every (point, arm, log10 of the learning rate, seed) that the study asks for; without study.json, all that fill the gaps of what is there."
+    def cells(points: Iterable[str], arms: Iterable[str], rates: Iterable[float], seeds: Iterable[int]) -> list[tuple]: return [(p, a, round(np.log10(lr), 9), s) for p in points for s in seeds for lr in rates for a in arms]
+    if not r.plan: return [c for (p, lr), g in r.runs.groupby(["point", "lr"]) for c in cells([p], arm_order(g.arm), [lr], sorted(g.seed.unique()))]
+    plan, points = r.plan, [""]
+    if home(r.folder) == r.folder and r.plan["grid"]: points = list(r.plan["grid"])
+    wanted = [cells(points, plan["arms"], part["lr"], part["seeds"]) for part in (plan.get("tune"), plan.get("fixed")) if part]
+    if plan.get("tune"): wanted.append([c for p in points for a, t in r.tuning.get(p, {}).items() if t["lr"] for c in cells([p], [a], [t["lr"]], plan["seeds"])])
+    else: wanted.append(cells(points, plan["arms"], plan.get("lr") or [main_lr(r.runs)], plan["seeds"]))
+    return list(dict.fromkeys(c for part in wanted for c in part))
+
 # %% ../nbs/10_report.ipynb #1803dea3
 def duration(seconds: float) -> str:
     "Seconds in the unit that a person would choose."
@@ -186,7 +209,7 @@ COLUMNS: dict[str, tuple[str, str | Callable[[Any], str]]] = dict(number=("no.",
     flops_delta=("against the baseline ", "+.2f%"), tokens=("tokens", ",.0f"), final_val_loss=("final loss", ".4f"), level=("final loss [95 %]", ""), effect=("difference to the baseline [95 %]", ""),
     p_holm=("p (Holm)", p_words), verdict=("verdict", str), done=("seeds done", "d"), diverged=("diverged", "d"), bits_per_byte=("bits per byte", ".4f"), perplexity_ratio=("perplexity ×", ".4f"),
     seconds=("time", duration), fixed_effect=("one rate for all [95 %]", ""), fixed_verdict=("verdict ", str), tuned_effect=("own best rate [95 %]", ""), tuned_verdict=("verdict  ", str),
-    crossed=("seeds and documents [95 %]", ""), detectable=("smallest effect seen with 80 % power", ".4f"), within=("equivalent within", ".4f"),
+    crossed=("seeds and documents [95 %]", ""), detectable=("seen with 80 % power at Holm's first step", ".4f"), within=("equivalent within", ".4f"),
     report_best=("best loss, report", ".4f"), best_val_loss=("best loss, here", ".4f"), report_delta=("Δ, report", "+.2f%"), delta=("Δ, here", "+.2f%"),
     report_seconds=("time, report", duration), here_seconds=("time, here", duration), sd=("standard deviation", ".4f"), df=("degrees of freedom", ".0f"), truth=("true difference", "+.4f"), mean=("mean difference", "+.4f"),
     best=("best val", ".6f"), final=("final val", ".6f"), min_train=("min train", ".6f"), final_train=("final train", ".6f"), wrong=("wrong sign", ".1%"), crowned=("best arm", ".1%"),
@@ -195,10 +218,11 @@ TEXT = ("arm", "change", "component", "whose", "verdict", "fixed_verdict", "tune
 
 def md_table(frame: pd.DataFrame) -> str:
     "A frame as a markdown table: numbers to the right, a dash where there is none."
-    shown = {c: COLUMNS.get(c, (str(c), "")) for c in frame}
+    shown = {c: COLUMNS.get(c, (str(c), lambda v: f"{v:.4f}" if isinstance(v, float) else str(v))) for c in frame}
     def cell(v: Any, how: str | Callable[[Any], str]) -> str:
         if not isinstance(v, str) and pd.isna(v): return "–"
         text = how(v) if callable(how) else format(v, how.removesuffix("%") if how.endswith("f%") else how) + ("%" if how.endswith("f%") else "")
+        if text.startswith("-") and not text.strip("-0.%"): text = text.replace("-", "+")     # rounded away
         return text.replace("|", r"\|").replace("\n", " ")
     rows = [[cell(v, shown[c][1]) for c, v in zip(frame, row)] for row in frame.itertuples(index=False)]
     lines = [[h for h, _ in shown.values()], [":---" if c in TEXT else "---:" for c in frame], *rows]
@@ -206,8 +230,10 @@ def md_table(frame: pd.DataFrame) -> str:
 
 # %% ../nbs/10_report.ipynb #85c4654b
 def judged(runs: pd.DataFrame, margin: float, value: str = "final_val_loss") -> pd.DataFrame:
-    "Paired effects of one set of runs with their verdicts, a row an arm in the order of the figures."
-    effects = verdicts(paired_effects(runs, value, by=()), margin)
+    "Paired effects of one set of runs with their verdicts, and the smallest effect that Holm's first step detects, a row an arm in the order of the figures."
+    effects = paired_effects(runs, value, by=()); m = effects.arm.ne("aa").sum()
+    least = [smallest_effect(int(e.n), e.sd, level=1 - .05 / (m if e.arm != "aa" else 1)) for e in effects.itertuples()]
+    effects = verdicts(effects.assign(detectable=least, contrasts=m), margin)
     return effects.set_index("arm").reindex(arm_order(effects.arm)).rename_axis("arm").reset_index()
 
 def arm_means(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -219,41 +245,43 @@ def results_table(
     runs: pd.DataFrame,   # a row a run, at most one an arm and seed
     margin: float = .005, # nats per token within which an effect counts as none
 ) -> pd.DataFrame:        # a row an arm
-    "Cost, final loss in nats per token, paired difference with interval, p and verdict, bits per byte, ratio of perplexities, seeds, time."
+    "Final loss in nats per token, paired difference with interval, verdict and p, bits per byte, ratio of perplexities, seeds, time."
     by = runs.groupby("arm")
-    counts = by.agg(parameters=("parameters", "max"), flops_per_token=("flops_per_token", "max"), done=("status", lambda s: s.eq("done").sum()), diverged=("status", lambda s: s.eq("diverged").sum()))
+    counts = by.agg(done=("status", lambda s: s.eq("done").sum()), diverged=("status", lambda s: s.eq("diverged").sum()))
     level = pd.DataFrame({a: mean_interval(g.final_val_loss.dropna())[3:] for a, g in by}, index=["loss_lo", "loss_hi"]).T
     effects = judged(runs, margin).rename(columns={"mean": "difference"}).set_index("arm")[["difference", "lo", "hi", "p_holm", "verdict"]] if "baseline" in set(runs.arm) else pd.DataFrame(columns=["difference", "lo", "hi", "p_holm", "verdict"])
     table = arm_means(runs, ["final_val_loss", "bits_per_byte", "seconds"]).set_index("arm").join([counts, level, effects]).reset_index()
     table["perplexity_ratio"] = np.exp(table.difference.astype(float))
-    return table[["arm", "lr", "parameters", "flops_per_token", "final_val_loss", "loss_lo", "loss_hi", "difference", "lo", "hi", "p_holm", "verdict", "bits_per_byte", "perplexity_ratio", "done", "diverged", "seconds"]]
+    return table[["arm", "lr", "final_val_loss", "loss_lo", "loss_hi", "difference", "lo", "hi", "verdict", "p_holm", "bits_per_byte", "perplexity_ratio", "done", "diverged", "seconds"]]
 
 def interval_words(mean: float, lo: float, hi: float, sign: str = "+") -> str:
     "A mean with its interval; without one, the mean alone."
-    return "–" if np.isnan(mean) else f"{mean:{sign}.4f}" + ("" if np.isnan(lo) else f" [{lo:{sign}.4f}, {hi:{sign}.4f}]")
+    def words(v: float) -> str: return signed(v, 4) if sign else f"{v:.4f}"
+    return "–" if np.isnan(mean) else words(mean) + ("" if np.isnan(lo) else f" [{words(lo)}, {words(hi)}]")
 
 def for_reading(table: pd.DataFrame) -> pd.DataFrame:
     "The same table with each mean and its interval in one column, and without the learning rate where there is only one."
     table = table.copy()
-    for mean, lo, hi, to, sign in (("final_val_loss", "loss_lo", "loss_hi", "level", ""), ("difference", "lo", "hi", "effect", "+"), ("crossed_mean", "crossed_lo", "crossed_hi", "crossed", "+")):
+    known = [("final_val_loss", "loss_lo", "loss_hi", "level", ""), ("difference", "lo", "hi", "effect", "+"), *((f"{k}_mean", f"{k}_lo", f"{k}_hi", to, "+") for k, to in (("crossed", "crossed"), ("fixed", "fixed_effect"), ("tuned", "tuned_effect")))]
+    for mean, lo, hi, to, sign in [*known, *((c, f"{c}, lo", f"{c}, hi", c, "+") for c in table if f"{c}, lo" in table)]:
         if lo not in table: continue
         table[mean] = [interval_words(m, a, b, sign) for m, a, b in table[[mean, lo, hi]].astype(float).itertuples(index=False)]
         table = table.drop(columns=[lo, hi]).rename(columns={mean: to})
-    if "lr" in table and table.lr.nunique() == 1: table = table.drop(columns="lr")
+    if "lr" in table and "tuned_effect" not in table and table.lr.nunique() == 1: table = table.drop(columns="lr")
     return table
 
 # %% ../nbs/10_report.ipynb #b280da0a
 def sureness_table(runs: pd.DataFrame, docs: pd.DataFrame, margin: float) -> pd.DataFrame:
     "Difference of each arm with both intervals, smallest detectable effect, margin of equivalence."
-    table = judged(runs, margin)[["arm", "n", "mean", "lo", "hi", "detectable", "within", "verdict"]].rename(columns={"mean": "difference", "n": "pairs"})
+    table = judged(runs, margin)[["arm", "n", "mean", "lo", "hi", "verdict", "detectable", "within"]].rename(columns={"mean": "difference", "n": "pairs"})
     if docs.empty: return table
     crossed = crossed_effects(docs, by=())[["arm", "mean", "lo", "hi"]].add_prefix("crossed_").rename(columns={"crossed_arm": "arm"})
     table = table.merge(crossed, how="left", on="arm")
-    return table[["arm", "pairs", "difference", "lo", "hi", "crossed_mean", "crossed_lo", "crossed_hi", "detectable", "within", "verdict"]]
+    return table[["arm", "pairs", "difference", "lo", "hi", "verdict", "crossed_mean", "crossed_lo", "crossed_hi", "detectable", "within"]]
 
 def side_by_side(fixed: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     "Two results tables in one: the difference at one rate for all, and at each arm's own best."
-    def part(t: pd.DataFrame, name: str) -> pd.DataFrame: return t.assign(**{f"{name}_effect": [interval_words(*v) for v in t[["difference", "lo", "hi"]].astype(float).itertuples(index=False)], f"{name}_verdict": t.verdict}).set_index("arm")[[f"{name}_effect", f"{name}_verdict"]]
+    def part(t: pd.DataFrame, name: str) -> pd.DataFrame: return t.set_index("arm")[["difference", "lo", "hi", "verdict"]].rename(columns={"difference": "mean"}).add_prefix(f"{name}_")
     both = part(fixed, "fixed").join(tuned.set_index("arm").lr, how="outer").join(part(tuned, "tuned"), how="outer")
     return both.loc[[a for a in arm_order(both.index) if a != "baseline"]].reset_index()
 
@@ -300,19 +328,24 @@ def dynamics_table(
     done, g, rows = runs[runs.status == "done"], gaps(runs, metrics), metrics[metrics.grad_norm > 0].merge(runs[RUN], on=RUN)
     table = arm_means(runs, ["initial_val_loss"]).drop(columns="lr").set_index("arm")
     for step in dict.fromkeys(g.step[g.step >= share * metrics.step.max()].min() for share in at):
-        table[f"gap at step {step:,}"] = g[g.step == step].groupby("arm").gap.apply(lambda x: interval_words(*np.array(mean_interval(x))[[1, 3, 4]]))
+        by_arm = {a: mean_interval(x.gap) for a, x in g[g.step == step].groupby("arm")}
+        for end, k in (("", "mean"), (", lo", "lo"), (", hi", "hi")): table[f"gap at step {step:,}{end}"] = pd.Series({a: getattr(i, k) for a, i in by_arm.items()}, dtype=float)
     table["grad_norm"] = rows.groupby("arm").grad_norm.median()
     if clip: table["clipped"] = rows.grad_norm.gt(clip).groupby(rows.arm).mean()
     table["tokens_per_second"] = done.groupby("arm").tokens_per_second.mean()
     table["slower"] = 100 * paired_effects(runs, "seconds", by=()).set_index("arm")["mean"] / done[done.arm == "baseline"].seconds.mean()
     return table.reset_index()
 
+def rates_long(runs: pd.DataFrame) -> pd.DataFrame:
+    "arm, lr, mean final loss, finished and diverged runs."
+    rows = runs.assign(done=runs.status.eq("done"), diverged=runs.status.eq("diverged"), mean=runs.final_val_loss.where(runs.status == "done"))
+    return rows.groupby(["arm", "lr"], as_index=False).agg(dict(mean="mean", done="sum", diverged="sum"))
+
 def rates_table(runs: pd.DataFrame) -> pd.DataFrame:
     "Mean final loss of each arm at each learning rate, with the runs behind it."
-    def cell(g: pd.DataFrame) -> str:
-        done, lost = g.final_val_loss[g.status == "done"], g.status.eq("diverged").sum()
-        return ", ".join(([f"{done.mean():.4f} ({len(done)})"] if len(done) else []) + ([f"{lost} diverged"] if lost else [])) or "–"
-    wide = pd.DataFrame([dict(arm=a, lr=lr, cell=cell(g)) for (a, lr), g in runs.groupby(["arm", "lr"])]).pivot(index="arm", columns="lr", values="cell")
+    cells = rates_long(runs)
+    cells["cell"] = [", ".join([f"{c.mean:.4f} ({c.done})"] * (c.done > 0) + [f"{c.diverged} diverged"] * (c.diverged > 0)) or "–" for c in cells[["mean", "done", "diverged"]].itertuples(index=False)]
+    wide = cells.pivot(index="arm", columns="lr", values="cell")
     return wide.loc[arm_order(wide.index)].rename(columns=lambda lr: f"{lr:g}").reset_index()
 
 def positions_table(positions: pd.DataFrame) -> pd.DataFrame:
@@ -321,7 +354,7 @@ def positions_table(positions: pd.DataFrame) -> pd.DataFrame:
     halves = [f"windows of {T}", *(f"windows of {2 * T}: {which} half" for which in ("first", "second"))]
     p = positions.assign(half=np.select([positions.length == T, positions.position < T], halves[:2], halves[2]))
     wide = p.groupby(["arm", "half"]).loss.mean().unstack()[[h for h in halves if h in set(p.half)]]
-    return wide.loc[arm_order(wide.index)].map(lambda v: f"{v:.4f}").reset_index()
+    return wide.loc[arm_order(wide.index)].rename_axis(columns=None).reset_index()
 
 # %% ../nbs/10_report.ipynb #e6f4eaf2
 VERDICTS = dict(worse="**worse** than the baseline", better="**better** than the baseline", equivalent="**equivalent** to the baseline (within {margin:g} nats)", undetermined="**undetermined**")
@@ -335,8 +368,8 @@ def effect_sentence(
     name, n, mean = arm_label(effect.arm), int(effect.n), effect["mean"]
     pairs = f"{n} pair{'s' if n > 1 else ''}"
     if n == 0: says = f"**{name}**: no pair of finished runs to compare."
-    elif n == 1: says = f"**{name}**: {mean:+.4f} nats per token in the only pair of runs; one pair has no interval, and no verdict."
-    else: says = f"**{name}**: {mean:+.4f} nats per token, 95 % interval {effect.lo:+.4f} to {effect.hi:+.4f} ({pairs})" + (f": {VERDICTS[effect.verdict].format(margin=margin)}." if effect.verdict in VERDICTS else ".")
+    elif n == 1: says = f"**{name}**: {signed(mean, 4)} nats per token in the only pair of runs; one pair has no interval, and no verdict."
+    else: says = f"**{name}**: {signed(mean, 4)} nats per token, 95 % interval {signed(effect.lo, 4)} to {signed(effect.hi, 4)} ({pairs})" + (f": {VERDICTS[effect.verdict].format(margin=margin)}." if effect.verdict in VERDICTS else ".")
     if not diverged_at: return says
     return f"{says} Diverged: {len(diverged_at)}, at step {', '.join(f'{s:,}' for s in diverged_at)}{'; the difference is that of the other runs, and carries no verdict' if n else ''}."
 
@@ -350,7 +383,8 @@ def power_sentence(
     def words(x: pd.Series) -> str: return f"{x.detectable:.4f} ({arm_label(x.arm)}{f' at {point_words(x.point)}' if where else ''})"
     where = "point" in seen and seen.point.nunique() > 1
     span = words(low) + (f" to {words(high)}" if len(seen) > 1 else "")
-    return f"The smallest difference to the baseline that {' or '.join(map(str, n))} pairs of runs detect with 80 % power: {span} nats per token, judged by the spread seen here."
+    m = " or ".join(str(m) for m in sorted({int(m) for m in seen.contrasts}))
+    return f"The smallest difference to the baseline that {' or '.join(map(str, n))} pairs of runs detect with 80 % power at Holm's first step (5 % / {m}): {span} nats per token, judged by the spread seen here."
 
 # %% ../nbs/10_report.ipynb #a0c37233
 def opening(r: Results) -> str:
@@ -369,7 +403,21 @@ def opening(r: Results) -> str:
 def warnings(r: Results) -> list[str]:
     "One line if something is in no mean."
     lost = [f"{len(r.refused)} not used"] * bool(r.refused) + [f"{n} {s}" for s, n in r.runs.status.value_counts(sort=False).items() if s != "done"]
-    return [f"**Not every run counts**: {', '.join(lost)}; see [what is in no mean](#what-is-in-no-mean)."] if lost else []
+    if missing := set(asked_for(r)) - set(by_key(r)): lost.append(f"{len(missing)} missing")
+    other = misfits(r)
+    return ([f"**Not every run counts**: {', '.join(lost)}; see [what is in no mean](#what-is-in-no-mean)."] if lost else []) + ([f"**The runs are not those that study.json describes**: {'; '.join(other)}."] if other else [])
+
+def misfits(r: Results) -> list[str]:
+    "Where the runs have other settings than study.json asks for."
+    if not r.plan: return []
+    found = dict[str, None]()
+    for x in r.runs[r.runs.status == "done"].drop_duplicates("point").itertuples():
+        c, fields = read_json(r.folder / x.folder / "config.json"), r.plan["overrides"] | r.plan["grid"].get(x.point or r.name, {})
+        try: asked = run_config(x.arm, r.plan["scale"], "builtin", seed=x.seed, lr=x.lr, **fields).as_dict()
+        except AblationError as e: found[str(e)] = None; continue
+        ours, theirs = ({"corpus": corpus, "scale": s["scale"], **s["model"], **{k: v for k, v in s["train"].items() if k != "threads"}} for s, corpus in ((c, c["corpus"]), (asked, r.plan["corpus"])))
+        found |= dict.fromkeys(f"{k} is {ours[k]!r} where it says {v!r}{f' at {x.point}' if x.point else ''}" for k, v in theirs.items() if ours.get(k) != v)
+    return list(found)
 
 def at_setup(r: Results, name: str) -> str:
     "' (which runs)' if the study compares more than one set of runs."
@@ -397,7 +445,7 @@ def both_rates(r: Results) -> str:
     "Differences at one rate for all beside those at each arm's own best."
     sets = {k: v for k, v in r.sets.items() if {"baseline"} < set(v.arm)}
     if "tuned" not in sets or len(sets) < 2: return ""
-    parts = [md_table(side_by_side(results_table(sets[k], r.margin), results_table(sets["tuned"], r.margin))) for k in sets if k != "tuned"]
+    parts = [md_table(for_reading(side_by_side(results_table(sets[k], r.margin), results_table(sets["tuned"], r.margin)))) for k in sets if k != "tuned"]
     return "\n\n".join(["## One learning rate for all, and each arm's own", "![Differences to the baseline at one learning rate and at each arm's own](effects.svg)",
                         *(f"One rate for all is {k.removeprefix('lr ')}:\n\n{p}" for k, p in zip((k for k in sets if k != "tuned"), parts))])
 
@@ -426,16 +474,16 @@ def on_the_ladder(r: Results) -> pd.DataFrame:
 
 def dynamics(r: Results) -> str:
     "Gap, gradients, first loss and speed."
-    runs = r.main
+    runs = r.shown
     if runs.initial_val_loss.isna().all() or "baseline" not in set(runs.arm): return ""
     return "\n\n".join(["## On the way", "![Gap to the baseline, gradient norm, first loss, speed](dynamics.svg)", "The gap is the paired difference of the validation loss at the first evaluation after a tenth, a quarter and half of the steps, "
-        f"with its 95 % interval over seeds. Times are those of {', '.join(sorted(set(runs.device)))}{at_setup(r, next(iter(r.sets)))}.", md_table(dynamics_table(runs, of(r.metrics, runs), r.config["train"]["grad_clip"]))])
+        f"with its 95 % interval over seeds. Times are those of {', '.join(sorted(set(runs.device)))}{at_setup(r, r.fullest)}.", md_table(for_reading(dynamics_table(runs, of(r.metrics, runs), r.config["train"]["grad_clip"])))])
 
 def by_position(r: Results) -> str:
     "Loss by position in the context, within and beyond the trained length."
-    p = of(r.positions, r.main)
+    p = of(r.positions, r.shown)
     if p.empty: return ""
-    return "\n\n".join(["## Where in the context", "![Loss by position in the window](positions.svg)", "Mean loss in windows of the trained length, and in each half of windows twice as long, whose second half lies beyond anything seen in training:",
+    return "\n\n".join(["## Where in the context", "![Loss by position in the window](positions.svg)", "Mean loss in windows of the trained length, and in each half of windows twice as long, whose second half lies beyond anything seen in training" + at_setup(r, r.fullest) + ":",
                         md_table(positions_table(p))])
 
 # %% ../nbs/10_report.ipynb #6149f2ab
@@ -449,7 +497,7 @@ def factorial(runs: pd.DataFrame, margin: float) -> pd.DataFrame:
 
 def interactions(r: Results) -> str:
     "What removals cost together, where they were combined."
-    effects = factorial(r.main, r.margin)
+    effects = factorial(r.shown, r.margin)
     if effects.empty: return ""
     shown = effects.assign(removed=[" × ".join(arm_label(a) for a in e.split(":")) for e in effects.effect], verdict=effects.verdict.replace(dict(worse="above zero", better="below zero")))
     return "\n\n".join(["## Together", "![Main effects and interactions](interactions.svg)", "A main effect is the mean cost of a removal over all settings of the others; an interaction is how much more two removals cost together than one by one.",
@@ -458,23 +506,23 @@ def interactions(r: Results) -> str:
 # %% ../nbs/10_report.ipynb #f10c4796
 def noise(r: Results) -> str:
     "Standard deviations by source, and what the replicated report's evaluation would have shown; for a study without a grid, or whose grid is the order of the data."
-    if {f for p in r.runs.point.unique() for f in point_fields(p)} - {"order"} or "baseline" not in set(r.main.arm) or (budget := noise_table(r)).df.eq(0).all(): return ""
-    parts = ["## The budget of noise", "Standard deviation of one number, in nats per token, by what was drawn anew. A source with no degrees of freedom was not measured in this study.", md_table(budget)]
+    if {f for p in r.runs.point.unique() for f in point_fields(p)} - {"order"} or "baseline" not in set(r.shown.arm) or (budget := noise_table(r)).df.eq(0).all(): return ""
+    parts = ["## The budget of noise", "Standard deviation of one number, in nats per token, by what was drawn anew. A source with no degrees of freedom was not measured in this study" + at_setup(r, r.fullest) + ".", md_table(budget)]
     seen = r.evaluations
     if not seen.empty: parts += ["The replicated report ran one seed an arm and gave the lowest of 101 evaluations on 20 random batches. Studies of that kind, drawn from these runs: the mean and the spread of the difference that they would print, "
         "how often its sign is wrong, and how often each arm comes out best.", md_table(seen)]
     return "\n\n".join(parts)
 
 def noise_table(r: Results) -> pd.DataFrame:
-    "The noise budget of the main set of runs; that of documents from one point of a grid."
-    runs = r.main; docs = of(r.docs, runs[runs.point == runs.point.iloc[0]])
+    "The noise budget of the set with the most arms; that of documents from one point of a grid."
+    runs = r.shown; docs = of(r.docs, runs[runs.point == runs.point.iloc[0]])
     return noise_budget(runs, None if docs.empty else docs, by=())
 
-def evaluations_table(r: Results) -> pd.DataFrame:
-    "What the replicated report's evaluation would have shown on the main set of runs; empty without documents, and for a grid."
-    runs = r.main; done = runs[(runs.status == "done") & (runs.arm != "aa")]
+def evaluations_table(r: Results, runs: pd.DataFrame) -> pd.DataFrame:
+    "What the replicated report's evaluation would have shown on these runs; empty without documents, for a grid, and without a seed that all arms finished."
+    done = runs[(runs.status == "done") & (runs.arm != "aa")]
     docs = of(r.docs, done)
-    return pd.DataFrame() if docs.empty or done.point.nunique() > 1 or "baseline" not in set(done.arm) or done.arm.nunique() < 2 else best_of_evaluations(docs, of(r.metrics, done))
+    return pd.DataFrame() if docs.empty or done.point.nunique() > 1 or "baseline" not in set(done.arm) or done.arm.nunique() < 2 or done.groupby("seed").arm.nunique().max() < done.arm.nunique() else best_of_evaluations(docs, of(r.metrics, done))
 
 # %% ../nbs/10_report.ipynb #7811c978
 def beside_the_report(r: Results) -> str:
@@ -495,21 +543,10 @@ def left_out(r: Results) -> str:
         who = f"{arm_label(x.arm)}, seed {x.seed}, learning rate {x.lr:g} (`{x.folder}`)"
         if x.status == "diverged": lines.append(f"- diverged at step {int(x.diverged_at):,}: {who}")
         if x.status == "partial": lines.append(f"- partial, not finished: {who}")
-    have, asked = {(x.point, x.arm, round(np.log10(x.lr), 9), x.seed): x for x in r.runs.itertuples()}, asked_for(r)
+    have, asked = by_key(r), asked_for(r)
     lines += [f"- missing: {arm_label(a)}, seed {s}, learning rate {10**lr:g}{f' at {p}' if p else ''}" for p, a, lr, s in asked if (p, a, lr, s) not in have]
     lines += [f"- not asked for by the study: {arm_label(x.arm)}, seed {x.seed}, learning rate {x.lr:g} (`{x.folder}`)" for k, x in have.items() if k not in asked]
     return "## What is in no mean\n\n" + ("\n".join(lines) or f"Nothing is: all {len(asked)} runs are done.")
-
-def asked_for(r: Results) -> list[tuple]:
-    "Every (point, arm, log10 of the learning rate, seed) that the study asks for; without study.json, all that fill the gaps of what is there."
-    def cells(points: Iterable[str], arms: Iterable[str], rates: Iterable[float], seeds: Iterable[int]) -> list[tuple]: return [(p, a, round(np.log10(lr), 9), s) for p in points for s in seeds for lr in rates for a in arms]
-    if not r.plan: return [c for (p, lr), g in r.runs.groupby(["point", "lr"]) for c in cells([p], arm_order(g.arm), [lr], sorted(g.seed.unique()))]
-    plan, points = r.plan, [""]
-    if home(r.folder) == r.folder and r.plan["grid"]: points = list(r.plan["grid"])
-    wanted = [cells(points, plan["arms"], part["lr"], part["seeds"]) for part in (plan.get("tune"), plan.get("fixed")) if part]
-    if plan.get("tune"): wanted.append([c for p in points for a, t in r.tuning.get(p, {}).items() if t["lr"] for c in cells([p], [a], [t["lr"]], plan["seeds"])])
-    else: wanted.append(cells(points, plan["arms"], plan.get("lr") or [main_lr(r.runs)], plan["seeds"]))
-    return list(dict.fromkeys(c for part in wanted for c in part))
 
 # %% ../nbs/10_report.ipynb #489baa74
 def proofs(r: Results) -> str:
@@ -527,11 +564,15 @@ def proofs(r: Results) -> str:
         "\n".join(lines)])
 
 def stories(r: Results) -> str:
-    "One sampled story an arm."
-    runs = r.main
-    done = runs[runs.status.eq("done") & runs["sample"].notna()].drop_duplicates("arm").set_index("arm")
+    "What the lowest seed of each arm makes of each prompt."
+    told = of(r.told, r.shown).sort_values("seed", kind="stable").drop_duplicates(["arm", "prompt"])
+    if told.empty: return ""
     def quoted(text: str) -> str: return "> " + re.sub(r"([*_`#\[\]|~$\\])", r"\\\1", html.escape(text, quote=False)).replace("\n", "\n> ")
-    return "\n\n".join(["## What the models write", *(f"**{arm_label(a)}** (seed {done.seed[a]}):\n\n{quoted(done['sample'][a])}" for a in arm_order(done.index))])
+    parts = ["## What the models write", "Sampled with each run's own seed, nothing chosen" + at_setup(r, r.fullest) + "."]
+    for p in sorted(told.prompt.unique(), key=lambda p: PROMPTS.index(p) if p in PROMPTS else len(PROMPTS)):
+        parts += [f"### {p} …"]
+        for (seed, text), g in told[told.prompt == p].set_index("arm").loc[arm_order(told[told.prompt == p].arm)].groupby(["seed", "text"], sort=False): parts += [f"**{', '.join(map(arm_label, g.index))}** (seed {seed}):\n\n{quoted(text)}"]
+    return "\n\n".join(parts)
 
 SECTIONS = (opening, findings, both_rates, every_seed, rates, dynamics, by_position, interactions, noise, beside_the_report, left_out, proofs, stories)
 
@@ -569,7 +610,7 @@ def grid_page(r: Results) -> str:
 # %% ../nbs/10_report.ipynb #6a118451
 def figures_of(r: Results) -> dict:
     "Stem -> figure of everything that this study has data for."
-    sets, main = r.sets, r.main
+    sets, main = r.sets, r.shown
     figures = {stem: ablation_comparison(runs, of(r.metrics, runs), r.margin) for stem, runs in zip(figure_names(r).values(), sets.values())}
     if both_rates(r): figures["effects"] = effects_figure({setup_words(k).capitalize(): v for k, v in reversed(sets.items())}, r.margin)
     if rates(r): figures["tuning"] = sensitivity_figure(on_the_ladder(r), {a: t["lr"] for a, t in r.tuning.get("", {}).items()})
@@ -580,10 +621,14 @@ def figures_of(r: Results) -> dict:
 
 def tables_of(r: Results) -> dict:
     "Name -> table of everything that this study has data for; numbers in full."
-    sets, main = r.sets, r.main; against = {k: v for k, v in sets.items() if "baseline" in set(v.arm)}
+    sets, main = r.sets, r.shown; against = {k: v for k, v in sets.items() if "baseline" in set(v.arm)}
     tables = dict(results=pd.concat([results_table(v, r.margin).assign(setup=k) for k, v in sets.items()]), overview=overview_table(next(reversed(sets.values()))), precision=precision_table(next(reversed(sets.values()))),
                   certificate=certificate_table(r.runs), runs=r.runs[[*RUN_COLUMNS]], **({} if (f := factorial(main, r.margin)).empty else dict(interactions=f)))
     if against: tables["effects"] = pd.concat([judged(v, r.margin).assign(setup=k) for k, v in against.items()])
+    if both_rates(r): tables["side_by_side"] = pd.concat([side_by_side(results_table(v, r.margin), results_table(sets["tuned"], r.margin)).assign(setup=k) for k, v in against.items() if k != "tuned"])
+    if rates(r): tables["rates"] = rates_long(on_the_ladder(r))
+    if dynamics(r): tables["dynamics"] = dynamics_table(main, of(r.metrics, main), r.config["train"]["grad_clip"])
+    if by_position(r): tables["positions"] = positions_table(of(r.positions, main))
     if noise(r): tables["noise"] = noise_table(r)
     if not r.evaluations.empty: tables["evaluations"] = r.evaluations
     return tables

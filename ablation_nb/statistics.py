@@ -108,7 +108,8 @@ def smallest_effect(
 ) -> float:              # in the units of `sd`; NaN for fewer than two pairs
     "The smallest true difference that `n` pairs detect with this power."
     if n < 2 or np.isnan(sd): return np.nan
-    return sd * optimize.brentq(lambda d: paired_power(d, n, level) - power, 0, 40 / np.sqrt(n))
+    far = (4 * stats.t.ppf((1 + level) / 2, n - 1) + 10) / np.sqrt(n)
+    return sd * optimize.brentq(lambda d: paired_power(d, n, level) - power, 0, far)
 
 # %% ../nbs/08_statistics.ipynb #630abc3a
 def paired_effects(

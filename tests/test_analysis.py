@@ -1,0 +1,51 @@
+"analysis.ipynb through papermill: a small study becomes a page, tables and figures, the same bytes every time."
+import json
+import shutil
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    "Two arms and two seeds of a committed study, under another name; one run more is not to be trusted."
+    study, kept = tmp_path_factory.mktemp("outputs") / "small", ROOT / "outputs" / "laptop-tinystories"
+    for arm in ("baseline", "nope"):
+        for seed in (0, 1):
+            shutil.copytree(kept / arm / f"0.01-s{seed}", study / arm / f"0.01-s{seed}")
+    shutil.copytree(kept / "silu" / "0.01-s0", study / "no_norm" / "0.01-s0")
+    plan = json.loads((kept / "study.json").read_text()) | dict(study="small", arms=["baseline", "nope"], seeds=[0, 1])
+    (study / "study.json").write_text(json.dumps(plan))
+    return study
+
+
+def written(study):
+    "What the report left beside the runs: name -> bytes."
+    files = [study / "report.md", *study.glob("*.png"), *study.glob("*.svg"), *(study / "tables").glob("*.csv")]
+    return {p.relative_to(study).as_posix(): p.read_bytes() for p in files}
+
+
+def test_the_notebook_analyses_a_study_and_repeats_itself_to_the_byte(small, sh, tmp_path):
+    def analyse():
+        done = sh("papermill", "nbs/analysis.ipynb", tmp_path / "analysis.ipynb", "-p", "study", small)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return written(small)
+
+    first = analyse()
+    assert analyse() == first
+    assert {"report.md", "ablation_comparison.png", "dynamics.svg", "positions.png", "tables/results.csv", "tables/dynamics.csv", "tables/positions.csv"} <= set(first)
+
+    page = first["report.md"].decode()
+    assert "**NoPE**: " in page and "## What the models write" in page and "`no_norm/0.01-s0`, because its config.json says arm 'silu'" in page
+    assert "not those that study.json describes" not in page
+    shown = json.dumps([c["outputs"] for c in json.loads((tmp_path / "analysis.ipynb").read_text())["cells"] if c["cell_type"] == "code"])
+    assert "image/png" in shown and "Rotary positions (RoPE) make no measurable difference" in shown
+
+
+def test_a_study_json_of_other_settings_is_named(small):
+    from ablation_nb.report import write_report
+    before = (small / "study.json").read_text()
+    (small / "study.json").write_text(json.dumps(json.loads(before) | dict(overrides=dict(n_steps=70))))
+    page = write_report(small).read_text()
+    (small / "study.json").write_text(before)
+    assert "not those that study.json describes" in page and "where it says 70" in page
