@@ -19,7 +19,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 
 # %% ../nbs/06b_kernels.ipynb #70c86bfa
-PRELOAD = ("ablation_nb.runs", "torch._dynamo", "ipykernel.kernelapp", "matplotlib.pyplot", "matplotlib_inline.backend_inline", "pandas.io.formats.style", "IPython.core.completer")
+PRELOAD = ("ablation_nb.runs", "torch._dynamo", "ipykernel.kernelapp", "matplotlib.pyplot", "pandas.io.formats.style", "IPython.core.completer")
 
 def nursery() -> None:
     "Fork a kernel for each line on standard input, until that closes. Run as `python -c 'from ablation_nb.kernels import nursery; nursery()'`."
@@ -37,6 +37,7 @@ def be_kernel(argv: list[str], cwd: str, env: dict[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0); os.dup2(2, 1)  # the pipes belong to the nursery
     os.environ.clear(); os.environ.update(env); os.chdir(cwd)
+    sys.modules["matplotlib"].rcParams["backend"] = env.get("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # matplotlib read the nursery's environment; the backend loads at the first figure and shows it at the end of its cell
     if threads := env.get("ABLATION_THREADS"): sys.modules["torch"].set_num_threads(int(threads))
     from ipykernel.kernelapp import launch_new_instance
     launch_new_instance(argv=[*argv, f"--IPKernelApp.parent_handle={os.getppid()}"])

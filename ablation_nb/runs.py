@@ -11,13 +11,14 @@ __all__ = ['COMPUTING', 'TINY', 'FINGERPRINT', 'OWN_FILES', 'PROMPTS', 'WHO', 'E
            'load_arrays', 'load_doc_losses', 'load_position_losses', 'read_parameters', 'open_run']
 
 # %% ../nbs/06_runs.ipynb #3fd2d023
-import ast, hashlib, io, json, math, os, platform, re, subprocess, sys, tempfile, threading, tokenize
+import ast, hashlib, io, json, math, os, platform, re, shutil, subprocess, sys, tempfile, threading, tokenize
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -30,26 +31,26 @@ from tqdm import tqdm
 
 import ablation_nb
 from .checks import blueprint, certificate, check_treatment, require
-from .config import ARMS, MODEL_FIELDS, TRAIN_FIELDS, AblationError, RunConfig, did_you_mean, model_config, parse_arm, project_root, run_config
+from .config import ARMS, MODEL_FIELDS, TRAIN_FIELDS, AblationError, RunConfig, TrainConfig, did_you_mean, parse_arm, project_root, run_config
 from .data import TokenData, cache_folder, corpus_name, prepare, write_atomic
 from .model import FlexibleTransformerLM, generate_batch
 from .trainer import Trainer, resolve_device, use_precision
 
 # %% ../nbs/06_runs.ipynb #166c064e
-def write_json(path: Path, value):
+def write_json(path: Path, value: Any) -> None:
     "Write a JSON file so that readers see the old content or the new, never half."
     try: write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError:
         for half in path.parent.glob(f".{path.name}.*.tmp"): half.unlink(missing_ok=True)
         raise
 
-def read_json(path: Path):
+def read_json(path: Path) -> Any:
     "The content of a JSON file; a damaged one is an error that names it."
     try: return json.loads(path.read_text(encoding="utf-8"))
     except ValueError: raise AblationError(f"{path} is not valid JSON; remove its folder and run again.") from None
 
 # %% ../nbs/06_runs.ipynb #758e11a9
-def hash_of(value) -> str:
+def hash_of(value: Any) -> str:
     "Twelve hexadecimal digits that stand for a JSON value."
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -74,7 +75,7 @@ def code_only(source: str) -> str:
     lines, spans = source.splitlines(), []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
-            d = node.body[0]
+            d: Any = node.body[0]
             spans.append((d.lineno, len(lines[d.lineno - 1].encode()[:d.col_offset].decode()), d.end_lineno, len(lines[d.end_lineno - 1].encode()[:d.end_col_offset].decode())))
     spans += [(*t.start, *t.end) for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
     for top, left, bottom, right in sorted(spans, reverse=True):
@@ -85,7 +86,8 @@ def code_only(source: str) -> str:
 def package_hash() -> str:
     "Hash of the code that makes numbers."
     folder = Path(ablation_nb.__file__).parent
-    return hash_of([code_only((folder / f"{m}.py").read_text(encoding="utf-8")) for m in COMPUTING] + [code_only(source) for source, _ in train_cells()])
+    own = [f for f in (project_root() / "arms.py",) if f.is_file()]
+    return hash_of([code_only(f.read_text(encoding="utf-8")) for f in (*(folder / f"{m}.py" for m in COMPUTING), *own)] + [code_only(source) for source, _ in train_cells()])
 
 def train_cells() -> list[tuple[str, list]]:
     "Source and tags of the code cells of `train.ipynb`; where the project has none, what they come to."
@@ -99,15 +101,15 @@ TINY = dict(scale="smoke", corpus="builtin:7", vocab_size=64, context_length=16,
 
 def tiny_losses(arm: str, precision: str) -> list[float]:
     "Validation loss, training losses and gradient norms of six steps of `arm` at a tiny size: what comes of it when `train.ipynb` is given these parameters."
-    rows = []
-    def tiny_text(corpus, vocab_size):
+    rows: list[dict] = []
+    def tiny_text(corpus: str, vocab_size: int) -> TokenData:
         tokens = np.random.Generator(np.random.Philox(key=7 if (corpus, vocab_size) == (TINY["corpus"], 64) else 8)).integers(0, 64, 4000).astype(np.uint16)
         return TokenData(Path(), {}, tokens, tokens[:200], np.array([0, 80, 200]), np.array([80, 120]))
     class Watched(Trainer):
-        def __init__(self, model, data, cfg, *_): super().__init__(model, data, cfg, on_row=rows.append)
-        def fit(self): super().fit(); raise Trained
+        def __init__(self, model: FlexibleTransformerLM, data: TokenData, cfg: TrainConfig, *_: Any) -> None: super().__init__(model, data, cfg, on_row=rows.append)
+        def fit(self) -> None: Trainer.fit(self); raise Trained
     with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()), mock.patch.multiple("ablation_nb.runs", prepare=tiny_text, Trainer=Watched, environment=lambda *_: dict.fromkeys(("identity", "device", "precision"), ""), board_writer=lambda: None):
-        names = {}
+        names: dict[str, Any] = {}
         try:
             for source, tags in train_cells():
                 exec(source, names)
@@ -153,7 +155,7 @@ def same_behaviour(
 # %% ../nbs/06_runs.ipynb #28eda752
 def git_sha() -> str | None:
     "The project's commit, with -dirty if the package differs from it; None without git."
-    def git(*argv): return subprocess.run(["git", "-C", str(project_root()), *argv], capture_output=True, text=True).stdout.strip()
+    def git(*argv: str) -> str: return subprocess.run(["git", "-C", str(project_root()), *argv], capture_output=True, text=True).stdout.strip()
     try: return (git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "ablation_nb") else "")) or None
     except OSError: return None
 
@@ -181,23 +183,24 @@ def run_state(
     data: TokenData | None = None,   # on which text
 ) -> str:                            # absent | partial | done | diverged | stale | damaged
     "What a run's folder holds."
-    env, result = folder / "env.json", folder / "result.json"
-    if not env.exists(): return "absent"
-    try: env, result = read_json(env), read_json(result) if result.exists() else {"status": "partial"}
+    ended = folder / "result.json"
+    if not (folder / "env.json").exists(): return "absent"
+    try: env, result = read_json(folder / "env.json"), read_json(ended) if ended.exists() else {"status": "partial"}
     except AblationError: return "damaged"
-    try: return "stale" if cfg is not None and differences(env, cfg, data) else result["status"]
+    try: return "stale" if cfg is not None and data is not None and differences(env, cfg, data) else result["status"]
     except (LookupError, TypeError): return "damaged"
 
-def clear(folder: Path):
+def clear(folder: Path) -> None:
     "Remove what a run wrote; a kill half-way leaves a folder that is absent or stale, never one to resume from."
     for f in OWN_FILES: (folder / f).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
 def run_folder(study: Path, cfg: RunConfig) -> Path:
     "Where a study keeps a run: `<study>/<arm>/<lr>-s<seed>`."
     return Path(study) / cfg.arm / f"{cfg.train.lr:g}-s{cfg.train.seed}"
 
 @contextmanager
-def alone(folder: Path, name: str = ".lock", wait: float = .2):
+def alone(folder: Path, name: str = ".lock", wait: float = .2) -> Iterator[None]:
     "Hold a lock of the folder, which the system frees when its owner dies; somebody else's is an error, after a moment in which he may only have looked."
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / name, timeout=wait)
@@ -228,17 +231,17 @@ def read_rows(path: Path) -> list[dict]:
 
 class MetricsFile:
     "An append-only file of JSON rows, flushed row by row."
-    def __init__(self, path: Path): self.path = path
-    def __enter__(self): return self
-    def __exit__(self, *exc): self.file.close()
+    def __init__(self, path: Path) -> None: self.path = path
+    def __enter__(self) -> "MetricsFile": return self
+    def __exit__(self, *exc: object) -> None: self.file.close()
 
-    def keep_until(self, step: int):
+    def keep_until(self, step: int) -> None:
         "Open for appending after the rows up to `step`; step 0 begins anew."
         kept = [r for r in read_rows(self.path) if r["step"] <= step] if step else []
         write_atomic(self.path, "".join(json.dumps(r) + "\n" for r in kept))
         self.file = open(self.path, "a", encoding="utf-8")
 
-    def append(self, row: dict):
+    def append(self, row: dict) -> None:
         self.file.write(json.dumps({k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}) + "\n"); self.file.flush()
 
 # %% ../nbs/06_runs.ipynb #a092bbc9
@@ -248,7 +251,7 @@ def board_writer() -> type:
     except ImportError: raise AblationError("TensorBoard is asked for but not installed: pip install 'ablation_nb[tensorboard]', or leave tensorboard off.") from None
     return SummaryWriter
 
-def show(board, row: dict) -> None:
+def show(board: Any, row: dict) -> None:
     "Hand a row of metrics to a TensorBoard writer."
     for k, v in row.items():
         if k != "step": board.add_scalar(k, float("nan") if v is None else v, row["step"])
@@ -306,7 +309,7 @@ class Run:
         "The rows logged so far."
         return pd.DataFrame(read_rows(self.folder / "metrics.jsonl"))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         m, t = self.cfg.model, self.cfg.train
         return (f"{self.cfg.arm} at scale {self.cfg.scale} on {described(self.cfg)['corpus']}: {m.n_layers} layers of width {m.d_model}, {t.n_steps} steps of "
                 f"{t.batch_size} x {m.context_length} tokens, lr {t.lr:g}, seed {t.seed}, {self.env['device']}, {self.env['precision']} ({dict(absent='new', partial='to be resumed').get(self.state, self.state)})")
@@ -335,7 +338,7 @@ def train(self: Run, progress: bool = True) -> dict:
     with alone(self.folder):
         if (self.folder / "result.json").exists(): self.state = run_state(self.folder); return read_json(self.folder / "result.json")
         with tqdm(total=self.cfg.train.n_steps, disable=not progress, unit="step", mininterval=1, file=sys.stdout) as bar, MetricsFile(self.folder / "metrics.jsonl") as rows:
-            def on_row(row):
+            def on_row(row: dict) -> None:
                 rows.append(row); bar.update(row["step"] - bar.n)
                 bar.set_postfix({k: f"{row[k]:.3f}" for k in ("train_loss", "val_loss") if k in row}, refresh=False)
                 if board: show(board, row)
@@ -374,7 +377,7 @@ def stories(self: Run, prompts: Sequence[str] = PROMPTS, n: int = 120) -> dict[s
 def run_folders(study: Path | str) -> list[Path]:
     "Folders of the runs below `study`, sorted by arm in the order of the registry, then by learning rate and seed."
     order = {a: i for i, a in enumerate(ARMS)}
-    def key(f):
+    def key(f: Path) -> tuple:
         c = read_json(f / "config.json")
         point = [(0, float(w), "") if w[0].isdigit() else (1, 0, w) for w in re.findall(r"\d+\.?\d*|\D+", "/".join(f.relative_to(study).parts[:-2]))]
         return point, [order.get(p, len(order)) for p in c["arm"].split("+")], c["arm"], c["train"]["lr"], c["train"]["seed"], str(f)
@@ -413,7 +416,7 @@ def load_stories(study: Path | str) -> pd.DataFrame:
     told = lambda r: r.get("stories") or ({PROMPTS[0]: r["sample"]} if r.get("sample") else {})  # runs of November 2026 and before kept one
     return pd.DataFrame([{**who(study, f), "prompt": p, "text": t} for f, r in ended for p, t in told(r).items()], columns=[*WHO, "prompt", "text"])
 
-def load_arrays(study: Path | str, name: str, columns: list[str], rows) -> pd.DataFrame:
+def load_arrays(study: Path | str, name: str, columns: list[str], rows: Callable[[np.ndarray], dict]) -> pd.DataFrame:
     "A long frame from a file that each finished run may have; `rows(array)` gives its columns."
     parts = [pd.DataFrame({**who(study, f), **rows(np.load(f / name))}) for f in run_folders(study) if (f / name).exists()]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*WHO, *columns])
@@ -424,7 +427,7 @@ def load_doc_losses(study: Path | str) -> pd.DataFrame:
 
 def load_position_losses(study: Path | str) -> pd.DataFrame:
     "Mean loss at each position of the window, at the trained length and at twice that: point, arm, lr, seed, length, position (from 0), loss."
-    def rows(d):
+    def rows(d: np.ndarray) -> dict:
         level, at = np.nonzero(np.isfinite(d))
         return dict(length=(d.shape[1] // 2 * 2 ** level), position=at, loss=d[level, at].astype(float))
     return load_arrays(study, "position_losses.npy", ["length", "position", "loss"], rows)
@@ -437,7 +440,7 @@ PLAIN = (str, int, float, bool, list, tuple, dict, type(None))  # what papermill
 def read_parameters(
     now: dict,     # `globals()` below the parameters cell
     before: dict,  # a copy of `globals()` above it
-    known,         # the names that may be set
+    known: Sequence[str],  # the names that may be set
 ) -> dict:         # name -> value
     "The parameters of a notebook; a new or changed plain value under another name is an error that lists the known ones."
     for k, v in now.items():
@@ -448,7 +451,8 @@ def read_parameters(
 def open_run(now: dict, before: dict) -> Run:
     "The run that the parameters of `train.ipynb` describe."
     p = {**OPTIONS, **read_parameters(now, before, (*OPTIONS, *MODEL_FIELDS, *TRAIN_FIELDS))}
-    for k, kind in dict(ablation=str, scale=str, corpus=(str, type(None)), out=(str, type(None)), fresh=bool, tensorboard=bool).items():
+    kinds: dict[str, Any] = dict(ablation=str, scale=str, corpus=(str, type(None)), out=(str, type(None)), fresh=bool, tensorboard=bool)
+    for k, kind in kinds.items():
         if not isinstance(p[k], kind) and (k, p[k]) != ("fresh", "stale"): raise AblationError(f"{k}={p[k]!r} is of type {type(p[k]).__name__}; it must be {'true or false' if kind is bool else 'a text'}.")
     out, fresh, tensorboard = (p.pop(k) for k in ("out", "fresh", "tensorboard"))
     return Run(run_config(**p), out, fresh, tensorboard)

@@ -36,6 +36,29 @@ def test_every_run_has_its_folder_and_its_notebook(study):
     assert all((folder / d / "run.ipynb").exists() for d in done)
 
 
+def test_every_notebook_keeps_its_picture(study):
+    for nb in study[0].glob("*/*/run.ipynb"):
+        assert sum("image/png" in o.get("data", {}) for c in json.loads(nb.read_text())["cells"] for o in c.get("outputs", [])) == 1, nb
+
+
+def test_any_executor_will_do(study, sh):
+    "The seam to other machines is Python's own: whatever speaks `concurrent.futures.Executor` works a study off."
+    root = study[0].parent.parent
+    (root / "studies" / "other.toml").write_text('scale = "smoke"\narms = ["baseline", "nope"]\nseeds = [0]\n')
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+from ablation_nb.study import read_study, work_off
+class Counting(ThreadPoolExecutor):
+    asked = []
+    def submit(self, f, *a): self.asked.append(a[1].name); return super().submit(f, *a)
+study = read_study("studies/other.toml")
+assert work_off(study, workers=1, executor=Counting(1)) == {} and work_off(study, executor=Counting(1)) == {}
+print(Counting.asked, len(list(study.outputs.glob("*/*/result.json"))))
+"""
+    done = sh("python", "-c", code, cwd=root)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "['0.01-s0', '0.01-s0'] 2", done.stdout + done.stderr
+
+
 def test_the_command_prints_the_table_and_where_the_report_lies(study):
     folder, printed = study
     assert "nope" in printed and "outputs/tiny-builtin/report.md" in printed
