@@ -48,7 +48,7 @@ wheels: install  ## .whl, for carrying: what requirements-gpu.txt lists, for Pyt
 	  $(foreach n,28 27 24 17 12,--platform manylinux_2_$(n)_x86_64) --platform manylinux2014_x86_64 --platform manylinux2010_x86_64 --dest .whl --requirement requirements-gpu.txt
 
 lab: install  ## JupyterLab at the first page, on this machine only
-	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
+	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
 docs: install  ## the rendered site, _docs/index.html, from what is committed: nothing is trained or executed
 	$(BIN)/python nbs/_sphinx/pages.py build/pages

@@ -42,7 +42,7 @@ def lab(browser, project, env, tmp_path_factory):  # noqa: F811
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     own = {f"{name}_DIR": str(tmp_path_factory.mktemp(name)) for name in ("JUPYTER_CONFIG", "JUPYTER_RUNTIME", "JUPYTERLAB_SETTINGS", "JUPYTERLAB_WORKSPACES")}
-    told = subprocess.run(["make", "-n", "lab", "--old-file=install", f"BIN={Path(sys.executable).parent}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(["make", "-f", ROOT / "Makefile", "-n", "lab", "--old-file=install", f"BIN={Path(sys.executable).parent}"], cwd=project, capture_output=True, text=True, check=True).stdout
     argv = [*shlex.split(next(line for line in told.splitlines() if "jupyter lab" in line)), f"--port={port}", "--ServerApp.port_retries=0", "--no-browser", f"--IdentityProvider.token={TOKEN}"]
     log = open(project.parent / "lab.log", "w")
     server = subprocess.Popen(argv, cwd=project, env={**env, **own}, stdout=log, stderr=log)

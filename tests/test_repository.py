@@ -2,6 +2,7 @@
 import configparser
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,8 @@ def test_readme_is_what_index_says(copy, sh):
 def test_make_lab_opens_the_first_page_on_this_machine_only(sh):
     done = sh("make", "-n", "lab", "--old-file=install")
     assert done.returncode == 0, done.stderr
-    argv = next(line.split() for line in done.stdout.splitlines() if "jupyter lab" in line)
+    argv = next(shlex.split(line) for line in done.stdout.splitlines() if "jupyter lab" in line)
+    assert f"--ServerApp.root_dir={ROOT}" in argv, "links out of nbs/ lead nowhere otherwise"
     assert [a for a in argv if a.startswith("--") and "ip" in a.partition("=")[0]] == ["--ip=127.0.0.1"] and argv[-1] == "nbs/index.ipynb" and (ROOT / argv[-1]).is_file()
     assert not [a for a in argv if "token" in a or "password" in a], "JupyterLab's own token guards it"
 
