@@ -7,7 +7,7 @@ __all__ = ['VERDICTS', 'KINDS', 'TESTS', 'WIDTH_WITH_NORM', 'MEANS', 'OWN_KEYS',
            'tokens', 'widths', 'vocabulary', 'same_parameters', 'matrices', 'ffn_operations', 'flops_saved', 'percent',
            'perplexity', 'extreme', 'range_below', 'before_training', 'untrained', 'first_loss', 'first_losses',
            'first_ratio', 'excess_beyond_logits', 'order_visible', 'Evidence', 'effect_words', 'together_settled',
-           'effects_on', 'effect', 'size', 'could_be', 'below', 'between', 'ordered', 'largest', 'ranking', 'only',
+           'effects_on', 'effect', 'size', 'below', 'could_be', 'between', 'ordered', 'largest', 'ranking', 'only',
            'nothing_from', 'learnt', 'trains', 'on_common_rates', 'rates_words', 'narrower', 'narrowest', 'finishes',
            'trains_at_the_rate_of', 'trend', 'spread_interval', 'seed_spread', 'within_luck', 'crowned', 'level',
            'reached', 'settled_by', 'window_means', 'past_the_end', 'local_context', 'extrapolates', 'beyond',
@@ -168,6 +168,7 @@ def untrained() -> pd.DataFrame:
 
 WIDTH_WITH_NORM = .31  # standard deviation of a normed model's first logits: a unit vector of width D against rows of variance 2 / (D + V)
 
+# %% ../nbs/12_ledger.ipynb #3e56a4b3
 @settles("computed")
 def first_loss(arms: list[str], equals: float, within: float) -> Settled:
     "Loss of untrained models at full size, every seed."
@@ -227,9 +228,9 @@ class Evidence:
     def has(self, *arms: str) -> bool: return {"baseline", *arms} <= set(self.runs.arm[self.runs.status != "partial"])
 
     def lost(self, *arms: str) -> str:
-        "How many runs of these arms (the baseline is always one) diverged, in words; empty if none did."
+        "How many runs of these arms diverged, in words; empty if none did."
         of_arm = self.runs.status.eq("diverged").groupby(self.runs.arm).agg(["sum", "size"])
-        return "; ".join(f"{arm_label(a)}: {n} of {m} runs diverged" for a, n, m in of_arm.loc[of_arm.index.isin(["baseline", *arms])].itertuples() if n)
+        return "; ".join(f"{arm_label(a)}: {n} of {m} runs diverged" for a, n, m in of_arm.loc[of_arm.index.isin(arms)].itertuples() if n)
 
     def evaluation(self, share: float, before: bool = False) -> int | None:
         "The step of the first evaluation after a share of the training, or of the last one up to it; None if that is the first or the last of all."
@@ -245,6 +246,7 @@ class Evidence:
         seen = of(self.r.metrics, runs).query("step == @step")
         return runs.merge(seen[[*RUN, "val_loss"]].rename(columns={"val_loss": "value"}), on=RUN, how="left")
 
+# %% ../nbs/12_ledger.ipynb #094c8cd2
 def effect_words(arm: str, mean: float, lo: float, hi: float, verdict: str, n: float, unit: str = "nats") -> str:
     "'NoPE +0.1285 [+0.1095, +0.1476] nats: worse (3 pairs)'."
     return f"{arm_label(arm)} {interval_words(mean, lo, hi)} {unit}: {verdict} ({int(n)} pair{'s' if n != 1 else ''})"
@@ -253,7 +255,6 @@ def together_settled(verdicts: list[str]) -> dict:
     "One answer from several: holds if all hold, fails if any fails."
     return dict(holds=all(v == "holds" for v in verdicts), fails="fails" in verdicts)
 
-# %% ../nbs/12_ledger.ipynb #094c8cd2
 MEANS = dict(worse="worse", better="better", equal="equivalent")  # what a claim expects -> the verdict that it needs
 
 def effects_on(e: Evidence, value: str, at: int | None = None) -> pd.DataFrame:
@@ -279,18 +280,9 @@ def size(e: Evidence, arm: str, nats: float) -> Settled | None:
     if not e.has(arm): return None
     t = effects_on(e, "final_val_loss").loc[arm]
     fine = (t.hi - t.lo) / 2 <= max(e.r.margin, abs(nats) / 2)       # an interval that holds everything shows nothing
-    return settled(t.lo <= nats <= t.hi and fine, not t.lo <= nats <= t.hi and t.n > 1, effect_words(arm, t["mean"], t.lo, t.hi, t.verdict, t.n), e.lost(arm))
+    return settled(t.lo <= nats <= t.hi and fine, not t.lo <= nats <= t.hi and t.n > 1, effect_words(arm, t["mean"], t.lo, t.hi, t.verdict, t.n), e.lost("baseline", arm))
 
-@settles("rates")
-def could_be(e: Evidence, arm: str, column: str) -> Settled | None:
-    "Can the difference in the report's table be this arm's? By the intervals of every set of runs: an arm that costs far more in all of them is another one."
-    theirs = SEED_REPORT[column][arm] - SEED_REPORT[column]["baseline"]
-    seen = {k: t for k, runs in e.r.sets.items() if {"baseline", arm} <= set(runs.arm) and (t := effects_on(Evidence(e.r, k), column).loc[arm]).n > 1}
-    if not seen: return None
-    far = [t.verdict in ("worse", "better") and not t.lo - e.r.margin <= theirs <= t.hi + e.r.margin for t in seen.values()]
-    near = [t.lo <= theirs <= t.hi and (t.hi - t.lo) / 2 <= e.r.margin for t in seen.values()]
-    return settled(all(near), all(far), f"the report's difference is {theirs:+.6f}; here " + "; ".join(f"at {k}: {effect_words(arm, t['mean'], t.lo, t.hi, t.verdict, t.n)}" for k, t in seen.items()), "; ".join(dict.fromkeys(filter(None, (Evidence(e.r, k).lost(arm) for k in seen)))))
-
+# %% ../nbs/12_ledger.ipynb #5febe614
 @settles("runs")
 def below(e: Evidence, arms: list[str], percent: float, value: str = "final_val_loss") -> Settled | None:
     "Do the intervals lie within so many per cent of the baseline?"
@@ -300,6 +292,16 @@ def below(e: Evidence, arms: list[str], percent: float, value: str = "final_val_
     whole = table.n_diverged.eq(0) & table.n_base_diverged.eq(0) & table.lo.notna()
     return settled((whole & (table.lo > -percent) & (table.hi < percent)).all(), (whole & ((table.lo >= percent) | (table.hi <= -percent))).any(),
                    "; ".join(f"{arm_label(a)} {interval_words(t['mean'], t.lo, t.hi)} %" + (f", {int(t.n_diverged)} diverged" if t.n_diverged else "") for a, t in table.iterrows()))
+
+@settles("rates")
+def could_be(e: Evidence, arm: str, column: str) -> Settled | None:
+    "Can the difference in the report's table be this arm's? By the intervals of every set of runs: an arm that costs far more in all of them is another one."
+    theirs = SEED_REPORT[column][arm] - SEED_REPORT[column]["baseline"]
+    seen = {k: t for k, runs in e.r.sets.items() if {"baseline", arm} <= set(runs.arm) and (t := effects_on(Evidence(e.r, k), column).loc[arm]).n > 1}
+    if not seen: return None
+    far = [t.verdict in ("worse", "better") and not t.lo - e.r.margin <= theirs <= t.hi + e.r.margin for t in seen.values()]
+    near = [t.lo <= theirs <= t.hi and (t.hi - t.lo) / 2 <= e.r.margin for t in seen.values()]
+    return settled(all(near), all(far), f"the report's difference is {theirs:+.6f}; here " + "; ".join(f"at {k}: {effect_words(arm, t['mean'], t.lo, t.hi, t.verdict, t.n)}" for k, t in seen.items()), "; ".join(dict.fromkeys(filter(None, (Evidence(e.r, k).lost("baseline", arm) for k in seen)))))
 
 # %% ../nbs/12_ledger.ipynb #aeb65d09
 def between(e: Evidence, arm: str, other: str) -> Interval:
@@ -430,7 +432,7 @@ def within_luck(e: Evidence, arm: str, percent: float) -> Settled | None:
     "Is a difference smaller than one seed's difference strays?"
     if not e.has(arm) or (t := effects_on(e, "final_val_loss").loc[arm]).n < 2: return None
     nats = percent / 100 * e.runs[e.runs.arm == "baseline"].final_val_loss.mean(); lo, hi = (1.96 * s for s in spread_interval(t.sd, t.n - 1))
-    return settled(nats < lo, nats > hi, f"{percent:g} % is {nats:.4f} nats; one seed's difference of {arm_label(arm)} strays by ±{1.96 * t.sd:.4f} [{lo:.4f}, {hi:.4f}]", e.lost(arm))
+    return settled(nats < lo, nats > hi, f"{percent:g} % is {nats:.4f} nats; one seed's difference of {arm_label(arm)} strays by ±{1.96 * t.sd:.4f} [{lo:.4f}, {hi:.4f}]", e.lost("baseline", arm))
 
 @settles("runs")
 def crowned(e: Evidence, among: list[str], at_least: float) -> Settled | None:
@@ -455,7 +457,7 @@ def reached(e: Evidence, loss: float, within: float, share: float) -> Settled | 
     "Is the baseline's validation loss after a share of the steps about this value?"
     if not e.has() or (step := e.evaluation(share)) is None: return None
     runs = e.at("final_val_loss", step); i = mean_interval(runs[(runs.arm == "baseline") & (runs.status == "done")].value)
-    return settled(i.lo >= loss - within and i.hi <= loss + within, i.lo > loss + within or i.hi < loss - within, f"{interval_words(i.mean, i.lo, i.hi, '')} at step {step:,} of {e.steps:,}", e.lost())
+    return settled(i.lo >= loss - within and i.hi <= loss + within, i.lo > loss + within or i.hi < loss - within, f"{interval_words(i.mean, i.lo, i.hi, '')} at step {step:,} of {e.steps:,}", e.lost("baseline"))
 
 @settles("runs")
 def settled_by(e: Evidence, share: float) -> Settled | None:
@@ -463,7 +465,7 @@ def settled_by(e: Evidence, share: float) -> Settled | None:
     if not e.has() or (step := e.evaluation(share, before=True)) is None: return None
     runs = e.at("final_val_loss", step); base = runs[(runs.arm == "baseline") & (runs.status == "done")]
     i = mean_interval(base.value - base.final_val_loss)
-    return settled(i.hi <= e.r.margin, i.lo > e.r.margin, f"the baseline still falls by {interval_words(i.mean, i.lo, i.hi, '')} nats after step {step:,} of {e.steps:,}", e.lost())
+    return settled(i.hi <= e.r.margin, i.lo > e.r.margin, f"the baseline still falls by {interval_words(i.mean, i.lo, i.hi, '')} nats after step {step:,} of {e.steps:,}", e.lost("baseline"))
 
 # %% ../nbs/12_ledger.ipynb #7e35320b
 def window_means(e: Evidence, arm: str, length: int, *parts: tuple[float, float]) -> pd.DataFrame | None:
@@ -498,7 +500,7 @@ def beyond(e: Evidence, arm: str) -> Settled | None:
     ours, base = past_the_end(e, arm), past_the_end(e, "baseline")
     if ours is None or base is None: return None
     i = mean_interval((ours - base).dropna())
-    return settled(i.lo > 0, i.hi < 0, f"{arm_label(arm)} loses {interval_words(i.mean, i.lo, i.hi)} nats more than the baseline there", e.lost(arm))
+    return settled(i.lo > 0, i.hi < 0, f"{arm_label(arm)} loses {interval_words(i.mean, i.lo, i.hi)} nats more than the baseline there", e.lost("baseline", arm))
 
 # %% ../nbs/12_ledger.ipynb #807064a3
 @settles("runs")
@@ -517,7 +519,7 @@ def together(e: Evidence) -> Settled | None:
     if whole is None or not e.has(): return None
     d = paired_differences(e.runs, by=()).pivot(index="seed", columns="arm", values="difference").reindex(columns=[whole, *parts[whole]]).dropna()
     i = mean_interval(d[whole] - d[parts[whole]].sum(axis=1))
-    return settled(i.lo > 0, i.hi < 0, f"{arm_label(whole)} together {d[whole].mean():+.4f}, one by one {d[parts[whole]].sum(axis=1).mean():+.4f}; difference {interval_words(i.mean, i.lo, i.hi)} nats", e.lost(whole, *parts[whole]))
+    return settled(i.lo > 0, i.hi < 0, f"{arm_label(whole)} together {d[whole].mean():+.4f}, one by one {d[parts[whole]].sum(axis=1).mean():+.4f}; difference {interval_words(i.mean, i.lo, i.hi)} nats", e.lost("baseline", whole, *parts[whole]))
 
 # %% ../nbs/12_ledger.ipynb #ed0f4ff4
 @dataclass(frozen=True)
