@@ -119,6 +119,14 @@ def test_compiled_follows_the_plain_model(train, nope, tmp_path):
         assert all(abs(a[k] - b[k]) < 1e-3 for k in ("train_loss", "val_loss") if k in a)
 
 
+def test_a_run_that_is_no_number_from_the_start_is_a_result(train, tmp_path):
+    "Without norms every gated layer squares what it gets: a deep enough stack overflows before the first step."
+    done = train(tmp_path / "deep", ablation="no_norm", n_layers=24)
+    assert done.returncode == 0, done.stderr
+    result = numbers(tmp_path / "deep")
+    assert (result["status"], result["diverged_at"], result["steps"]) == ("diverged", 0, 0)
+
+
 def kill_with_children(process):
     "SIGKILL a process and everything below it (a kernel runs in a session of its own)."
     for p in [*psutil.Process(process.pid).children(recursive=True), process]:
