@@ -381,15 +381,16 @@ def plot_runs(ax: Axes, runs: pd.DataFrame, column: str, how: str) -> None:
 def dynamics_figure(
     runs: pd.DataFrame,    # a row a run, at most one an arm and seed
     metrics: pd.DataFrame, # their rows of metrics
+    timed: pd.DataFrame,   # arm and tokens_per_second, a row a round in which the arms had their turns; empty: those of the runs
 ) -> Figure:
     "Gap to the baseline, gradient norm, first loss and speed of all arms."
     runs, fig = simple_arms(runs), new_figure(11, 7.6)
     (gap, grad), (first, speed) = fig.subplots(2, 2, height_ratios=(1.3, 1))
     plot_gaps(gap, runs, metrics); plot_gradients(grad, runs, metrics)
-    plot_runs(first, runs, "initial_val_loss", ".2f"); plot_runs(speed, runs, "tokens_per_second", ",.0f")
+    plot_runs(first, runs, "initial_val_loss", ".2f"); plot_runs(speed, runs if timed.empty else timed[timed.arm.isin(runs.arm)], "tokens_per_second", ",.0f")
     gap.set(title="Gap of the validation loss to the baseline", xlabel="step", ylabel="nats per token, mean and range")
     grad.set(title="Norm of the gradient", xlabel="step", ylabel="before clipping"); first.set(title="Validation loss before the first step", xlabel="nats per token: runs ○ and mean")
-    speed.set(title="Speed", xlabel="training tokens per second: runs ○ and mean"); speed.xaxis.set_major_formatter(EngFormatter(sep=""))
+    speed.set(title="Speed", xlabel=f"training tokens per second: {'runs' if timed.empty else 'rounds, arms in turn'} ○ and mean"); speed.xaxis.set_major_formatter(EngFormatter(sep=""))
     return settled(fig)
 
 # %% ../nbs/09_figures.ipynb #87e21ecf

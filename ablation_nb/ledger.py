@@ -225,6 +225,7 @@ class Evidence:
     def name(self) -> str: return f"{self.r.plan['study'] if self.r.plan and self.r.plan['study'] != self.r.name else ''}/{self.r.name}".strip("/")
     @property
     def words(self) -> str: return f"{self.name} ({self.r.config['scale']}, {self.setup})"
+    def clocked(self, value: str, *arms: str) -> bool: return value != "seconds" or {"baseline", *arms} <= set(self.r.timed.arm)  # times count where the arms had their turns
     def has(self, *arms: str) -> bool: return {"baseline", *arms} <= set(self.runs.arm[self.runs.status != "partial"])
 
     def lost(self, *arms: str) -> str:
@@ -241,6 +242,7 @@ class Evidence:
     def at(self, value: str, step: int | None) -> pd.DataFrame:
         "The runs with a column `value`: as it is, the generalisation gap, or the validation loss at a step."
         runs = self.runs
+        if value == "seconds": return self.r.timed.assign(value=self.r.timed.seconds)
         if value == "generalisation_gap": return runs.assign(value=runs.final_val_loss - runs.final_train_loss)
         if step is None: return runs.assign(value=runs[value])
         seen = of(self.r.metrics, runs).query("step == @step")
@@ -269,7 +271,7 @@ def effects_on(e: Evidence, value: str, at: int | None = None) -> pd.DataFrame:
 def effect(e: Evidence, arms: list[str], expect: str, value: str = "final_val_loss", at: float | None = None) -> Settled | None:
     "Paired difference to the baseline, with the verdict of the statistics; several arms must all agree."
     step = None if at is None else e.evaluation(at)
-    if not e.has(*arms) or at is not None and step is None: return None
+    if not e.has(*arms) or not e.clocked(value, *arms) or at is not None and step is None: return None
     table, unit = effects_on(e, value, step).loc[arms], "%" if value == "seconds" else "nats"
     said = ["holds" if v == MEANS[expect] else "fails" if v in MEANS.values() else "undetermined" for v in table.verdict]
     return settled(**together_settled(said), figures="; ".join(effect_words(a, t["mean"], t.lo, t.hi, t.verdict, t.n, unit) for a, t in table.iterrows()))
@@ -286,7 +288,7 @@ def size(e: Evidence, arm: str, nats: float) -> Settled | None:
 @settles("runs")
 def below(e: Evidence, arms: list[str], percent: float, value: str = "final_val_loss") -> Settled | None:
     "Do the intervals lie within so many per cent of the baseline?"
-    if not e.has(*arms): return None
+    if not e.has(*arms) or not e.clocked(value, *arms): return None
     runs = e.at(value, None)
     table = paired_effects(runs.assign(value=100 * runs.value / runs[runs.arm == "baseline"].value.mean()), "value", by=()).set_index("arm").loc[arms]
     whole = table.n_diverged.eq(0) & table.n_base_diverged.eq(0) & table.lo.notna()

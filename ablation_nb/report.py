@@ -9,10 +9,10 @@ __all__ = ['SEED_REPORT', 'RUN', 'COLUMNS', 'TEXT', 'VERDICTS', 'SECTIONS', 'RUN
            'for_reading', 'sureness_table', 'side_by_side', 'overview_table', 'precision_table', 'certificate_table',
            'dynamics_table', 'rates_long', 'rates_table', 'positions_table', 'effect_sentence', 'power_sentence',
            'opening', 'warnings', 'misfits', 'at_setup', 'figure_names', 'findings', 'both_rates', 'every_seed',
-           'rates', 'on_the_ladder', 'dynamics', 'by_position', 'factorial', 'interactions', 'noise', 'noise_table',
-           'evaluations_table', 'beside_the_report', 'left_out', 'proofs', 'stories', 'points', 'swept', 'grid_table',
-           'point_words', 'grid_page', 'figures_of', 'tables_of', 'write_report', 'write_text', 'readme_table',
-           'headline', 'find_study']
+           'rates', 'on_the_ladder', 'dynamics', 'time_words', 'by_position', 'factorial', 'interactions', 'noise',
+           'noise_table', 'evaluations_table', 'beside_the_report', 'left_out', 'proofs', 'stories', 'points', 'swept',
+           'grid_table', 'point_words', 'grid_page', 'figures_of', 'tables_of', 'write_report', 'write_text',
+           'readme_table', 'headline', 'find_study']
 
 # %% ../nbs/10_report.ipynb #3b62aba6
 import html, re
@@ -118,7 +118,12 @@ class Results:
     tuning: dict             # tuning.json: point -> arm -> lr, edge, curve
     refused: dict            # folder of a run that is not trusted -> why
     told: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["point", *RUN, "prompt", "text"]))  # a row a story and run
+    clock: dict = field(default_factory=dict)                        # speed.json; empty for a study whose arms were not timed
 
+    @cached_property
+    def timed(self) -> pd.DataFrame:                                 # arm, seed (the round), status, seconds (a step), tokens_per_second
+        rows = [dict(arm=a, seed=i, status="done", data_hash="random", tokenizer_hash="", tokens=self.clock["tokens"], seconds=s, tokens_per_second=self.clock["tokens"] / s) for a, took in self.clock.get("seconds", {}).items() for i, s in enumerate(took)]
+        return pd.DataFrame(rows, columns=["arm", "seed", "status", "data_hash", "tokenizer_hash", "tokens", "seconds", "tokens_per_second"])
     @property
     def margin(self) -> float: return self.plan.get("margin", .005)  # nats per token within which an effect counts as none
     @cached_property
@@ -146,13 +151,13 @@ def read_results(
     if runs.empty or not runs.status.eq("done").any():
         raise AblationError(f"'{folder.name}' holds no finished run to report on; fill it with `ablation run studies/laptop.toml`, or with the study file that it is named after."
                             + "".join(f" '{f}' is not used: {why}." for f, why in refused.items()))
-    plan, tuning = ({} if not (f := home(folder) / name).exists() else read_json(f) for name in ("study.json", "tuning.json"))
+    plan, tuning, clock = ({} if not (f := home(folder) / name).exists() else read_json(f) for name in ("study.json", "tuning.json", "speed.json"))
     if home(folder) != folder: tuning = {"": tuning[folder.resolve().name]} if tuning else {}
     first = runs[runs.status.eq("done")].iloc[0]
     def long(load: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:  # folder by folder: one that is refused may claim the name of another
         parts = [load(folder / x.folder).assign(point=x.point) for x in runs.itertuples()]
         return pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True)
-    return Results(folder.resolve().name, folder, runs, long(load_metrics), long(load_doc_losses), long(load_position_losses), read_json(folder / first.folder / "config.json"), plan, tuning, refused, long(load_stories))
+    return Results(folder.resolve().name, folder, runs, long(load_metrics), long(load_doc_losses), long(load_position_losses), read_json(folder / first.folder / "config.json"), plan, tuning, refused, long(load_stories), clock)
 
 def home(folder: Path) -> Path:
     "Where study.json lies: in the folder, or above it if this is a point of a grid."
@@ -322,6 +327,7 @@ def dynamics_table(
     runs: pd.DataFrame,         # a row a run, at most one an arm and seed
     metrics: pd.DataFrame,      # their rows of metrics
     clip: float,                # the gradient norm at which steps are clipped; 0: never
+    timed: pd.DataFrame,        # the arms in turn, as `Results.timed` has them; empty: the runs' own times
     at: tuple = (.1, .25, .5),  # shares of the training at which to look
 ) -> pd.DataFrame:              # a row an arm
     "First loss, gap to the baseline at the first evaluation after each share of the training, gradients and speed."
@@ -332,8 +338,9 @@ def dynamics_table(
         for end, k in (("", "mean"), (", lo", "lo"), (", hi", "hi")): table[f"gap at step {step:,}{end}"] = pd.Series({a: getattr(i, k) for a, i in by_arm.items()}, dtype=float)
     table["grad_norm"] = rows.groupby("arm").grad_norm.median()
     if clip: table["clipped"] = rows.grad_norm.gt(clip).groupby(rows.arm).mean()
-    table["tokens_per_second"] = done.groupby("arm").tokens_per_second.mean()
-    table["slower"] = 100 * paired_effects(runs, "seconds", by=()).set_index("arm")["mean"] / done[done.arm == "baseline"].seconds.mean()
+    clock = done if timed.empty else timed
+    table["tokens_per_second"] = clock.groupby("arm").tokens_per_second.mean()
+    table["slower"] = 100 * paired_effects(clock, "seconds", by=()).set_index("arm")["mean"] / clock[clock.arm == "baseline"].seconds.mean()
     return table.reset_index()
 
 def rates_long(runs: pd.DataFrame) -> pd.DataFrame:
@@ -477,7 +484,12 @@ def dynamics(r: Results) -> str:
     runs = r.shown
     if runs.initial_val_loss.isna().all() or "baseline" not in set(runs.arm): return ""
     return "\n\n".join(["## On the way", "![Gap to the baseline, gradient norm, first loss, speed](dynamics.svg)", "The gap is the paired difference of the validation loss at the first evaluation after a tenth, a quarter and half of the steps, "
-        f"with its 95 % interval over seeds. Times are those of {', '.join(sorted(set(runs.device)))}{at_setup(r, r.fullest)}.", md_table(for_reading(dynamics_table(runs, of(r.metrics, runs), r.config["train"]["grad_clip"])))])
+        f"with its 95 % interval over seeds{at_setup(r, r.fullest)}. {time_words(r)}", md_table(for_reading(dynamics_table(runs, of(r.metrics, runs), r.config["train"]["grad_clip"], r.timed)))])
+
+def time_words(r: Results) -> str:
+    "Where the times come from."
+    if r.timed.empty: return f"Times are those of the runs on {', '.join(sorted(set(r.shown.device)))}, which had other company from run to run; `ablation time` would measure the arms in turn."
+    return f"Times are measured apart from the runs: {r.timed.seed.nunique()} rounds in which each arm makes {r.clock['steps']} steps in turn, on {r.clock['device']} with {r.clock['threads']} thread{'s' if r.clock['threads'] != 1 else ''}, {r.clock['precision']}."
 
 def by_position(r: Results) -> str:
     "Loss by position in the context, within and beyond the trained length."
@@ -614,7 +626,7 @@ def figures_of(r: Results) -> dict:
     figures = {stem: ablation_comparison(runs, of(r.metrics, runs), r.margin) for stem, runs in zip(figure_names(r).values(), sets.values())}
     if both_rates(r): figures["effects"] = effects_figure({setup_words(k).capitalize(): v for k, v in reversed(sets.items())}, r.margin)
     if rates(r): figures["tuning"] = sensitivity_figure(on_the_ladder(r), {a: t["lr"] for a, t in r.tuning.get("", {}).items()})
-    if dynamics(r): figures["dynamics"] = dynamics_figure(main, of(r.metrics, main))
+    if dynamics(r): figures["dynamics"] = dynamics_figure(main, of(r.metrics, main), r.timed)
     if by_position(r): figures["positions"] = positions_figure(of(r.positions, main))
     if interactions(r): figures["interactions"] = interactions_figure(factorial(main, r.margin), r.margin)
     return figures
@@ -627,7 +639,7 @@ def tables_of(r: Results) -> dict:
     if against: tables["effects"] = pd.concat([judged(v, r.margin).assign(setup=k) for k, v in against.items()])
     if both_rates(r): tables["side_by_side"] = pd.concat([side_by_side(results_table(v, r.margin), results_table(sets["tuned"], r.margin)).assign(setup=k) for k, v in against.items() if k != "tuned"])
     if rates(r): tables["rates"] = rates_long(on_the_ladder(r))
-    if dynamics(r): tables["dynamics"] = dynamics_table(main, of(r.metrics, main), r.config["train"]["grad_clip"])
+    if dynamics(r): tables["dynamics"] = dynamics_table(main, of(r.metrics, main), r.config["train"]["grad_clip"], r.timed)
     if by_position(r): tables["positions"] = positions_table(of(r.positions, main))
     if noise(r): tables["noise"] = noise_table(r)
     if not r.evaluations.empty: tables["evaluations"] = r.evaluations

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Wrong', 'KINDS', 'SAYS', 'RESERVED', 'WIDEN', 'TODO', 'EVERY', 'Study', 'check_keys', 'check_values', 'grid_points',
            'read_study', 'point_name', 'same_tokens', 'next_rung', 'climb', 'Job', 'prepared', 'plan', 'show_plan',
-           'tokens', 'flops', 'seconds_per_step', 'torch_threads', 'estimate', 'spoken', 'execute', 'local_pool',
-           'dask_pool', 'Terminated', 'interruptible', 'work_off', 'unusable', 'remarks', 'write_down', 'progress_of',
-           'status', 'status_table', 'Progress', 'report', 'main', 'show_cost', 'show_status']
+           'tokens', 'flops', 'on_random_tokens', 'seconds_per_step', 'torch_version', 'torch_threads', 'estimate',
+           'spoken', 'execute', 'time_arms', 'show_times', 'local_pool', 'dask_pool', 'Terminated', 'interruptible',
+           'work_off', 'unusable', 'remarks', 'write_down', 'progress_of', 'status', 'status_table', 'Progress',
+           'report', 'main', 'show_cost', 'show_status']
 
 # %% ../nbs/07_study.ipynb #47f5beab
 import argparse, errno, itertools, math, os, queue, signal, sys, time
@@ -33,7 +34,7 @@ from .config import MODEL_FIELDS, SCALES, TRAIN_FIELDS, AblationError, RunConfig
 from .data import TokenData, corpus_name, prepare
 from .kernels import NURSERY, run_notebook
 from .model import FlexibleTransformerLM, flops_per_token
-from .runs import Busy, alone, board_writer, busy, described, differences, read_json, read_rows, run_folder, run_state, write_json
+from .runs import Busy, alone, board_writer, busy, described, device_name, differences, read_json, read_rows, run_folder, run_state, write_json
 from .trainer import Trainer, resolve_device
 
 # %% ../nbs/07_study.ipynb #df3904ba
@@ -252,16 +253,26 @@ def tokens(j: Job) -> int: return j.cfg.train.n_steps * j.cfg.train.batch_size *
 def flops(j: Job) -> float: return tokens(j) * flops_per_token(j.cfg.model)
 
 # %% ../nbs/07_study.ipynb #83cd27b3
-def seconds_per_step(cfg: RunConfig, threads: int) -> float:
-    "Median time of a training step of `cfg` on this machine, from four of them on random tokens; the first is not counted."
+def on_random_tokens(cfg: RunConfig, n_steps: int, threads: int, on_row: Callable[[dict], object] = lambda row: None) -> Trainer:
+    "A trainer of `cfg` that is about time alone: random tokens, no evaluation but the last, no checkpoint."
     few = np.random.default_rng(0).integers(0, cfg.model.vocab_size, 40 * cfg.model.context_length).astype(np.uint16)
     data = TokenData(Path(), {}, few, few[:2], np.array([0, 2]), np.array([2]))
-    rows, t = [], replace(cfg.train, n_steps=4, warmup_steps=1, log_every=1, eval_every=10**9, checkpoint_every=0, valid_stories=0, threads=threads,
+    t = replace(cfg.train, n_steps=n_steps, warmup_steps=1, log_every=1, eval_every=10**9, checkpoint_every=0, valid_stories=0, threads=threads,
         compile=cfg.train.compile and resolve_device(cfg.train.device).type == "cuda")  # a plan waits for no C++ compiler
+    return Trainer(FlexibleTransformerLM(cfg.model, 0), data, t, on_row=on_row)
+
+def seconds_per_step(cfg: RunConfig, threads: int) -> float:
+    "Median time of a training step of `cfg` on this machine, from four of them; the first is not counted."
+    rows: list[float] = []
     before = torch_threads()
-    try: Trainer(FlexibleTransformerLM(cfg.model, 0), data, t, on_row=lambda r: rows.append(r["seconds"])).fit()
+    try: on_random_tokens(cfg, 4, threads, lambda r: rows.append(r["seconds"])).fit()
     finally: torch_threads(before)
     return float(np.median(np.diff(rows[1:-1])))
+
+def torch_version() -> str:
+    "The version of torch that is at work."
+    import torch
+    return torch.__version__
 
 def torch_threads(n: int | None = None) -> int:
     "The number of threads that torch uses here; sets it if `n` is given."
@@ -312,6 +323,40 @@ def execute(
         return dict(status={"Stopped": "stopped", "Busy": "busy"}.get(e.ename, "failed"), why=e.evalue if e.ename in ("Stopped", "Busy", "AblationError") else f"{e.ename}: {e.evalue}")
     except DeadKernelError: return dict(status="stopped" if late() else "failed", why="its kernel was killed, perhaps for want of memory")
     except Exception as e: return dict(status="failed", why=f"{type(e).__name__}: {e}")
+
+# %% ../nbs/07_study.ipynb #a94e0941
+def time_arms(
+    study: Study,
+    rounds: int = 20,  # in each of which every arm has its turn
+    steps: int = 5,    # of an arm in a round
+    threads: int = 1,
+) -> dict:             # what `speed.json` holds: device, torch, precision, threads, steps, tokens (a step), seconds (arm -> seconds a step, a number a round)
+    "Time a training step of every arm, in turn, and write it to the study's folder."
+    point, before = next(iter(study.points)), torch_threads()
+    cfgs = {arm: study.run(arm, point) for arm in study.settings["arms"]}
+    try:
+        trainers = {arm: on_random_tokens(cfg, (rounds + 1) * steps, threads) for arm, cfg in cfgs.items()}
+        took: dict[str, list[float]] = {arm: [] for arm in cfgs}
+        stepping = {arm: t.recorded() if t.device.type == "cuda" else t.step for arm, t in trainers.items()}
+        for r in range(rounds + 1):  # the first round warms up
+            for arm in [*cfgs][r % len(cfgs):] + [*cfgs][:r % len(cfgs)]:
+                started = time.perf_counter()
+                for _ in range(steps): stepping[arm]()
+                float(trainers[arm].at)  # a card has to be done with it
+                if r: took[arm].append((time.perf_counter() - started) / steps)
+    finally: torch_threads(before)
+    cfg = next(iter(cfgs.values())); card = resolve_device(cfg.train.device)
+    found = dict(device=device_name(card), torch=torch_version(), precision=cfg.train.precision, threads=threads, steps=steps, tokens=cfg.train.batch_size * cfg.model.context_length, seconds=took)
+    study.outputs.mkdir(parents=True, exist_ok=True); write_json(study.outputs / "speed.json", found)
+    return found
+
+def show_times(found: dict, console: Console) -> int:
+    "Print milliseconds a step, and the median ratio to the baseline within a round."
+    table, base = Table("arm", "ms a step", "tokens/s", "× the baseline's"), found["seconds"].get("baseline")
+    for arm, took in found["seconds"].items():
+        table.add_row(arm, f"{1e3 * np.median(took):.1f}", f"{found['tokens'] / np.median(took):,.0f}", f"{np.median(np.divide(took, base)):.3f}" if base else "")
+    console.print(table)
+    return 0
 
 # %% ../nbs/07_study.ipynb #59e7a6f9
 @contextmanager
@@ -539,12 +584,13 @@ def main(
     "The command `ablation`."
     parser = argparse.ArgumentParser("ablation", description="Plan, run, watch and report ablation studies.")
     sub = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("plan", "show the runs of a study, what is left to do and what it will cost"), ("run", "do what is left of a study"), ("status", "show how far a study is, from another terminal if you like"), ("report", "write the report of a study from its run folders")):
+    for name, text in (("plan", "show the runs of a study, what is left to do and what it will cost"), ("run", "do what is left of a study"), ("status", "show how far a study is, from another terminal if you like"), ("report", "write the report of a study from its run folders"), ("time", "time a training step of every arm of a study, in turn")):
         p = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         p.add_argument("file", help="the study file, e.g. studies/laptop.toml")
         p.add_argument("--corpus", help="builtin, builtin:STORIES, tinystories, or a path to text (default: the study's own)")
         p.add_argument("--scale", help=f"{', '.join(SCALES)} or auto (default: the study's own)")
         if name in ("plan", "run"): p.add_argument("--workers", type=int, help="runs at a time (default: one a core, or one a CUDA card)")
+        if name == "time": p.add_argument("--rounds", type=int, default=20, help="turns of each arm (default: 20)")
         if name == "status": p.add_argument("--json", action="store_true", help="a list of runs as JSON")
         if name == "run":
             p.add_argument("--rerun-stale", action="store_true", help="replace runs that other settings, text or code made")
@@ -556,11 +602,13 @@ def main(
     try:
         if "call" in args: return args.call(args)
         if getattr(args, "workers", None) is not None and args.workers < 1: raise AblationError(f"--workers {args.workers} must be at least 1.")
+        if getattr(args, "rounds", 2) < 2: raise AblationError(f"--rounds {args.rounds} must be at least 2.")
         if getattr(args, "time_limit", None) is not None and not args.time_limit > 0: raise AblationError(f"--time-limit {args.time_limit:g} must be above zero.")
         console, study = Console(), read_study(args.file, args.corpus, args.scale)
         if args.command == "plan": return show_cost(study, args.workers, console)
         if args.command == "status": return show_status(study, args.json, console)
         if args.command == "report": return report(study, console)
+        if args.command == "time": return show_times(time_arms(study, args.rounds), console)
         left = work_off(study, args.workers, args.rerun_stale, console, args.scheduler, args.time_limit, args.tensorboard)
     except AblationError as e:
         print(f"ablation: {e}", file=sys.stderr); return 2
