@@ -95,10 +95,10 @@ def test_the_story_can_be_read_from_page_to_page(pages):
     while page and page not in walked:
         walked.append(page)
         link = pages[page].select_one("a.right-next")
-        following = link and os.path.normpath(os.path.join(os.path.dirname(page), link["href"]))
+        following = link and os.path.normpath(os.path.join(os.path.dirname(page), unquote(link["href"])))
         if following:
             back = pages[following].select_one("a.left-prev")
-            assert os.path.normpath(os.path.join(os.path.dirname(following), back["href"])) == page
+            assert os.path.normpath(os.path.join(os.path.dirname(following), unquote(back["href"]))) == page
         page = following
     numbered = [f"nbs/{n.stem}.html" for n in NOTEBOOKS if n.stem[0].isdigit()]
     start = walked.index(numbered[0])
