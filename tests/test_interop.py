@@ -69,7 +69,7 @@ def test_which_arms_those_are():
     assert CAN == ["baseline", "aa"] and len(CANNOT) == len(ARMS) - 2
 
 
-@pytest.mark.parametrize("arm", ["post_norm", "silu"])
+@pytest.mark.parametrize("arm", ["post_norm"])  # the notebook refuses one arm for each reason
 def test_an_arm_that_llama_cannot_express_is_refused(arm, train, sh, tmp_path):
     assert train(tmp_path / "run", ablation=arm, n_steps=3, warmup_steps=1).returncode == 0
     done = sh("ablation", "export", tmp_path / "run", "--to", "hf", tmp_path / "hf")
