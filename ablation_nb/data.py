@@ -481,8 +481,12 @@ def builtin_source(
 def write_atomic(path: Path, text: str) -> None:
     "Write `path` so that a reader sees the old file or the new one, never half of it."
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
+    try:
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 def sha256_file(path: Path) -> str:
     "The sha256 of a file, read in pieces."

@@ -40,10 +40,7 @@ from .trainer import Trainer, resolve_device, use_precision
 # %% ../nbs/06_runs.ipynb #166c064e
 def write_json(path: Path, value: Any) -> None:
     "Write a JSON file so that readers see the old content or the new, never half."
-    try: write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    except OSError:
-        for half in path.parent.glob(f".{path.name}.*.tmp"): half.unlink(missing_ok=True)
-        raise
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 def read_json(path: Path) -> Any:
     "The content of a JSON file; a damaged one is an error that names it."
@@ -132,7 +129,7 @@ def code_fingerprint() -> dict:
 
 def taken_or_kept() -> dict:
     "The fingerprint, from the cache if it is there."
-    kept = cache_folder() / f"fingerprint-{hash_of([package_hash(), code_only(Path(ablation_nb.__file__).with_name('runs.py').read_text(encoding='utf-8')), torch.__version__, platform.platform(), list(ARMS), TINY])}.json"
+    kept = cache_folder() / f"fingerprint-{hash_of([package_hash(), torch.__version__, platform.platform(), list(ARMS), TINY])}.json"
     try: return read_json(kept)
     except (OSError, AblationError): pass
     threads, rng = torch.get_num_threads(), torch.get_rng_state()
