@@ -29,6 +29,7 @@ def nursery() -> None:
         pid = os.fork()
         if not pid: be_kernel(**json.loads(line))
         print(pid, flush=True)
+    os._exit(0)  # at once, and with it its kernels: torch would take its time to go
 
 def be_kernel(argv: list[str], cwd: str, env: dict[str, str]) -> None:
     "In the fork: become an IPython kernel, and end with it."

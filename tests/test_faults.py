@@ -59,9 +59,9 @@ def results(root, name):
 
 
 def kernels(process):
-    "Processes of a running engine that are kernels."
+    "Processes of a running engine that are kernels: forks of its nursery."
     with contextlib.suppress(psutil.NoSuchProcess):
-        return [p for p in psutil.Process(process.pid).children(recursive=True) if p.ppid() != process.pid]
+        return [k for nursery in psutil.Process(process.pid).children() for k in nursery.children()]
     return []
 
 
