@@ -10,10 +10,11 @@ __all__ = ['PEERS', 'wait_for', 'random_text', 'ours', 'peer_step', 'PlainBlock'
 # %% ../nbs/13_bench.ipynb #1f657095
 import itertools, json, random, re, resource, subprocess, sys, tempfile, time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from .config import AblationError, ModelConfig, RunConfig, run_config
 from .data import TokenData, prepare, story
-from .layers import RMSNorm
+from .layers import RMSNorm, linear, plain_attention
 from .model import FlexibleTransformerLM, flops_per_token
 from .trainer import Trainer, make_optimizer, resolve_device, use_precision
 
@@ -131,7 +132,7 @@ def products(cfg: RunConfig) -> Callable[[], None]:
     use_precision(cfg.train.precision, device)
     a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32)
     def step() -> None:
-        for _ in range(times): a @ b
+        for _ in range(times): linear(a, b)
     times = max(1, round(flops_of(cfg) / (2 * size**3)))
     step.share = times * 2 * size**3 / flops_of(cfg)
     return step
@@ -192,13 +193,13 @@ def standings(
 
 # %% ../nbs/13_bench.ipynb #92d3c10b
 def losses_of(cfg: RunConfig, n: int = 20, plain: bool = False) -> np.ndarray:
-    "Training losses of the first `n` steps; `plain` takes the loss by its definition, torch's own attention and no compiler."
-    t = ours(cfg)
+    "Training losses of the first `n` steps; `plain` takes the loss by its definition, torch's own products and attention, and no compiler."
+    t, losses = ours(cfg), []
     if plain: t.loss = t.plain_loss
-    losses = []
-    for _ in range(n):
-        at = int(t.at.item()) % cfg.train.log_every
-        t.step(); losses.append(t.buffer[0, at].item())
+    with mock.patch.multiple("ablation_nb.layers", linear=F.linear, attention_in_blocks=plain_attention) if plain else nullcontext():
+        for _ in range(n):
+            at = int(t.at.item()) % cfg.train.log_every
+            t.step(); losses.append(t.buffer[0, at].item())
     return np.array(losses)
 
 # %% ../nbs/13_bench.ipynb #21054a6c

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import FEED_FORWARDS, NORMS, AblationError, ModelConfig, named_part
-from .layers import CausalSelfAttention, KVCache, make_feed_forward, make_norm
+from .layers import CausalSelfAttention, KVCache, Linear, linear, make_feed_forward, make_norm
 
 # %% ../nbs/03_model.ipynb #b22f2101
 class TransformerBlock(nn.Module):
@@ -64,7 +64,7 @@ class FlexibleTransformerLM(nn.Module):
         self.embed = nn.Embedding.from_pretrained(torch.empty(cfg.vocab_size, cfg.d_model), freeze=False)  # filled by `init_parameters`
         self.blocks = nn.ModuleList(TransformerBlock(cfg) for _ in range(cfg.n_layers))
         self.norm_f = make_norm(cfg)
-        self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
+        self.lm_head = Linear(cfg.d_model, cfg.vocab_size)
         init_parameters(self, seed)
 
     def hidden(self,
@@ -100,13 +100,12 @@ class ChunkedHeadLoss(torch.autograd.Function):
         dw_VD.zero_()
         for at in range(0, len(x_ND), rows):
             x, y, part = x_ND[at:at + rows], targets_N[at:at + rows, None], slice(at, at + rows)
-            z = x @ w_VD.T
+            z = linear(x, w_VD)
             p = z.softmax(-1, dtype=torch.float32)
             nll_N[part] = z.amax(-1) - p.amax(-1).log() - z.gather(1, y)[:, 0]
             g = p.scatter_(1, y, torch.expm1(-nll_N[part])[:, None]).to(x.dtype)  # p - onehot: expm1 keeps what 1 - p_y would round away
-            torch.mm(g, w_VD, out=dx_ND[part])
-            if x.dtype == dw_VD.dtype: dw_VD.addmm_(g.T, x)
-            else: dw_VD += g.T @ x
+            dx_ND[part] = linear(g, w_VD.T)
+            dw_VD += linear(g.T, x.T)
         ctx.save_for_backward(dx_ND / len(x_ND), (dw_VD / len(x_ND)).to(w_VD.dtype))
         return nll_N.mean()
 
