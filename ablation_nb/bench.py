@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PEERS', 'wait_for', 'random_text', 'ours', 'peer_step', 'PlainBlock', 'PlainLM', 'plain_peer', 'transformers_peer',
            'litgpt_peer', 'peers_here', 'products', 'seconds_a_step', 'flops_of', 'run_in_turns', 'race', 'standings',
-           'losses_of', 'stepping', 'elsewhere', 'alone', 'preparing', 'data_cost']
+           'losses_of', 'peak_memory', 'stepping', 'elsewhere', 'alone', 'preparing', 'data_cost']
 
 # %% ../nbs/13_bench.ipynb #1f657095
 import itertools, json, random, re, resource, subprocess, sys, tempfile, time
@@ -203,6 +203,11 @@ def losses_of(cfg: RunConfig, n: int = 20, plain: bool = False) -> np.ndarray:
     return np.array(losses)
 
 # %% ../nbs/13_bench.ipynb #21054a6c
+def peak_memory() -> float:
+    "The most memory that this process has held so far, in MB."
+    try: return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e3
+    except (OSError, IndexError): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)  # on Linux it would begin with what the parent held
+
 def stepping(settings: dict, for_seconds: float) -> dict:
     "Step for some seconds; returns ms a step, seconds before the first, tokens per second, and peak memory in MB."
     since, cfg = time.perf_counter(), run_config(**settings)
@@ -211,7 +216,7 @@ def stepping(settings: dict, for_seconds: float) -> dict:
     wait_for(t.device); ready = time.perf_counter(); n = 0
     while n < 2 or (time.perf_counter() < ready + for_seconds and n < 1_990): t.step(); wait_for(t.device); n += 1
     took = (time.perf_counter() - ready) / n
-    peak = torch.cuda.max_memory_allocated(t.device) / 1e6 if t.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    peak = torch.cuda.max_memory_allocated(t.device) / 1e6 if t.device.type == "cuda" else peak_memory()
     return dict(ms=1e3 * took, ready=ready - since, tokens_per_second=cfg.train.batch_size * cfg.model.context_length / took, memory=peak)
 
 def elsewhere(call: str, n: int = 1) -> pd.DataFrame:
@@ -239,7 +244,7 @@ def preparing(path: str, cache: str) -> dict:
     "Prepare the text of a folder; returns seconds, peak memory in MB, and what was made."
     since = time.perf_counter()
     made = prepare(path, 10_000, cache).manifest["train"]
-    return dict(seconds=time.perf_counter() - since, memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, stories=made["stories"], tokens=made["tokens"])
+    return dict(seconds=time.perf_counter() - since, memory=peak_memory(), stories=made["stories"], tokens=made["tokens"])
 
 def data_cost(megabytes: int) -> dict:
     "What it costs to prepare so much text."

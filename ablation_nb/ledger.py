@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'KINDS', 'TESTS', 'WIDTH_WITH_NORM', 'MEANS', 'OWN_KEYS', 'Settled', 'settles', 'settled', 'parameters',
-           'tokens', 'widths', 'vocabulary', 'same_parameters', 'matrices', 'ffn_operations', 'flops_saved', 'percent',
-           'perplexity', 'extreme', 'range_below', 'before_training', 'untrained', 'first_loss', 'first_losses',
-           'first_ratio', 'excess_beyond_logits', 'order_visible', 'Evidence', 'effect_words', 'together_settled',
-           'effects_on', 'effect', 'size', 'below', 'could_be', 'between', 'ordered', 'largest', 'ranking', 'only',
-           'nothing_from', 'learnt', 'trains', 'on_common_rates', 'rates_words', 'narrower', 'narrowest', 'finishes',
-           'trains_at_the_rate_of', 'trend', 'spread_interval', 'seed_spread', 'within_luck', 'crowned', 'level',
-           'reached', 'settled_by', 'window_means', 'past_the_end', 'local_context', 'extrapolates', 'beyond',
-           'interacts', 'together', 'Claim', 'read_claims', 'read_claim', 'studies_in', 'bearing', 'settle_claim',
-           'field_words', 'test_words', 'settle_all', 'settle', 'claims_of', 'at_points', 'recommendations',
-           'write_ledger', 'size_words', 'ledger_page']
+           'smaller', 'tokens', 'widths', 'vocabulary', 'same_parameters', 'matrices', 'ffn_operations', 'flops_saved',
+           'percent', 'perplexity', 'extreme', 'range_below', 'before_training', 'untrained', 'first_loss',
+           'first_losses', 'first_ratio', 'excess_beyond_logits', 'order_visible', 'Evidence', 'effect_words',
+           'together_settled', 'effects_on', 'effect', 'size', 'below', 'could_be', 'between', 'ordered', 'largest',
+           'ranking', 'only', 'nothing_from', 'learnt', 'trains', 'on_common_rates', 'rates_words', 'narrower',
+           'narrowest', 'finishes', 'trains_at_the_rate_of', 'trend', 'spread_interval', 'seed_spread', 'within_luck',
+           'crowned', 'level', 'reached', 'settled_by', 'window_means', 'past_the_end', 'local_context', 'extrapolates',
+           'beyond', 'interacts', 'together', 'Claim', 'read_claims', 'read_claim', 'studies_in', 'bearing',
+           'settle_claim', 'field_words', 'test_words', 'settle_all', 'settle', 'claims_of', 'at_points',
+           'recommendations', 'write_ledger', 'size_words', 'ledger_page']
 
 # %% ../nbs/12_ledger.ipynb #d5d9925b
 import inspect, math, sys
@@ -46,7 +46,7 @@ class Settled(NamedTuple):
     figures: str        # our numbers, in words
     thin: bool = False  # undetermined for want of a second run: evidence with two seeds goes before
 
-VERDICTS = ("holds", "fails", "undetermined", "not tested", "agrees with its table", "disagrees with its table")
+VERDICTS = ("holds", "fails", "undetermined", "not tested", "beyond a test", "agrees with its table", "disagrees with its table")
 KINDS = dict(arithmetic=("computed", "its table"), empirical=("runs", "rates"), opinion=())
 TESTS: dict[str, tuple[str, Callable]] = {}
 
@@ -74,6 +74,12 @@ def parameters(arm: str, equals: float, within: float) -> Settled:
     "Parameters of an arm at full size."
     n = parameter_count(model_config(arm))
     return settled(abs(n - equals) <= within, abs(n - equals) > within, f"{n:,} parameters")
+
+@settles("computed")
+def smaller(arm: str, than: float, times: float) -> Settled:
+    "Is an arm at full size at least so many times smaller?"
+    ratio = than / parameter_count(model_config(arm))
+    return settled(ratio >= times, ratio < times, f"{than / 1e9:g}B parameters are {ratio:,.0f} times as many")
 
 @settles("computed")
 def tokens(equals: int) -> Settled:
@@ -608,7 +614,7 @@ def bearing(claim: Claim, sets: list[Evidence]) -> list[Evidence]:
 # %% ../nbs/12_ledger.ipynb #9d0630e9
 def settle_claim(claim: Claim, sets: list[Evidence]) -> dict:
     "A claim with its verdict: what decided it, our figures, and what other studies say."
-    row = dict(number=claim.number, where=claim.where, claim=claim.says, kind=claim.kind, test=test_words(claim), verdict="not tested", figures=claim.why, evidence="", others="", advice=claim.advice)
+    row = dict(number=claim.number, where=claim.where, claim=claim.says, kind=claim.kind, test=test_words(claim), verdict="beyond a test" if claim.kind == "opinion" else "not tested", figures=claim.why, evidence="", others="", advice=claim.advice)
     if claim.test == "none": return row
     by, f = TESTS[claim.test]
     if by in KINDS["arithmetic"]:
@@ -680,12 +686,12 @@ def size_words(r: Results) -> str:
 
 def ledger_page(ledger: pd.DataFrame, studies: list[Results], unread: dict) -> str:
     "The ledger as markdown."
-    counts = ", ".join(f"{(ledger.verdict == v).sum()} {dict(holds='hold', fails='fail').get(v, 'are ' + v)}" for v in VERDICTS[:4])
-    own = [(ledger.verdict == v).sum() for v in VERDICTS[4:]]
+    counts = ", ".join(f"{(ledger.verdict == v).sum()} {dict(holds='hold', fails='fail').get(v, 'are ' + v)}" for v in VERDICTS[:5])
+    own = [(ledger.verdict == v).sum() for v in VERDICTS[5:]]
     dropped = [f"{r.advice} (claim {r.number}: {r.verdict})" for r in ledger.itertuples() if r.advice and r.verdict != "holds"]
     parts = ["# Claims ledger", f"What the replicated report claims, row by row, and what this project's runs and computations say of it. Of {len(ledger)} claims {sum(own)} only restate the report's own table: "
              f"{own[0]} agree with it, {own[1]} do not, which says nothing of whether it is right. Of the others {counts}.",
-             "*Holds* and *fails* are said by the named test at the 5 % level; *undetermined* means that the runs are too few or too noisy for it; *not tested* that no run bears on the claim, or that nothing could settle it. "
+             "*Holds* and *fails* are said by the named test at the 5 % level; *undetermined* means that the runs are too few or too noisy for it; *not tested* that no run bears on the claim so far; *beyond a test* that none could: an opinion, an explanation, a word about other people's models. "
              "Each row names the study that decided, its scale, and which of its sets of runs: *tuned*, or one learning rate for all arms. The largest scale goes first, tuned before one rate, and runs of one seed behind all others; "
              "the smallest scale, *laptop*, decides as a last resort, and only where depth, context, combinations, learning rates or noise are concerned. Claims that name a size or a loss of the 22.7M-parameter model are held against runs of that model alone.",
              "## What can be recommended", "\n".join(f"- {s}" for s in recommendations(ledger)) or "Nothing: no row that carries advice holds.", *(["The report also recommends, without support from this project's runs so far: " + "; ".join(dropped) + "."] if dropped else []),

@@ -22,7 +22,7 @@ import pytest
 from conftest import ROOT, as_in_a_terminal
 
 HEAD = 'scale = "smoke"\n'
-LONG = HEAD + 'arms = ["baseline", "nope", "silu"]\nseeds = [0, 1]\n[overrides]\nn_steps = 400\ncheckpoint_every = 20\neval_every = 200\n'
+LONG = HEAD + 'arms = ["baseline", "nope"]\nseeds = [0, 1]\n[overrides]\nn_steps = 800\ncheckpoint_every = 20\neval_every = 400\n'
 FORTY = HEAD + ('arms = ["baseline", "no_norm", "nope", "silu"]\nseeds = [0, 1, 2]\n[tune]\nlr = [3e-3, 1e-2, 1e-1]\nseeds = [100, 101]\n[fixed]\nlr = [1e-3]\nseeds = [0]\n'
                 '[overrides]\nn_steps = 60\ncheckpoint_every = 10\n')
 
@@ -79,7 +79,7 @@ def long(tmp_path_factory, sh):
     done = sh("ablation", "run", write(root, "long", LONG), cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr
     found = results(root, "long-builtin")
-    assert len(found) == 6
+    assert len(found) == 4
     return found
 
 
@@ -126,8 +126,8 @@ def test_a_killed_kernel_stops_no_other_run(tmp_path, env, sh, long):
     out, err = process.communicate(timeout=200)
     assert process.returncode == 1 and err.count("its kernel was killed") == 1
     failed = err.split(":")[1].strip()
-    assert failed.startswith("outputs/long-builtin/") and "5 of 6 usable" in out
-    assert not (root / failed / "result.json").exists() and len(results(root, "long-builtin")) == 5
+    assert failed.startswith("outputs/long-builtin/") and "3 of 4 usable" in out
+    assert not (root / failed / "result.json").exists() and len(results(root, "long-builtin")) == 3
     assert sh("ablation", "run", "studies/long.toml", cwd=root).returncode == 0
     assert results(root, "long-builtin") == long
 
@@ -138,7 +138,7 @@ def test_a_killed_nursery_costs_its_kernels_and_no_more(tmp_path, env, sh, long)
     wait_for(lambda: list(root.glob("outputs/*/*/*/checkpoint.safetensors")))
     psutil.Process(process.pid).children()[0].kill()
     process.communicate(timeout=200)
-    assert process.returncode == 1 and len(results(root, "long-builtin")) >= 3
+    assert process.returncode == 1 and len(results(root, "long-builtin")) >= 2
     assert sh("ablation", "run", "studies/long.toml", cwd=root).returncode == 0
     assert results(root, "long-builtin") == long
 
@@ -174,7 +174,7 @@ def test_a_full_disk_fails_runs_and_spoils_none(tmp_path, small_disk, sh, long, 
     done = sh("ablation", "run", file, cwd=root)
     assert done.returncode == 1 and "No space left" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert all(line.startswith("ablation: outputs/long-builtin") for line in done.stderr.splitlines() if "No space" in line), done.stderr
-    assert all(long[k] == v for k, v in results(root, "long-builtin").items()) and len(results(root, "long-builtin")) < 6
+    assert all(long[k] == v for k, v in results(root, "long-builtin").items()) and len(results(root, "long-builtin")) < 4
     assert not [p for p in small_disk.rglob("*.tmp") if p.name.startswith(".")]
     for p in small_disk.rglob("*.json"):
         json.loads(p.read_text())
@@ -208,13 +208,13 @@ def test_two_engines_share_a_study(tmp_path, env, long):
     "Each run is trained by one of them, once, and its notebook is that of the training. So it is when they replace what is stale."
     root = project(tmp_path)
     first, counts = two_engines(root, env, write(root, "long", LONG))
-    assert len(first) == 6 and sum(counts) == 6 and results(root, "long-builtin") == long
-    file = write(root, "long", LONG.replace("n_steps = 400", "n_steps = 300"))
+    assert len(first) == 4 and sum(counts) == 4 and results(root, "long-builtin") == long
+    file = write(root, "long", LONG.replace("n_steps = 800", "n_steps = 600"))
     both, counts = two_engines(root, env, file, "--rerun-stale")
-    assert len(both - first) == 6 and sum(counts) == 6
-    assert {r[0]["steps"] for r in results(root, "long-builtin").values()} == {300}
+    assert len(both - first) == 4 and sum(counts) == 4
+    assert {r[0]["steps"] for r in results(root, "long-builtin").values()} == {600}
     notebooks = list(root.glob("outputs/*/*/*/run.ipynb"))
-    assert len(notebooks) == 6 and all("(new)" in p.read_text() and "300/300" in p.read_text() for p in notebooks)
+    assert len(notebooks) == 4 and all("(new)" in p.read_text() and "600/600" in p.read_text() for p in notebooks)
 
 
 def test_an_engine_takes_over_from_one_that_died(tmp_path, env, long):
@@ -233,7 +233,7 @@ def test_an_engine_takes_over_from_one_that_died(tmp_path, env, long):
 
 def test_time_limit_stops_at_a_checkpoint(tmp_path, sh):
     root = project(tmp_path)
-    text = LONG.replace("n_steps = 400", "n_steps = 3000").replace("checkpoint_every = 20", "checkpoint_every = 0").replace('"nope", ', "").replace("[0, 1]", "[0]")
+    text = LONG.replace("n_steps = 800", "n_steps = 3000").replace("checkpoint_every = 20", "checkpoint_every = 0").replace('"baseline", ', "").replace("[0, 1]", "[0]")
     file = write(root, "slow", text)
     calm = project(tmp_path / "calm")
     started = time.time()
@@ -381,13 +381,13 @@ def test_status_from_another_terminal(tmp_path, env, sh):
     finally:
         process.kill()
         process.communicate()
-    assert len(rows) == 6 and {"running", "absent"} & {r["state"] for r in rows} and any(r["state"] in ("running", "done") and r["step"] > 0 for r in rows)
+    assert len(rows) == 4 and {"running", "absent"} & {r["state"] for r in rows} and any(r["state"] in ("running", "done") and r["step"] > 0 for r in rows)
     assert "long-builtin" in shown and "ETA" in shown
 
 
 def test_a_terminal_shows_a_live_table(tmp_path, env):
     root = project(tmp_path)
-    text = LONG.replace('"nope", "silu"', '"nope"').replace("[0, 1]", "[0]").replace("n_steps = 400", "n_steps = 2000")
+    text = LONG.replace("[0, 1]", "[0]").replace("n_steps = 800", "n_steps = 2000")
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
     process = subprocess.Popen(["ablation", "run", write(root, "long", text)], cwd=root, env={**env, "TERM": "xterm"}, stdin=slave, stdout=slave, stderr=slave)

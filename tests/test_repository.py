@@ -42,17 +42,15 @@ def test_parameters_tag_is_alive_after_clean(copy, name):
     assert [c["metadata"].get("tags") for c in cells].count(["parameters"]) == 1
 
 
-def test_the_committed_reports_regenerate_byte_for_byte(copy):
+@pytest.mark.parametrize("study", sorted(p.parent.name for p in (ROOT / "outputs").glob("*/report.md")))
+def test_the_committed_reports_regenerate_byte_for_byte(copy, study):
     from ablation_nb.report import write_report
-    reported = sorted(p.parent for p in (ROOT / "outputs").glob("*/report.md"))
-    assert reported
-    for folder in reported:
-        again = copy / "outputs" / folder.name
-        write_report(again)
-        made = [p for p in folder.rglob("*") if p.suffix in (".md", ".csv", ".png", ".svg")]
-        assert len(made) >= 6
-        for p in made:
-            assert p.read_bytes() == (again / p.relative_to(folder)).read_bytes(), p.relative_to(ROOT)
+    folder, again = ROOT / "outputs" / study, copy / "outputs" / study
+    write_report(again)
+    made = [p for p in folder.rglob("*") if p.suffix in (".md", ".csv", ".png", ".svg")]
+    assert len(made) >= 6
+    for p in made:
+        assert p.read_bytes() == (again / p.relative_to(folder)).read_bytes(), p.relative_to(ROOT)
 
 
 def test_the_committed_ledger_regenerates_byte_for_byte(copy):
