@@ -205,8 +205,8 @@ def losses_of(cfg: RunConfig, n: int = 20, plain: bool = False) -> np.ndarray:
 # %% ../nbs/13_bench.ipynb #21054a6c
 def peak_memory() -> float:
     "The most memory that this process has held so far, in MB."
-    try: return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e3
-    except (OSError, IndexError): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)  # on Linux it would begin with what the parent held
+    try: return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    except (OSError, IndexError): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)  # on Linux it would begin with what the parent held
 
 def stepping(settings: dict, for_seconds: float) -> dict:
     "Step for some seconds; returns ms a step, seconds before the first, tokens per second, and peak memory in MB."

@@ -113,7 +113,7 @@ def tiny_losses(arm: str, precision: str) -> list[float]:
     class Watched(Trainer):
         def __init__(self, model: FlexibleTransformerLM, data: TokenData, cfg: TrainConfig, *_: Any) -> None: super().__init__(model, data, cfg, on_row=rows.append)
         def fit(self) -> None: super().fit(); raise Trained  # type: ignore[misc]  # a patched method
-    with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()), mock.patch.multiple("ablation_nb.runs", prepare=tiny_text, Trainer=Watched, environment=lambda *_: dict.fromkeys(("identity", "device", "precision"), ""), board_writer=lambda: None):
+    with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()), mock.patch.multiple("ablation_nb.runs", prepare=tiny_text, Trainer=Watched, environment=lambda *_: dict.fromkeys(("identity", "device", "precision"), ""), board_writer=lambda: None), mock.patch("ablation_nb.layers.LARGE", 0):  # the path of large products, at a tiny size
         names: dict[str, Any] = {}
         try:
             for source, tags in train_cells():

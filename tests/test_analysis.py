@@ -5,8 +5,6 @@ import shutil
 import pytest
 from conftest import ROOT
 
-pytestmark = pytest.mark.xdist_group("analysis")  # one worker: what is made once is made once
-
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):

@@ -17,7 +17,7 @@ import pytest
 from browser import CHROMIUM, NONE, browser  # noqa: F401  browser is a fixture
 from conftest import ROOT
 
-pytestmark = [pytest.mark.xdist_group("lab"), pytest.mark.skipif(not CHROMIUM, reason=NONE)]
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason=NONE)
 
 TOKEN = "tests"
 LAST = "folder: out/"  # what the last cell prints
@@ -88,13 +88,16 @@ def run_all(page, address, shot, **changes):
     for _ in range(5):  # a click that a busy page has lost is made again
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        page.wait_for_timeout(3000)
-        if any(re.fullmatch(r"\[(\*|\d+)\]:", p) for p in prompts.all_inner_texts()):
+        begun = time.time()
+        while not (at_it := any(re.fullmatch(r"\[(\*|\d+)\]:", p) for p in prompts.all_inner_texts())) and time.time() < begun + 15:
+            page.wait_for_timeout(250)
+        if at_it:
             break
+        page.keyboard.press("Escape")
     ended = page.locator(".jp-OutputArea-output", has_text=LAST).or_(page.locator(ERROR))
     begun = time.time()
     while not ended.count():  # not `wait_for`, which asks at every frame: on a busy machine there are few
-        assert time.time() < begun + 120, ("the notebook did not come to an end", prompts.all_inner_texts())
+        assert time.time() < begun + 170, ("the notebook did not come to an end", prompts.all_inner_texts())
         page.wait_for_timeout(250)
     page.keyboard.press("Control+s")
     page.screenshot(path=shot)

@@ -42,7 +42,14 @@ def test_parameters_tag_is_alive_after_clean(copy, name):
     assert [c["metadata"].get("tags") for c in cells].count(["parameters"]) == 1
 
 
-@pytest.mark.parametrize("study", sorted(p.parent.name for p in (ROOT / "outputs").glob("*/report.md")))
+STUDIES = sorted(p.parent.name for p in (ROOT / "outputs").glob("*/report.md"))
+
+
+def test_reports_are_committed():
+    assert "replication-tinystories" in STUDIES
+
+
+@pytest.mark.parametrize("study", STUDIES)
 def test_the_committed_reports_regenerate_byte_for_byte(copy, study):
     from ablation_nb.report import write_report
     folder, again = ROOT / "outputs" / study, copy / "outputs" / study

@@ -17,8 +17,6 @@ from browser import browser  # noqa: F401  a fixture
 from bs4 import BeautifulSoup
 from conftest import ROOT
 
-pytestmark = pytest.mark.xdist_group("site")  # one worker: what is made once is made once
-
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 

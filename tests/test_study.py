@@ -10,8 +10,6 @@ import psutil
 import pytest
 from conftest import ROOT, as_in_a_terminal
 
-pytestmark = pytest.mark.xdist_group("study")  # one worker: what is made once is made once
-
 STUDY = 'scale = "smoke"\narms = ["baseline", "aa", "nope", "silu"]\nseeds = [0, 1]\n'
 
 

@@ -35,7 +35,6 @@ def away(tmp_path_factory, sh):
     return root
 
 
-@pytest.mark.xdist_group("visit")
 def test_what_is_brought_home_is_little_and_complete(away):
     brought = list((away / "brought").iterdir())
     assert len(brought) <= 8 and all(p.stat().st_size < 16 * 2**20 for p in brought)
@@ -44,7 +43,6 @@ def test_what_is_brought_home_is_little_and_complete(away):
     assert "ours" in (away / "brought" / "race.csv").read_text()
 
 
-@pytest.mark.xdist_group("visit")
 def test_at_home_the_runs_take_their_place_and_the_report_is_written(away, tmp_path, sh):
     home = copy(tmp_path)
     archives = sorted((away / "brought").glob("*.tar"))
