@@ -1,7 +1,6 @@
 "JupyterLab as a person uses it: open train.ipynb, change the arm, run all cells, see the loss curve and the result."
 import contextlib
 import json
-import re
 import shlex
 import shutil
 import socket
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -78,37 +78,44 @@ def type_over(page, start, line):
     raise AssertionError(f"{line} could not be typed")
 
 
-def run_all(page, address, shot, **changes):
-    "Open the notebook, write `name = value` lines over those of the parameters cell, run all cells, and wait until the last one has spoken, or one has failed."
-    page.goto(address)
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=120_000)
-    for name, value in changes.items():
-        type_over(page, f"{name} = ", f"{name} = {value!r}")
-    prompts = page.locator(".jp-InputArea-prompt")
-    for _ in range(5):  # a click that a busy page has lost is made again
+def run_all(window, address, shot, **changes):
+    "Open the notebook, write `name = value` lines over those of the parameters cell, run all cells, and wait until the last one has spoken, or one has failed. The page."
+    for _ in range(4):  # a click that a busy page has lost, or a run whose connection JupyterLab has dropped, is made again in a new window
+        page = window()
+        page.goto(address)
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=120_000)
+        for name, value in changes.items():
+            type_over(page, f"{name} = ", f"{name} = {value!r}")
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        begun = time.time()
-        while not (at_it := any(re.fullmatch(r"\[(\*|\d+)\]:", p) for p in prompts.all_inner_texts())) and time.time() < begun + 15:
+        ended = page.locator(".jp-OutputArea-output", has_text=LAST).or_(page.locator(ERROR))
+        busy = page.locator(".jp-Notebook-ExecutionIndicator[data-status=busy]")
+        begun = seen = time.time()
+        while not ended.count() and time.time() < min(seen + 15, begun + 170):  # not `wait_for`, which asks at every frame: on a busy machine there are few
+            seen = time.time() if busy.count() else seen
             page.wait_for_timeout(250)
-        if at_it:
-            break
-        page.keyboard.press("Escape")
-    ended = page.locator(".jp-OutputArea-output", has_text=LAST).or_(page.locator(ERROR))
-    begun = time.time()
-    while not ended.count():  # not `wait_for`, which asks at every frame: on a busy machine there are few
-        assert time.time() < begun + 170, ("the notebook did not come to an end", prompts.all_inner_texts())
-        page.wait_for_timeout(250)
-    page.keyboard.press("Control+s")
-    page.screenshot(path=shot)
+        page.screenshot(path=shot)
+        if ended.count():
+            page.keyboard.press("Control+s")
+            return page
+        said = {k: page.locator(k).all_inner_texts() for k in (".jp-InputArea-prompt", ".jp-OutputArea-output", ".jp-Dialog", "#jp-main-statusbar")}
+        warnings.warn(f"The notebook did not come to an end after {time.time() - begun:.0f} s: {said}", stacklevel=2)
+    raise AssertionError(f"the notebook did not come to an end in four windows: {said}")
 
 
 @pytest.fixture
-def page(browser):  # noqa: F811
-    "A browser window of its own."
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    yield context.new_page()
-    context.close()
+def window(browser):  # noqa: F811
+    "Opens a browser window of its own; the one before it is closed."
+    contexts = []
+
+    def another():
+        for c in contexts:
+            c.close()
+        contexts[:] = [browser.new_context(viewport={"width": 1400, "height": 1000})]
+        return contexts[0].new_page()
+    yield another
+    for c in contexts:
+        c.close()
 
 
 def saved(notebook, wanted):
@@ -122,8 +129,8 @@ def saved(notebook, wanted):
     return [o for c in nbformat.reads(text, as_version=4).cells if c.cell_type == "code" for o in c.outputs]
 
 
-def test_change_the_arm_run_all_and_see_the_result(page, lab, project, tmp_path):
-    run_all(page, lab.format("train"), tmp_path / "lab.png", ablation="nope", scale="smoke")
+def test_change_the_arm_run_all_and_see_the_result(window, lab, project, tmp_path):
+    page = run_all(window, lab.format("train"), tmp_path / "lab.png", ablation="nope", scale="smoke")
     assert page.locator(".jp-OutputArea-output", has_text=LAST).count() == 1 and page.locator(ERROR).count() == 0
     curve = page.locator(".jp-OutputArea-output img").first
     curve.scroll_into_view_if_needed()
@@ -137,8 +144,8 @@ def test_change_the_arm_run_all_and_see_the_result(page, lab, project, tmp_path)
     assert results[0].parent.relative_to(project).as_posix() in told
 
 
-def test_a_mistyped_arm_is_one_sentence_in_the_notebook(page, lab, project, tmp_path):
-    run_all(page, lab.format("mistyped"), tmp_path / "typo.png", ablation="nopee", scale="smoke")
+def test_a_mistyped_arm_is_one_sentence_in_the_notebook(window, lab, project, tmp_path):
+    page = run_all(window, lab.format("mistyped"), tmp_path / "typo.png", ablation="nopee", scale="smoke")
     error = page.locator(ERROR)
     error.first.scroll_into_view_if_needed()
     page.screenshot(path=tmp_path / "error.png")
