@@ -9,10 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from conftest import ROOT
 from papermill import PapermillExecutionError
 
 from ablation_nb.kernels import run_notebook
+from ablation_nb.layers import ONEDNN, linear
 
 REAL_TEXT = os.environ.get("ABLATION_CORPUS", "")
 
@@ -126,6 +128,18 @@ def test_compiled_follows_the_plain_model(train, nope, tmp_path):
     assert train(tmp_path / "compiled", ablation="nope", compile=True).returncode == 0
     for a, b in zip(losses(nope), losses(tmp_path / "compiled"), strict=True):
         assert all(abs(a[k] - b[k]) < 1e-3 for k in ("train_loss", "val_loss") if k in a)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler, and there is no g++ here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch
+def test_large_products_stay_with_onednn_when_compiled():
+    "Forward, and both gradients: three calls, and what plain torch says."
+    x_NK, w_MK = torch.randn(256, 64, requires_grad=True), torch.randn(512, 64, requires_grad=True)
+    with torch.profiler.profile() as seen:
+        ours = torch.autograd.grad(torch.compile(lambda x, w: linear(x, w).square().mean())(x_NK, w_MK), (x_NK, w_MK))
+    assert [e.count for e in seen.key_averages() if e.key == "mkldnn::_linear_pointwise"] == ([3] if ONEDNN else [])
+    plain = torch.autograd.grad(torch.nn.functional.linear(x_NK, w_MK).square().mean(), (x_NK, w_MK))
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_that_is_no_number_from_the_start_is_a_result(train, tmp_path):
