@@ -1,10 +1,9 @@
-"Studies that stop and go on: at a time limit, in a storm of kills, on a cluster, with other code; and what they show meanwhile."
+"Studies that stop and go on: at a time limit, on a cluster, with other code; and what they show meanwhile."
 import contextlib
 import fcntl
 import json
 import os
 import pty
-import random
 import re
 import shutil
 import socket
@@ -18,9 +17,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from engines import HEAD, LONG, engine, kernels, project, results, undisturbed, wait_for, write  # noqa: F401  undisturbed is the fixture `long`
-
-FORTY = HEAD + ('arms = ["baseline", "no_norm", "nope", "silu"]\nseeds = [0, 1, 2]\n[tune]\nlr = [3e-3, 1e-2, 1e-1]\nseeds = [100, 101]\n[fixed]\nlr = [1e-3]\nseeds = [0]\n'
-                '[overrides]\nn_steps = 60\ncheckpoint_every = 10\n')
 
 
 def test_time_limit_stops_at_a_checkpoint(tmp_path, sh):
@@ -70,35 +66,6 @@ def test_stale_is_judged_by_behaviour(tmp_path, env, sh):
     assert ablation("run", file, "--rerun-stale").returncode == 0
     after = results(root, "tiny-builtin")
     assert all(after[k] != before[k] for k in before)
-
-
-def test_forty_runs_killed_five_times_at_random(tmp_path, env, sh):
-    "With tuning: 24 runs on the ladders, 12 of the test and 4 at the fixed rate. SIGKILL to the engine at moments that nobody chose."
-    calm, storm = project(tmp_path / "calm"), project(tmp_path / "storm")
-    for root in (calm, storm):
-        write(root, "forty", FORTY)
-    assert sh("ablation", "run", "studies/forty.toml", cwd=calm).returncode == 0
-    whole = results(calm, "forty-builtin")
-    assert len(whole) >= 40
-    seed = int(os.environ.get("KILL_SEED", time.time()))
-    print(f"KILL_SEED={seed}")
-    draw, kills, moments = random.Random(seed), 0, []
-    while kills < 5:
-        process = engine(storm, env, "studies/forty.toml")
-        target = len(results(storm, "forty-builtin")) + draw.randrange(1, 8)
-        wait_for(lambda: process.poll() is not None or len(list(storm.glob("outputs/*/*/*/result.json"))) >= target)
-        time.sleep(draw.random())
-        if process.poll() is not None:
-            break
-        process.kill()
-        process.communicate()
-        kills += 1
-        moments.append(len(results(storm, "forty-builtin")))
-    assert kills == 5, (seed, moments)
-    done = sh("ablation", "run", "studies/forty.toml", cwd=storm)
-    assert done.returncode == 0, (seed, done.stderr)
-    assert results(storm, "forty-builtin") == whole, (seed, moments)
-    assert (storm / "outputs/forty-builtin/tuning.json").read_bytes() == (calm / "outputs/forty-builtin/tuning.json").read_bytes()
 
 
 @pytest.fixture
