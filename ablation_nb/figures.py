@@ -194,7 +194,8 @@ def plot_intervals(
             if (x - edge) * (1 if mark == ">" else -1) > 0: ax.plot(edge, low, mark, color=r.colour, ms=7, clip_on=False)
         ax.plot(values, np.full(len(values), y - .17), "o", ms=4.5, mfc="white", mec=r.colour, mew=1.1, zorder=4)
         ax.text(1.02, y, r.words, color=ink(r.colour), va="center", transform=ax.get_yaxis_transform(), linespacing=1.1)
-    ax.set(xlim=(left, right), ylim=(len(rows) - .5, -.6), yticks=range(len(rows)), yticklabels=rows.label)
+    room = max(0, 3 - len(rows)) / 2  # a row or two are not spread over all of it
+    ax.set(xlim=(left, right), ylim=(len(rows) - .5 + room, -.6 - room), yticks=range(len(rows)), yticklabels=rows.label)
     for tick, colour in zip(ax.get_yticklabels(), rows.colour): tick.set_color(ink(colour))
     ax.tick_params(axis="y", length=0, pad=9); ax.grid(axis="y", visible=False); ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
