@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARM_COLOURS', 'AGAIN', 'RUN', 'STYLE', 'arm_colour', 'ink', 'arm_order', 'spread', 'end_labels', 'curves_of',
            'draw_bands', 'plot_losses', 'plot_schedule', 'signed', 'interval_limits', 'plot_intervals',
-           'difference_rows', 'plot_differences', 'difference_words', 'main_lr', 'new_figure', 'settled', 'simple_arms',
+           'difference_rows', 'simple_arms', 'plot_differences', 'difference_words', 'main_lr', 'new_figure', 'settled',
            'ablation_comparison', 'effects_figure', 'sensitivity_figure', 'gaps', 'plot_gaps', 'plot_gradients',
            'plot_runs', 'dynamics_figure', 'by_position', 'plot_by_position', 'positions_figure', 'interactions_figure',
            'sweep_figure', 'save_figure']
@@ -27,7 +27,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from .config import AblationError, arm_label, arm_names, parse_arm
+from .config import AblationError, arm_label, arm_names
 from .statistics import paired_differences, paired_effects, verdicts
 
 # %% ../nbs/09_figures.ipynb #b0826609
@@ -53,7 +53,7 @@ def arm_order(arms: Iterable[str]) -> list[str]:
     "Each arm once: the baseline, then A/A, then the order of the registry, composed arms last."
     names = arm_names()
     def place(arm: str) -> tuple[bool, bool, int, list[int]]:
-        parts = [names.index(a.name) for a in parse_arm(arm)]
+        parts = [names.index(a) if a in names else len(names) for a in arm.split("+")]
         return arm != "baseline", arm != "aa", len(parts), parts
     return sorted(set(arms), key=place)
 
@@ -212,13 +212,17 @@ def difference_rows(
                           words=[difference_words(e, (runs.arm == a).sum()) for a, e in effects.iterrows()])
     return rows, [differences[differences.arm == a].difference.to_numpy() for a in arms]
 
+def simple_arms(runs: pd.DataFrame) -> pd.DataFrame:
+    "The runs without those of composed arms, if there are more than eight arms."
+    return runs if runs.arm.nunique() <= 8 else runs[~runs.arm.str.contains("+", regex=False)]
+
 def plot_differences(
     ax: Axes,              # to draw on
     runs: pd.DataFrame,    # a row a run, at most one an arm and seed
     margin: float = .005,  # differences smaller than this count as none
 ) -> None:
     "Paired differences of the final validation loss to the baseline: seeds, mean, 95 % interval, verdict."
-    arms = [a for a in arm_order(runs.arm) if a != "baseline"]
+    arms = [a for a in arm_order(simple_arms(runs).arm) if a != "baseline"]  # judged among all, as in the table
     if not arms or "baseline" not in set(runs.arm):
         ax.text(.5, .5, "nothing to compare yet", ha="center", va="center", transform=ax.transAxes); ax.set(xticks=[], yticks=[])
         return
@@ -255,10 +259,6 @@ def settled(fig: Figure) -> Figure:
     fig.draw_without_rendering(); fig.set_layout_engine("none")
     return fig
 
-def simple_arms(runs: pd.DataFrame) -> pd.DataFrame:
-    "The runs without those of composed arms, if there are more than eight arms."
-    return runs if runs.arm.nunique() <= 8 else runs[~runs.arm.str.contains("+", regex=False)]
-
 # %% ../nbs/09_figures.ipynb #3de4a8c8
 @mpl.rc_context(STYLE)
 def ablation_comparison(
@@ -269,12 +269,12 @@ def ablation_comparison(
     "Training loss, validation loss, schedule and final differences of all arms."
     if runs.empty or not runs.status.eq("done").any(): raise AblationError("No run is done, so there is nothing to draw; run the study first.")
     for r in runs[runs.duplicated(["arm", "seed"])].itertuples(): raise AblationError(f"'{r.arm}' has two runs with seed {r.seed}; pass one learning rate an arm.")
-    runs, n = simple_arms(runs), runs[runs.status == "done"].seed.nunique()
+    every, runs, n = runs, simple_arms(runs), runs[runs.status == "done"].seed.nunique()
     fig = new_figure(11, 8.2)
     (upper,), (lower,) = fig.subfigures(2, 1, squeeze=False)
     (train, val), (schedule, left) = upper.subplots(1, 2), lower.subplots(1, 2, width_ratios=(1, 1.25))
     plot_losses(train, runs, metrics, "train_loss"); plot_losses(val, runs, metrics, "val_loss")
-    plot_schedule(schedule, runs, metrics); plot_differences(left, runs, margin)
+    plot_schedule(schedule, runs, metrics); plot_differences(left, every, margin)
     over = ", mean and range of seeds" if n > 1 else ", one seed"
     for ax, title in ((train, "Training loss"), (val, "Validation loss")): ax.set(title=title + over, xlabel="step", ylabel="nats per token")
     schedule.set(title="Learning rate", xlabel="step", ylabel="learning rate")

@@ -359,21 +359,22 @@ def learnt(r: Results, runs: pd.DataFrame) -> pd.Series:
     return runs.status.eq("done") & (runs.final_val_loss < (np.log(runs.vocab_size) + best) / 2)
 
 def trains(r: Results) -> pd.DataFrame:
-    "For each arm and learning rate: did every run learn (`all`), and how many runs are there (`size`)?"
+    "For each arm and learning rate: did every run learn (`all`), did one (`any`), and how many runs are there (`size`)?"
     runs = r.runs[r.runs.status != "partial"]
-    return learnt(r, runs).groupby([runs.arm, runs.lr]).agg(["all", "size"])
+    return learnt(r, runs).groupby([runs.arm, runs.lr]).agg(["all", "any", "size"])
 
 def on_common_rates(e: Evidence, *arms: str) -> tuple[pd.DataFrame, pd.Series] | None:
-    "Rates that the baseline and these arms all have, an arm a column: does it train there? And: have all of them two runs there? None for fewer than two rates."
+    "Rates that the baseline and these arms all have, an arm a column: does it train there? And: have all of them two runs there that agree? None for fewer than two rates."
     if not {"baseline", *arms} <= set(e.r.runs.arm): return None
     found = trains(e.r); table = found["all"].unstack("arm")[["baseline", *arms]].dropna().astype(bool)
-    return (table, found["size"].unstack("arm").loc[table.index, table.columns].min(axis=1) > 1) if len(table) > 1 else None
+    sure = found["size"].gt(1) & found["all"].eq(found["any"])
+    return (table, sure.unstack("arm").loc[table.index, table.columns].all(axis=1)) if len(table) > 1 else None
 
 def rates_words(table: pd.DataFrame, sure: pd.Series) -> str:
     "At which of the rates tried an arm does not train, and where single runs are all there is."
     def fails(a: str) -> str: return "trains at all" if table[a].all() else f"does not train at {rates(~table[a])}"
     def rates(which: pd.Series) -> str: return ", ".join(f"{lr:g}" for lr in table.index[which])
-    return f"of {len(table)} rates from {table.index.min():g} to {table.index.max():g}: " + "; ".join(f"{arm_label(a)} {fails(a)}" for a in table) + (f"; single runs, which decide nothing, at {rates(~sure)}" if not sure.all() else "")
+    return f"of {len(table)} rates from {table.index.min():g} to {table.index.max():g}: " + "; ".join(f"{arm_label(a)} {fails(a)}" for a in table) + (f"; runs that are single or disagree, which decides nothing, at {rates(~sure)}" if not sure.all() else "")
 
 # %% ../nbs/12_ledger.ipynb #5e4e5665
 @settles("rates")
@@ -403,8 +404,8 @@ def trains_at_the_rate_of(e: Evidence, arm: str, other: str) -> Settled | None:
     "Does the arm train at the best learning rate of another?"
     lr = e.r.tuning.get("", {}).get(other, {}).get("lr")
     if lr is None or (arm, lr) not in (found := trains(e.r)).index: return None
-    ok, n = found.loc[(arm, lr)]
-    return settled(ok and n > 1, not ok and n > 1, f"at {lr:g}, the best rate of {arm_label(other)}, {arm_label(arm)} {'trains' if ok else 'does not train'} ({n} run{'s' if n > 1 else ', which decides nothing'})", thin=n < 2)
+    ok, some, n = found.loc[(arm, lr)]
+    return settled(ok and n > 1, not some and n > 1, f"at {lr:g}, the best rate of {arm_label(other)}, {arm_label(arm)} {'trains' if ok else 'does not train'} ({n} run{'s' if n > 1 else ', which decides nothing'})", thin=n < 2)
 
 # %% ../nbs/12_ledger.ipynb #c2e5d997
 @settles("runs")
@@ -413,8 +414,9 @@ def trend(e: Evidence, arms: list[str], over: str, any_of: bool = False) -> Sett
     runs = on_the_ladder(e.r) if over == "lr" else e.runs
     if points(e.r) != [""] and over == "lr" or over not in runs or runs[over].nunique() < 2 or not {"baseline", *arms} <= set(runs.arm): return None
     table = verdicts(paired_trend(runs[runs.arm.isin(["baseline", *arms])], over), e.r.margin).set_index("arm").reindex(arms)
-    n, first = runs.groupby([over, "arm"]).seed.nunique().unstack(), runs[runs.status == "diverged"].groupby("arm")[over].min()
-    breaks = {a: a in first and "baseline" not in first and first[a] > runs[over].min() for a in arms}        # no slope is needed
+    n, lost = runs.groupby([over, "arm"]).seed.nunique().unstack(), runs.assign(lost=runs.status == "diverged").groupby([over, "arm"]).lost.agg(["all", "any"]).unstack()
+    first = {a: lost["all", a][::-1].eq(True).cummin()[lambda on: on].index.min() for a in arms if lost["all", a].iloc[-1] == True and not lost["any", "baseline"].eq(True).any()}  # noqa: E712  from there on every run is lost
+    breaks = {a: a in first and first[a] > runs[over].min() for a in arms}        # no slope is needed
     alone = {a: breaks[a] and not n.loc[first[a], ["baseline", a]].gt(1).all() for a in arms}                 # but more than one run
     said = ["undetermined" if alone[a] else "holds" if breaks[a] or t.verdict == "worse" else "fails" if t.verdict in ("better", "equivalent") else "undetermined" for a, t in table.iterrows()]
     figures = "; ".join(f"{arm_label(a)} diverges from {over} = {first[a]:g} on" + (", where single runs decide nothing" if alone[a] else "") if breaks[a] else
@@ -691,7 +693,7 @@ def ledger_page(ledger: pd.DataFrame, studies: list[Results], unread: dict) -> s
     dropped = [f"{r.advice} (claim {r.number}: {r.verdict})" for r in ledger.itertuples() if r.advice and r.verdict != "holds"]
     parts = ["# Claims ledger", f"What the replicated report claims, row by row, and what this project's runs and computations say of it. Of {len(ledger)} claims {sum(own)} only restate the report's own table: "
              f"{own[0]} agree with it, {own[1]} do not, which says nothing of whether it is right. Of the others {counts}.",
-             "*Holds* and *fails* are said by the named test at the 5 % level; *undetermined* means that the runs are too few or too noisy for it; *not tested* that no run bears on the claim so far; *beyond a test* that none could: an opinion, an explanation, a word about other people's models. "
+             "*Holds* and *fails* are said by the named test, at the 5 % level where it is one of means; that an arm diverges or does not train is said where all runs there do, and these are two or more; *undetermined* means that the runs are too few or too noisy for it; *not tested* that no run bears on the claim so far; *beyond a test* that none could: an opinion, an explanation, a word about other people's models. "
              "Each row names the study that decided, its scale, and which of its sets of runs: *tuned*, or one learning rate for all arms. The largest scale goes first, tuned before one rate, and runs of one seed behind all others; "
              "the smallest scale, *laptop*, decides as a last resort, and only where depth, context, combinations, learning rates or noise are concerned. Claims that name a size or a loss of the 22.7M-parameter model are held against runs of that model alone.",
              "## What can be recommended", "\n".join(f"- {s}" for s in recommendations(ledger)) or "Nothing: no row that carries advice holds.", *(["The report also recommends, without support from this project's runs so far: " + "; ".join(dropped) + "."] if dropped else []),

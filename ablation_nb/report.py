@@ -53,21 +53,25 @@ def fault(
     run: pd.Series, # a row of `load_runs`
 ) -> str | None:    # what is wrong, as the end of a sentence
     "The first reason not to trust the folder of a run; None if there is none."
+    try: parts = parse_arm(run.arm)
+    except AblationError: return f"there is no arm '{run.arm}' any more; register it again, or remove the folder"
     folder = root / run.folder
     c, e, own = read_json(folder / "config.json"), read_json(folder / "env.json"), {**read_json(folder / "config.json")["model"], **read_json(folder / "config.json")["train"]}
     if Path(run.folder).parts[-2:] != (run.arm, f"{run.lr:g}-s{run.seed}"): return f"its config.json says arm '{run.arm}', learning rate {run.lr:g}, seed {run.seed}"
     for f, v in point_fields(run.point).items():
         if str(own.get(f)) != v: return f"its config.json says {f}={own.get(f)!r}"
-    for f, v in ((f, v) for a in parse_arm(run.arm) for f, v in a.change.items()):
+    for f, v in ((f, v) for a in parts for f, v in a.change.items()):
         if own[f] != v: return f"its model has {f}={own[f]!r}, where '{run.arm}' means {v!r}"
     if e["identity"] != identity_of(c, e["data_hash"], e["tokenizer_hash"]): return "its settings and hashes do not give the identity in its env.json"
     if run.status == "partial": return None
+    if run.status not in ("done", "diverged"): return f"its result.json has a status that is none: {run.status!r}"
     result, rows = read_json(folder / "result.json"), read_rows(folder / "metrics.jsonl")
     if result["identity"] != e["identity"]: return f"its result.json belongs to another run ({result['identity']})"
     if result["parameters"] != (n := parameter_count(ModelConfig(**c["model"]))): return f"its result.json counts {result['parameters']:,} parameters, its settings make {n:,}"
     if failed := [k["name"] for k in result["checks"] if not k["passed"]]: return f"its treatment check '{failed[0]}' failed"
     last = rows[-1] if rows else {"step": "none"}
     if last["step"] != (ends := result["steps"]): return f"its metrics.jsonl ends at step {last['step']}, its result.json at {ends}"
+    if (folder / "position_losses.npy").exists(): np.load(folder / "position_losses.npy")
     if (folder / "doc_losses.npy").exists() and run.status == "done":
         mean = np.divide(*np.load(folder / "doc_losses.npy").sum(0))
         if not np.isclose(mean, result["final_val_loss"], rtol=1e-6): return f"its doc_losses.npy gives a loss of {mean:.6f}, its result.json {result['final_val_loss']:.6f}"
@@ -145,7 +149,10 @@ def read_results(
     "Load a study, set aside what is not to be trusted, and refuse a study that holds nothing finished."
     folder = Path(folder)
     runs = load_runs(folder)
-    refused = {} if runs.empty else {r.folder: why for _, r in runs.iterrows() if (why := fault(folder, r))}
+    def why_not(run: pd.Series) -> str | None:
+        try: return fault(folder, run)
+        except (LookupError, TypeError, ValueError, EOFError) as e: return f"a file in it is damaged ({type(e).__name__}: {e}); remove the folder and run the study again"
+    refused = {} if runs.empty else {r.folder: why for _, r in runs.iterrows() if (why := why_not(r))}
     if not runs.empty: runs = runs[~runs.folder.isin(refused)]
     if not runs.empty: refused |= (odd := strangers(folder, runs)); runs = runs[~runs.folder.isin(odd)].reset_index(drop=True)
     if runs.empty or not runs.status.eq("done").any():
@@ -704,5 +711,5 @@ def find_study(
     places = [project_root() / "outputs" / study, project_root() / study, Path(study)]
     for p in places:
         if p.is_dir(): return p
-    known = sorted(p.name for p in places[0].parent.glob("*") if p.is_dir()) or ["none yet"]
+    known = sorted(p.name for p in (project_root() / "outputs").glob("*") if p.is_dir()) or ["none yet"]
     raise AblationError(f"There is no study '{study}'; the ones in outputs/ are: {', '.join(known)}. Make one with `ablation run studies/laptop.toml`.")

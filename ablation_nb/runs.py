@@ -397,7 +397,7 @@ def load_runs(study: Path | str) -> pd.DataFrame:
         done = (f / "result.json").exists()
         result = read_json(f / "result.json") if done else {"status": "partial"}
         rows.append({**c["model"], **c["train"], "study": Path(study).resolve().name, **who(study, f), "scale": c["scale"], "corpus": c["corpus"],
-                     **{k: v for k, v in result.items() if not isinstance(v, (list, dict))}, **{k: e[k] for k in ENV_COLUMNS}, "folder": f.relative_to(study).as_posix()})
+                     **{k: v for k, v in result.items() if not isinstance(v, (list, dict))}, **{k: e.get(k) for k in ENV_COLUMNS}, "folder": f.relative_to(study).as_posix()})
     first = ["study", *WHO, "scale", "corpus", "status"]
     return pd.DataFrame(rows, columns=first + [k for k in dict.fromkeys(k for r in rows for k in r) if k not in first])
 

@@ -6,7 +6,8 @@
 __all__ = ['SAME_IN_A_PAIR', 'Interval', 'mean_interval', 'require_columns', 'which', 'pair_up', 'paired_differences',
            'paired_power', 'smallest_effect', 'paired_effects', 'paired_trend', 'CrossedInterval', 'crossed_interval',
            'crossed_effects', 'difference_p', 'equivalence_p', 'holm', 'verdicts', 'window_means', 'pooled_sd',
-           'noise_budget', 'best_of_evaluations', 'add_factors', 'products', 'factorial_contrasts', 'factorial_effects']
+           'noise_budget', 'triangular_root', 'best_of_evaluations', 'add_factors', 'products', 'factorial_contrasts',
+           'factorial_effects']
 
 # %% ../nbs/08_statistics.ipynb #3fe7e21c
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -334,6 +335,16 @@ def noise_budget(
     return pd.DataFrame(budget, columns=["source", "quantity", "sd", "df"]).sort_values("quantity", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../nbs/08_statistics.ipynb #916ff2a8
+def triangular_root(
+    cov: np.ndarray,  # (n, n); may be singular, as with two arms that are the same model
+) -> np.ndarray:      # lower triangular `L` with `L @ L.T == cov`
+    "Cholesky's root with the pivots that are nothing left out: unlike eigenvectors, the same whatever library multiplies."
+    root = np.zeros_like(cov)
+    for j in range(len(cov)):
+        pivot = cov[j, j] - root[j, :j] @ root[j, :j]
+        if pivot > 1e-9 * cov[j, j]: root[j:, j] = (cov[j:, j] - root[j:, :j] @ root[j, :j]) / np.sqrt(pivot)
+    return root
+
 def best_of_evaluations(
     doc_losses: pd.DataFrame,   # arm, seed, doc, loss, tokens of the finished runs of one setting
     metrics: pd.DataFrame,      # arm, seed, step, val_loss of the same runs
@@ -360,8 +371,8 @@ def best_of_evaluations(
         path = [np.interp(np.linspace(0, c.step.max(), n_evals), c.step, c.val_loss - c.val_loss.iloc[-1]) for c in (curves.get_group((a, s)).sort_values("step") for a in arms)]
         expected = totals[s].to_numpy() + np.array(path).T                          # (evaluations, arms)
         parts["exact"].append(np.tile(totals[s], (k, 1)))
-        for name, cov in dict(same=noise, own=np.diag(np.diag(noise))).items():
-            parts[name].append((expected + rng.multivariate_normal(np.zeros(len(arms)), cov, (k, n_evals), method="eigh")).min(1))
+        for name, root in dict(same=triangular_root(noise), own=np.diag(np.sqrt(np.diag(noise)))).items():
+            parts[name].append((expected + rng.standard_normal((k, n_evals, len(arms))) @ root.T).min(1))
     truth, base, out = (totals.mean(axis=1) - totals.loc[baseline].mean()).to_numpy(), arms.index(baseline), []
     for name, reported in zip(("whole validation set", f"best of {n_evals}, same batches", f"best of {n_evals}, own batches"), parts.values()):
         x = np.concatenate(reported).round(6)                                       # as many digits as the report prints

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Wrong', 'KINDS', 'SAYS', 'RESERVED', 'WIDEN', 'TODO', 'LOOKING', 'EVERY', 'Study', 'check_keys', 'check_values',
-           'grid_points', 'read_study', 'point_name', 'same_tokens', 'next_rung', 'climb', 'Job', 'prepared', 'plan',
-           'show_plan', 'tokens', 'flops', 'on_random_tokens', 'seconds_per_step', 'torch_version', 'torch_threads',
-           'estimate', 'spoken', 'execute', 'time_arms', 'show_times', 'local_pool', 'dask_pool', 'Terminated',
-           'interruptible', 'work_off', 'unusable', 'remarks', 'write_down', 'progress_of', 'status', 'status_table',
-           'Progress', 'report', 'main', 'show_cost', 'show_status']
+           'grid_points', 'read_study', 'point_name', 'same_tokens', 'next_rung', 'climb', 'Job', 'cut_short',
+           'prepared', 'plan', 'show_plan', 'tokens', 'flops', 'on_random_tokens', 'seconds_per_step', 'torch_version',
+           'torch_threads', 'estimate', 'spoken', 'execute', 'time_arms', 'show_times', 'local_pool', 'dask_pool',
+           'Terminated', 'interruptible', 'work_off', 'unusable', 'remarks', 'write_down', 'progress_of', 'status',
+           'status_table', 'Progress', 'report', 'main', 'show_cost', 'show_status']
 
 # %% ../nbs/07_study.ipynb #47f5beab
 import argparse, errno, itertools, math, os, queue, signal, sys, threading, time
@@ -197,6 +197,12 @@ class Job:
     state: str            # absent | partial | done | diverged | stale | damaged | waiting
     why: str = ""         # what differs, if stale
 
+def cut_short(folder: Path) -> bool:
+    "Is the run's notebook one whose execution never came to its end?"
+    try: cells = read_json(folder / "run.ipynb")["cells"]
+    except (OSError, LookupError, AblationError): return False  # a run has its numbers without it
+    return any(c["metadata"].get("papermill", {}).get("status") in ("pending", "running") for c in cells)
+
 def prepared(study: Study) -> dict:
     "The tokens of the study, by vocabulary size; prepared if they are not yet."
     return {v: prepare(study.corpus, v, progress=sys.stderr.isatty()) for v in {study.run(study.settings["arms"][0], p).model.vocab_size for p in study.points}}
@@ -212,6 +218,7 @@ def plan(study: Study, ready: dict | None = None) -> tuple[list[Job], dict]:
         if folder in seen: return
         seen.add(folder)
         data = ready[cfg.model.vocab_size]; state = run_state(folder, cfg, data)
+        if state in ("done", "diverged") and cut_short(folder): state = "partial"
         jobs.append(Job(cfg, point, role, folder, state, " and ".join(differences(read_json(folder / "env.json"), cfg, data)) if state == "stale" else ""))
     def tuned(arm: str, point: str, lr: float) -> dict | None:
         "Final losses at a rate by tuning seed, or None while one is missing."
@@ -312,11 +319,11 @@ def execute(
     changed = {k: getattr(part, k) for part, names in ((cfg.model, MODEL_FIELDS), (cfg.train, TRAIN_FIELDS)) for k in names}
     base = run_config(cfg.arm, cfg.scale, cfg.corpus)
     changed = {k: v for k, v in changed.items() if v != getattr(base.model if k in MODEL_FIELDS else base.train, k)}
-    parameters = {**changed, "ablation": cfg.arm, "scale": cfg.scale, "seed": cfg.train.seed, "threads": int(env.get("ABLATION_THREADS", 0)), "out": os.path.relpath(folder, root), "fresh": fresh}
+    parameters = {**changed, "ablation": cfg.arm, "scale": cfg.scale, "seed": cfg.train.seed, "threads": int(env.get("ABLATION_THREADS", 0)), "precision": cfg.train.precision, "out": os.path.relpath(folder, root), "fresh": fresh}
     try:
         with alone(folder, ".engine.lock"):
             with alone(folder): pass  # nor does anybody train here without an engine
-            with LOOKING: made = (folder / "result.json").exists() and run_state(folder, cfg, prepare(env.get("ABLATION_CORPUS", cfg.corpus), cfg.model.vocab_size)) in ("done", "diverged")
+            with LOOKING: made = (folder / "result.json").exists() and run_state(folder, cfg, prepare(env.get("ABLATION_CORPUS", cfg.corpus), cfg.model.vocab_size)) in ("done", "diverged") and not cut_short(folder)
             if made: return dict(read_json(folder / "result.json"), why="by another process")
             run_notebook(root / "nbs" / "train.ipynb", folder / "run.ipynb", root, parameters, env)
             return read_json(folder / "result.json")
@@ -627,6 +634,7 @@ def show_cost(study: Study, workers: int | None, console: Console) -> int:
     ready = prepared(study); jobs, tuning = plan(study, ready)
     console.print(show_plan(jobs, tuning))
     todo = [j for j in jobs if j.state in TODO]
+    if stale := sum(j.state in ("stale", "damaged") for j in jobs): console.print(f"{stale} runs are stale or damaged: `ablation run` leaves them out, with --rerun-stale it replaces them.", highlight=False, soft_wrap=True)
     if not todo: console.print("Nothing is left to do."); return 0
     with local_pool(workers) as (_, n, threads): seconds = estimate(study, jobs, ready, n, threads)
     console.print(f"To do: {len(todo)} runs, {sum(map(tokens, todo)) / 1e6:.1f}M tokens, {sum(map(flops, todo)):.1e} FLOPs; about {spoken(seconds)} on this machine, {n} at a time", highlight=False, soft_wrap=True)

@@ -28,7 +28,8 @@ def write(root, name, text):
 
 
 def engine(root, env, *argv):
-    return subprocess.Popen(["ablation", "run", *argv], cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=as_in_a_terminal)
+    two = [] if "--scheduler" in argv else ["--workers", "2"]
+    return subprocess.Popen(["ablation", "run", *argv, *two], cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=as_in_a_terminal)
 
 
 def results(root, name):

@@ -150,9 +150,8 @@ def test_an_engine_takes_over_from_one_that_died(tmp_path, env, long):
     root = project(tmp_path)
     file = write(root, "long", LONG)
     first = engine(root, env, file)
-    wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.safetensors"))) >= 2)
     second = engine(root, env, file)
-    time.sleep(2)
+    wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.safetensors"))) >= 2)
     assert first.poll() is None
     first.kill()
     first.communicate()

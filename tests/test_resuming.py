@@ -21,13 +21,15 @@ from engines import HEAD, LONG, engine, kernels, project, results, undisturbed, 
 
 def test_time_limit_stops_at_a_checkpoint(tmp_path, sh):
     root = project(tmp_path)
-    text = LONG.replace("n_steps = 800", "n_steps = 6000").replace("checkpoint_every = 20", "checkpoint_every = 0").replace('"baseline", ', "").replace("[0, 1]", "[0]")
+    text = LONG.replace("n_steps = 800", "n_steps = 12_000").replace("checkpoint_every = 20", "checkpoint_every = 0").replace('"baseline", ', "").replace("[0, 1]", "[0]")
     file = write(root, "slow", text)
     calm = project(tmp_path / "calm")
-    started = time.time()
-    done = sh("ablation", "run", file, "--time-limit", 12, cwd=root)
-    assert done.returncode == 3 and time.time() - started < 30 and "time limit" in done.stderr, done.stderr
-    stopped = list(root.glob("outputs/*/*/*/checkpoint.safetensors"))
+    for limit in (12, 30, 60):  # a slow machine may not begin within the first
+        started = time.time()
+        done = sh("ablation", "run", file, "--time-limit", limit, cwd=root)
+        assert done.returncode == 3 and time.time() - started < limit + 30 and ("time limit" in done.stderr or "time was up" in done.stderr), done.stderr
+        if stopped := list(root.glob("outputs/*/*/*/checkpoint.safetensors")):
+            break
     assert stopped and not list(root.glob("outputs/*/*/*/result.json"))
     assert sh("ablation", "run", file, cwd=root).returncode == 0
     write(calm, "slow", text)
@@ -90,24 +92,37 @@ def cluster(tmp_path, env):
 
 
 def test_a_dask_worker_killed_in_mid_run(tmp_path, env, cluster, long):
-    "The killed worker's run is done by the other; nothing is lost or doubled. Each run sees its worker's card and no other."
+    "The killed worker's run goes on from its checkpoint on the other; nothing is lost or doubled. Each run sees its worker's card and no other."
     root = project(tmp_path)
     train = json.loads((root / "nbs/train.ipynb").read_text())
-    train["cells"].append(dict(cell_type="code", execution_count=None, id="card", metadata={}, outputs=[], source="print('on card', os.environ['CUDA_VISIBLE_DEVICES'])"))
+    at = next(i for i, c in enumerate(train["cells"]) if "open_run(" in "".join(c["source"]) and c["cell_type"] == "code" and "import" not in "".join(c["source"]))
+    train["cells"].insert(at, dict(cell_type="code", execution_count=None, id="card", metadata={}, outputs=[], source="print('on card', os.environ['CUDA_VISIBLE_DEVICES'])"))
     (root / "nbs/train.ipynb").write_text(json.dumps(train))
     address, workers = cluster(2)
     process = engine(root, env, write(root, "long", LONG), "--scheduler", address)
 
-    def cards():
-        return {m for p in root.glob("outputs/*/*/*/run.ipynb") for m in re.findall(r"on card (\d+)", p.read_text())}
-    wait_for(lambda: cards() == {"3", "4"} and kernels(workers[0]), 200)
+    def card(folder):
+        with contextlib.suppress(FileNotFoundError, AttributeError):
+            return re.search(r"on card (\d+)", (folder / "run.ipynb").read_text())[1]
+
+    def rows(folder):
+        return (folder / "metrics.jsonl").read_text().splitlines()[:-1]
+
+    def in_the_middle():
+        folders = [p.parent for p in root.glob("outputs/*/*/*/checkpoint.safetensors") if not (p.parent / "result.json").exists()]
+        return [f for f in folders if card(f) == "3" and (r := rows(f)) and 20 <= json.loads(r[-1])["step"] < 500]
+    found = []
+    wait_for(lambda: found.extend(in_the_middle()) or found, 200)
     running = kernels(workers[0])
     workers[0].kill()
+    cut = found[0]
+    begun = [r for r in rows(cut) if json.loads(r)["step"] <= 20]
     out, err = process.communicate(timeout=250)
     assert process.returncode == 0, out + err
-    assert not any(k.is_running() for k in running)
+    assert running and not any(k.is_running() for k in running)
     assert results(root, "long-builtin") == long
-    assert cards() == {"3", "4"}
+    assert card(cut) == "4" and rows(cut)[:len(begun)] == begun  # seconds and all: it was not begun anew
+    assert {card(p.parent) for p in root.glob("outputs/*/*/*/result.json")} <= {"3", "4"}
 
 
 def test_an_interrupted_engine_takes_its_runs_from_the_cluster(tmp_path, env, cluster):

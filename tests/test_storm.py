@@ -22,9 +22,9 @@ def test_forty_runs_killed_five_times_at_random(tmp_path, env, sh):
     draw, kills, moments = random.Random(seed), 0, []
     while kills < 5:
         process = engine(storm, env, "studies/forty.toml")
-        target = len(results(storm, "forty-builtin")) + draw.randrange(1, 7)
+        target = len(results(storm, "forty-builtin")) + draw.randrange(1, 6)
         wait_for(lambda: process.poll() is not None or len(list(storm.glob("outputs/*/*/*/result.json"))) >= target)
-        time.sleep(draw.random())
+        time.sleep(draw.random() / 2)
         if process.poll() is not None:
             break
         process.kill()
