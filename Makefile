@@ -31,6 +31,7 @@ lint: install  ## names, types and loose ends of notebooks, package and tests
 bench: .venv/.bench  ## our step beside its peers and the machine's own rate, in some minutes
 	mkdir -p out
 	$(BIN)/papermill --log-output nbs/benchmark.ipynb out/benchmark.ipynb
+	$(BIN)/python -c 'import json, pandas; d = json.load(open("out/benchmark.json")); print(d["device"], pandas.DataFrame(d["race"]).round(2).to_string(index=False), "times the best peer:", d["lead"], sep="\n")'
 
 .venv/.bench: .venv/.installed requirements-bench.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-bench.txt

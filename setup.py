@@ -18,6 +18,7 @@ setup(
     license=meta["license"],
     python_requires=f">={meta['min_python']}",
     packages=[meta["lib_name"]],
+    package_data={meta["lib_name"]: ["py.typed"]},
     install_requires=meta["requirements"].split(),
     extras_require={name: meta[f"{name}_requirements"].split() for name in ("dev", "cluster", "hf", "tensorboard")},
     entry_points={"console_scripts": meta["console_scripts"].split()},

@@ -19,8 +19,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: idle threads that spin made steps up to 20 times slower on two shared cores
-
 # %% ../nbs/00_config.ipynb #25b5ccb0
 class AblationError(ValueError):
     "A mistake that the user can mend: its message names the value and the way out."

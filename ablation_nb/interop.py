@@ -7,13 +7,14 @@ __all__ = ['LLAMA', 'IN_BLOCK', 'require_llama', 'llama_names', 'transformers_li
            'model_card', 'to_hf', 'from_hf', 'check_names', 'add_export', 'export', 'main']
 
 # %% ../nbs/11_interop.ipynb #2a0f8290
-import argparse, os, tempfile
+import argparse, os, shutil, tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -79,7 +80,7 @@ def model_card(folder: Path) -> str:
             "parameters": f"{result['parameters']:,}", "trained on": f"{result['tokens']:,} tokens of {config['corpus']}", "steps": f"{result['steps']:,} of {t['batch_size']} x {m['context_length']} tokens",
             "learning rate": f"{t['lr']:g}", "seed": t["seed"], "precision": env["precision"], "device": env["device"], "torch": env["torch"], "commit": env["git_sha"] or "unknown",
             "data sha256": env["data_hash"], "tokenizer sha256": env["tokenizer_hash"], "settings, text and tokenizer": result["identity"]}
-    return "\n".join(["---", "library_name: transformers", "pipeline_tag: text-generation", "language: en", "tags: [ablation, tinystories]", "---", "",
+    return "\n".join(["---", "library_name: transformers", "pipeline_tag: text-generation", "language: en", f"tags: [ablation{', tinystories' * ('tinystories' in config['corpus'])}]", "---", "",
         f"# {arm_label(config['arm'])}, {m['n_layers']} layers of width {m['d_model']}", "",
         "One run of an ablation study: a small language model in the layout of Llama, trained from scratch on short stories and good for little else. It was trained by the package `ablation_nb`.", "",
         "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), "",
@@ -94,7 +95,9 @@ def to_hf(
     "Export a run as a folder that `transformers` opens with `AutoModelForCausalLM` and `AutoTokenizer`, offline."
     folder, target = Path(folder), Path(target)
     if not (folder / "config.json").exists(): raise AblationError(f"{folder} is not the folder of a run: it holds no config.json. Such folders lie under outputs/<study>/<arm>/.")
-    cfg = RunConfig.from_dict(read_json(folder / "config.json")).model
+    settings = read_json(folder / "config.json")
+    if "arm" not in settings: raise AblationError(f"{folder} is not the folder of a run: its config.json names no arm. Such folders lie under outputs/<study>/<arm>/.")
+    cfg = RunConfig.from_dict(settings).model
     require_llama(cfg)
     if not (folder / "result.json").exists() or read_json(folder / "result.json")["status"] != "done": raise AblationError(f"{folder} holds no finished run; finish it first, or export another.")
     if not (folder / "weights.safetensors").exists(): raise AblationError(f"{folder / 'weights.safetensors'} is not here: weights are not committed. Train this run again with fresh=True to have them.")
@@ -103,9 +106,11 @@ def to_hf(
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=f".{target.name}.") as tmp:
         work = Path(tmp) / "hf"; work.mkdir()
-        state, names = load_file(folder / "weights.safetensors"), llama_names(cfg.n_layers)
-        save_file({names[k]: v for k, v in state.items()}, work / "model.safetensors", metadata={"format": "pt"})
-        config.save_pretrained(work)
+        names = llama_names(cfg.n_layers)
+        try: state = {names[k]: v for k, v in load_file(folder / "weights.safetensors").items()}
+        except (SafetensorError, KeyError) as e: raise AblationError(f"{folder / 'weights.safetensors'} is damaged or of another model ({e}); train this run again with fresh=True.") from None
+        save_file(state, work / "model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(work); shutil.copymode(work / "config.json", work / "model.safetensors")
         library.GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0, max_length=cfg.context_length).save_pretrained(work)
         end = Tokenizer.from_file(str(tokenizer)).id_to_token(0)
         library.PreTrainedTokenizerFast(tokenizer_file=str(tokenizer), bos_token=end, eos_token=end, pad_token=end, model_max_length=cfg.context_length, clean_up_tokenization_spaces=False).save_pretrained(work)

@@ -618,14 +618,14 @@ def main(
         if args.command == "status": return show_status(study, args.json, console)
         if args.command == "report": return report(study, console)
         if args.command == "time": return show_times(time_arms(study, args.rounds), console)
+        if not (project_root() / "nbs" / "train.ipynb").exists(): raise AblationError(f"There is no nbs/train.ipynb in {project_root()}, and every run executes it; go to a clone of the project.")
         left = work_off(study, args.workers, args.rerun_stale, console, args.scheduler, args.time_limit, args.tensorboard)
     except AblationError as e:
         print(f"ablation: {e}", file=sys.stderr); return 2
     except KeyboardInterrupt:
         print("ablation: interrupted.", file=sys.stderr); return 130
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-        print(f"ablation: {e}; make room, then repeat the command.", file=sys.stderr); return 2
+        print(f"ablation: {e}; {'make room' if e.errno in (errno.ENOSPC, errno.EDQUOT) else 'see to that path'}, then repeat the command.", file=sys.stderr); return 2
     for folder, (_, why) in left.items(): print(f"ablation: {os.path.relpath(folder)}: {why}", file=sys.stderr)
     return 0 if not left else 3 if {state for state, _ in left.values()} == {"stopped"} else 1
 

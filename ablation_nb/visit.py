@@ -21,7 +21,7 @@ from .checks import check_treatment, require
 from .config import AblationError, native_precision, project_root, run_config
 from .model import FlexibleTransformerLM
 from .runs import read_json, run_folders
-from .study import read_study, work_off
+from .study import cut_short, read_study, work_off
 from .trainer import resolve_device
 
 # %% ../nbs/14_visit.ipynb #006a709f
@@ -54,18 +54,24 @@ def faults(table: pd.DataFrame) -> list[str]:
     return far + [f"{r.arm}: {r.treatment}" for r in table.drop_duplicates("arm").itertuples() if r.treatment != "holds"]
 
 # %% ../nbs/14_visit.ipynb #ae3b1100
-LEFT_THERE = {"checkpoint.safetensors", "weights.safetensors", "tensorboard", ".lock"}
+LEFT_THERE = {"checkpoint.safetensors", "weights.safetensors", "tensorboard", ".lock", ".engine.lock"}
 
 def pack(
     study: Path,                  # the study's folder
     out: Path,                    # where the archives go
     limit: int = 15_000_000,      # bytes an archive
+    half: bool = True,            # also runs that have their result, but not the end of their notebook
 ) -> list[Path]:                  # the archives
-    "Pack every finished run of a study with its plan, a run never in two archives; what is packed already stays where it is."
+    "Pack every finished run of a study with its plan, a run never in two archives; what is packed already stays where it is, and another result for it is an error."
     out.mkdir(parents=True, exist_ok=True)
     archives = sorted(out.glob(f"{study.name}-*.tar"), key=lambda p: int(p.stem.rpartition("-")[2]))
     packed = {str(Path(name).parent): a for a in archives for name in members(a) if name.endswith("result.json")}
-    new = [f for f in run_folders(study) if (f / "result.json").exists() and f.relative_to(study.parent).as_posix() not in packed]
+    ended = [f for f in run_folders(study) if (f / "result.json").exists() and (half or not cut_short(f))]
+    new = [f for f in ended if f.relative_to(study.parent).as_posix() not in packed]
+    for a in archives:
+        with tarfile.open(a) as tar:
+            for f in (f for f in ended if packed.get(inside := f.relative_to(study.parent).as_posix()) == a):
+                if (found := tar.extractfile(f"{inside}/result.json")) and found.read() != (f / "result.json").read_bytes(): raise AblationError(f"{a} holds another result of {f}; move it away, or choose another --out.")
     if not new: return archives
     last = archives[-1] if archives else None
     def weight(f: Path) -> int: return sum(p.stat().st_size + 1024 for p in f.iterdir() if p.name not in LEFT_THERE)
@@ -140,13 +146,14 @@ def visit(
     out.mkdir(parents=True, exist_ok=True)
     study = read_study(study_file, corpus, scale)
     console.print(f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}; {study.name}, {time_limit:.0f} s")
+    pack(study.outputs, out)  # archives of another study are found before anything is computed
     table = agreement(device, checks); table.to_csv(out / "agreement.csv", index=False); console.print(table.to_string())
     if wrong := faults(table): raise AblationError(f"This device does not compute what the CPU computes: {' '.join(wrong)} No run was begun.")
     if rounds: found = speed(device, checks, rounds, console); found.to_csv(out / "race.csv", index=False); console.print(found.to_string())
     done = threading.Event()
     def packing() -> None:
         while not done.wait(5):
-            with contextlib.suppress(OSError): pack(study.outputs, out)
+            with contextlib.suppress(OSError, AblationError): pack(study.outputs, out, half=False)
     packer = threading.Thread(target=packing, daemon=True); packer.start()
     try: left = work_off(study, workers, console=console, time_limit=max(1, time_limit - (time.time() - started) - 5))
     finally: done.set(); packer.join(); archives = pack(study.outputs, out)
@@ -165,6 +172,8 @@ def main(argv: list[str] | None = None) -> int:
     home.add_argument("archives", nargs="+")
     a = parser.parse_args(argv)
     try:
+        if a.command == "run" and a.workers is not None and a.workers < 1: raise AblationError(f"--workers {a.workers} must be at least 1.")
+        if a.command == "run" and not a.time_limit > 0: raise AblationError(f"--time-limit {a.time_limit:g} must be above zero.")
         if a.command == "run": return visit(a.study, a.out, a.time_limit, a.corpus, a.scale, a.workers, a.rounds, a.checks)
         for folder, state in unpack(a.archives).items(): print(f"{state:6} {folder}")
         return 0

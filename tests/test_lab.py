@@ -96,7 +96,6 @@ def run_all(window, address, shot, **changes):
             page.wait_for_timeout(250)
         page.screenshot(path=shot)
         if ended.count():
-            page.keyboard.press("Control+s")
             return page
         said = {k: page.locator(k).all_inner_texts() for k in (".jp-InputArea-prompt", ".jp-OutputArea-output", ".jp-Dialog", "#jp-main-statusbar")}
         warnings.warn(f"The notebook did not come to an end after {time.time() - begun:.0f} s: {said}", stacklevel=2)
@@ -118,15 +117,17 @@ def window(browser):  # noqa: F811
         c.close()
 
 
-def saved(notebook, wanted):
+def saved(page, notebook, wanted):
     "The outputs of the notebook on disk, once it holds `wanted`."
-    for _ in range(60):
-        text = notebook.read_text(encoding="utf-8")
-        if wanted in text:
-            break
-        time.sleep(0.5)
-    assert wanted in text
-    return [o for c in nbformat.reads(text, as_version=4).cells if c.cell_type == "code" for o in c.outputs]
+    for i in range(60):
+        if i % 10 == 0:  # again, in case a busy page lost the keys
+            page.keyboard.press("Control+s")
+        with contextlib.suppress(ValueError, nbformat.reader.NotJSONError):  # half a file, while it is being written
+            text = notebook.read_text(encoding="utf-8")
+            if wanted in text:
+                return [o for c in nbformat.reads(text, as_version=4).cells if c.cell_type == "code" for o in c.outputs]
+        page.wait_for_timeout(500)
+    raise AssertionError(f"{wanted} was not saved")
 
 
 def test_change_the_arm_run_all_and_see_the_result(window, lab, project, tmp_path):
@@ -136,7 +137,7 @@ def test_change_the_arm_run_all_and_see_the_result(window, lab, project, tmp_pat
     curve.scroll_into_view_if_needed()
     assert curve.evaluate("i => i.naturalWidth") > 300
     page.screenshot(path=tmp_path / "curve.png")
-    outputs = saved(project / "nbs" / "train.ipynb", LAST)
+    outputs = saved(page, project / "nbs" / "train.ipynb", LAST)
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     results = list((project / "out" / "nope").glob("*/result.json"))
     assert len(results) == 1 and json.loads(results[0].read_text())["status"] == "done"
@@ -151,4 +152,4 @@ def test_a_mistyped_arm_is_one_sentence_in_the_notebook(window, lab, project, tm
     page.screenshot(path=tmp_path / "error.png")
     words = error.first.inner_text()
     assert error.count() == 1 and "Unknown arm 'nopee'" in words and "Did you mean 'nope'?" in words and "Traceback" not in words
-    assert len([o for o in saved(project / "nbs" / "mistyped.ipynb", "Unknown arm 'nopee'") if o.output_type == "error"]) == 1
+    assert len([o for o in saved(page, project / "nbs" / "mistyped.ipynb", "Unknown arm 'nopee'") if o.output_type == "error"]) == 1

@@ -58,6 +58,13 @@ def test_what_readme_says_goes_from_an_own_arm_to_the_report_and_the_site(projec
     page = (root / "_docs" / report).with_suffix(".html").read_text(encoding="utf-8")
     assert "Slow RoPE" in page and "mine/report.html" in (root / "_docs" / "outputs" / "index.html").read_text(encoding="utf-8")
 
+    # another name: the old runs stay where they are, are named, and are in no mean
+    for f, text in (("arms.py", ARM), (re.search(r"`(studies/\w+\.toml)`", CHAPTER)[1], STUDY)):
+        (root / f).write_text(text.replace("slow_rope", "slower_rope"))
+    done = sh(*commands[1], cwd=root, ABLATION_CORPUS="")
+    told = (root / report).read_text()
+    assert done.returncode == 0 and "there is no arm 'slow_rope' any more" in told and "| Slow RoPE" not in told, done.stderr
+
 
 def test_the_arm_is_not_there_without_the_file(project, sh):
     root = project(ARM)
@@ -76,10 +83,16 @@ def test_an_arm_that_changes_nothing_is_refused_before_it_trains(project, sh):
 @pytest.mark.parametrize("wrong, words", [
     (ARM.replace('"slow_rope"', '"nope"'), ["An arm called 'nope' exists already"]),
     (ARM.replace("rope_theta", "rope_thta"), ["'slow_rope' changes rope_thta", "Did you mean 'rope_theta'?"]),
+    (ARM + ")", ["SyntaxError"]),
 ])
 def test_what_is_wrong_in_the_file_is_said(project, sh, wrong, words):
-    done = train(sh, project(wrong), "baseline")
+    root = project(wrong)
+    done = train(sh, root, "baseline")
     assert done.returncode != 0 and all(w in done.stderr for w in words), done.stderr
+    (root / "one.toml").write_text('scale = "smoke"\narms = ["baseline"]\n')
+    done = sh("ablation", "plan", "one.toml", cwd=root)
+    assert done.returncode == 2 and done.stderr.startswith("ablation: arms.py, line ") and done.stderr.count("\n") == 1 and all(w in done.stderr for w in words), done.stderr
+    assert sh("ablation", "--help", cwd=root).returncode == 0
 
 
 def own_layer():

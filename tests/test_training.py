@@ -95,7 +95,7 @@ def test_bad_input_is_one_sentence_before_any_training(env, tmp_path, parameters
 def test_killed_at_any_moment_and_started_again(train, env, tmp_path):
     """SIGKILL to papermill and its kernel, again and again: before the first checkpoint, then twice between checkpoints.
     What a checkpoint had reached is kept as it was, wall-clock times included, and the end is that of an undisturbed run."""
-    steps = {"ablation": "silu", "n_steps": 600, "checkpoint_every": 50, "eval_every": 100}
+    steps = {"ablation": "silu", "n_steps": 1200, "checkpoint_every": 50, "eval_every": 100}
     assert train(tmp_path / "whole", **steps).returncode == 0
     argv = ["papermill", "nbs/train.ipynb", str(tmp_path / "cut.ipynb")]
     for k, v in {"scale": "smoke", "threads": 1, "out": tmp_path / "cut", **steps}.items():
