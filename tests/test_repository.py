@@ -130,11 +130,15 @@ def test_import_is_light(sh):
     assert sh("python", "-c", code).returncode == 0
 
 
-def test_committed_runs_were_made_by_code_that_behaves_like_this():
-    from ablation_nb.runs import code_fingerprint, package_hash, same_behaviour
-    for p in (ROOT / "outputs").glob("**/env.json"):
-        env, cfg = json.loads(p.read_text()), json.loads((p.parent / "config.json").read_text())
-        assert env["package_hash"] == package_hash() or same_behaviour(cfg["arm"], cfg["train"]["precision"], env["fingerprint"], code_fingerprint()), f"{p.parent}: run this study again"
+def test_committed_runs_stand_by_proof():
+    "On any machine: by the text of the code, or by the proofs that are committed."
+    from ablation_nb.provenance import package_hash, proven, read_proofs
+    from ablation_nb.results import load_runs
+    now, proofs = package_hash(), read_proofs(ROOT / "outputs" / "code.toml")
+    for study in STUDIES:
+        for r in load_runs(ROOT / "outputs" / study).itertuples():
+            stands = proven(r.arm, r.precision, r.package_hash, now, proofs)
+            assert stands, f"{study}/{r.folder}: run `ablation prove`, and this study again if it says so"
 
 
 @pytest.fixture(scope="module")
