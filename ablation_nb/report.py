@@ -172,9 +172,8 @@ def read_results(
     plan, tuning, clock = ({} if not (f := home(folder) / name).exists() else read_json(f) for name in ("study.json", "tuning.json", "speed.json"))
     if home(folder) != folder: tuning = {"": tuning[folder.resolve().name]} if tuning else {}
     first = runs[runs.status.eq("done")].iloc[0]
-    def long(load: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:  # folder by folder: one that is refused may claim the name of another
-        parts = [load(folder / x.folder).assign(point=x.point) for x in runs.itertuples()]
-        return pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True)
+    trusted = [folder / f for f in runs.folder]   # one that is refused may claim the name of another
+    def long(load: Callable[..., pd.DataFrame]) -> pd.DataFrame: return load(folder, trusted)
     return Results(folder.resolve().name, folder, runs, long(load_metrics), long(load_doc_losses), long(load_position_losses), read_json(folder / first.folder / "config.json"), plan, tuning, refused, long(load_stories), clock)
 
 def home(folder: Path) -> Path:
