@@ -28,6 +28,7 @@ from pygments.lexers import PythonLexer
 
 from ablation_nb.config import arm_label
 from ablation_nb.figures import arm_order
+from ablation_nb.results import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "ablation_nb"
@@ -162,7 +163,7 @@ def with_curve(nb, run):
     "Where an executed notebook of a run kept no picture, its curves are drawn again from `metrics.jsonl` by its own cell."
     for cell in nb["cells"]:
         if "run.metrics" in "".join(cell["source"]) and not cell["outputs"]:
-            exec("".join(cell["source"]), dict(plt=plt, run=SimpleNamespace(metrics=pd.read_json(run / "metrics.jsonl", lines=True))))
+            exec("".join(cell["source"]), dict(plt=plt, run=SimpleNamespace(metrics=pd.DataFrame(read_rows(run / "metrics.jsonl")))))
             picture = BytesIO()
             plt.savefig(picture, dpi=150, bbox_inches="tight"); plt.close()
             cell["outputs"] = [dict(output_type="display_data", metadata={}, data={"image/png": b64encode(picture.getvalue()).decode()})]
