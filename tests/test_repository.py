@@ -130,6 +130,18 @@ def test_import_is_light(sh):
     assert sh("python", "-c", code).returncode == 0
 
 
+def test_the_repository_stays_small():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    assert len(tracked) < 1500, "pack the runs of finished studies: `ablation pack outputs/NAME`"
+    assert sum((ROOT / f).stat().st_size for f in tracked if f.startswith("outputs/") and (ROOT / f).exists()) < 45e6
+
+
+def test_a_packed_run_is_small():
+    from ablation_nb.results import PACKED, Archive
+    archives = [Archive(ROOT / "outputs" / study / PACKED) for study in STUDIES]
+    assert sum(a.path.stat().st_size for a in archives) / sum(len(a.runs) for a in archives) < 40_000
+
+
 def test_committed_runs_stand_by_proof():
     "On any machine: by the text of the code, or by the proofs that are committed."
     from ablation_nb.provenance import package_hash, proven, read_proofs
