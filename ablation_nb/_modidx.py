@@ -336,6 +336,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.ledger.flops_saved': ('ledger.html#flops_saved', 'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.interacts': ('ledger.html#interacts', 'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.is_usual': ('ledger.html#is_usual', 'ablation_nb/ledger.py'),
+                                    'ablation_nb.ledger.item': ('ledger.html#item', 'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.lacks': ('ledger.html#lacks', 'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.largest': ('ledger.html#largest', 'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.learnt': ('ledger.html#learnt', 'ablation_nb/ledger.py'),

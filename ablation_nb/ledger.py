@@ -16,11 +16,11 @@ __all__ = ['VERDICTS', 'KINDS', 'TESTS', 'WIDTH_WITH_NORM', 'OFFICIAL', 'MEANS',
            'read_claim', 'arms_in', 'check_test', 'check_text', 'check_subjects', 'studies_in', 'whole_study', 'timed',
            'may_decide', 'within', 'is_usual', 'bearing', 'answers', 'place', 'places_words', 'settle_claim',
            'said_elsewhere', 'lacks', 'field_words', 'test_words', 'sets_of', 'settle_all', 'settle', 'claims_of',
-           'at_points', 'Weighed', 'weigh', 'verdicts_there', 'recommendations', 'write_ledger', 'size_words',
+           'at_points', 'Weighed', 'weigh', 'verdicts_there', 'recommendations', 'item', 'write_ledger', 'size_words',
            'count_of', 'advice_page', 'verdict_words', 'claims_table', 'ledger_page']
 
 # %% ../nbs/12_ledger.ipynb #d5d9925b
-import inspect, math, sys
+import inspect, math, re, sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -243,6 +243,7 @@ def count_words(n: float) -> str:
     "'22.7M', '0.836M', '1.2B': three significant digits."
     return f"{n / 1e9:.3g}B" if n >= 999.5e6 else f"{n / 1e6:.3g}M"
 
+# %% ../nbs/12_ledger.ipynb #63d56b54
 @dataclass(frozen=True)
 class Evidence:
     "One set of runs, all at the same point of a study."
@@ -259,11 +260,13 @@ class Evidence:
     @property
     def text(self) -> str: return self.r.config["corpus"]
     @property
-    def rates(self) -> str: return "own best rates" if self.setup == "tuned" else lr_words(float(self.setup.removeprefix("lr ")))
+    def rates(self) -> str:
+        return "own best rates" if self.setup == "tuned" else lr_words(float(self.setup.removeprefix("lr ")))
     @property
     def words(self) -> str:
         "'laptop-tinystories (laptop, lr 0.01) on builtin'; the official text goes without saying."
-        return f"{self.name} ({self.r.config['scale']}, {self.setup})" + (f" on {self.text}" if self.text != OFFICIAL else "")
+        text = f" on {self.text}" if self.text != OFFICIAL else ""
+        return f"{self.name} ({self.r.config['scale']}, {self.setup}){text}"
     @property
     def base(self) -> pd.DataFrame:
         "The baseline's runs that ended; all that did where there is no baseline."
@@ -327,15 +330,17 @@ def as_expected(verdict: str, lo: float, hi: float, expect: str, beyond: float |
 @settles("runs")
 def effect(e: Evidence, arms: list[str], expect: str, value: str = "final_val_loss", at: float | None = None,
            clear: bool = False) -> Settled | None:
-    "Paired difference to the baseline, with the verdict of the statistics, or clear of what counts as none; several arms must all agree."
+    "Paired difference to the baseline, by the statistics' verdict; clear: beyond what counts as none; all arms must agree."
     step = None if at is None else e.evaluation(at)
     if not e.has(*arms) or not e.clocked(value, *arms) or at is not None and step is None: return None
-    table, (unit, margin) = effects_on(e, value, step).loc[arms], ("%", 1.) if value == "seconds" else ("nats", e.r.margin)
+    table = effects_on(e, value, step).loc[arms]
+    unit, margin = ("%", 1.) if value == "seconds" else ("nats", e.r.margin)
     said = [as_expected(t.verdict, t.lo, t.hi, expect, margin if clear else None) for t in table.itertuples()]
     words = [effect_words(a, t["mean"], t.lo, t.hi, t.verdict, t.n, unit) for a, t in table.iterrows()]
     if clear: words.append(f"clear means by more than {margin:g} {unit}")
     return settled(**together_settled(said), figures="; ".join(words))
 
+# %% ../nbs/12_ledger.ipynb #c6594cba
 @settles("runs")
 def size(e: Evidence, arm: str, nats: float) -> Settled | None:
     "Does the interval of the paired difference hold this size?"
@@ -612,8 +617,8 @@ class Advice:
     fields: tuple = ()     # (field, low, high) of the models that it speaks of; empty: those of the report's own size
 
 # %% ../nbs/12_ledger.ipynb #4315f36d
-OWN_KEYS = ("number", "where", "says", "kind", "test", "setup", "scales", "last_resort", "with", "corpus", "why", "advice",
-            "against")
+OWN_KEYS = ("number", "where", "says", "kind", "test", "setup", "scales", "last_resort", "with", "corpus", "why",
+            "advice", "against")
 
 def claims_file(path: Path | str | None) -> tuple[Path, dict]:
     "The file of claims, and what TOML makes of it."
@@ -649,10 +654,11 @@ def read_advice(
     rows = d.get("advice", [])
     for i, row in enumerate(rows, 1):
         for k in ("subject", "says"):
-            if not isinstance(row.get(k), str): raise AblationError(f"{path.name}, advice in place {i}: {k} = {row.get(k)!r} must be a text.")
+            if isinstance(row.get(k), str): continue
+            raise AblationError(f"{path.name}, advice in place {i}: {k} = {row.get(k)!r} must be a text.")
     for subject, n in Counter(row["subject"] for row in rows).items():
-        if n > 1: raise AblationError(f"{path.name}, advice on '{subject}': there are {n} statements, which may contradict each other; "
-                                      "keep one, and name it in the rows that speak for it or against it.")
+        if n > 1: raise AblationError(f"{path.name}, advice on '{subject}': there are {n} statements, which may "
+                                      "contradict each other; keep one, and name it in the rows for it and against it.")
     return [Advice(row["subject"], row["says"], ranges(row.get("with", {}))) for row in rows]
 
 # %% ../nbs/12_ledger.ipynb #1e8b3dda
@@ -673,42 +679,57 @@ def read_claim(row: dict, scales: tuple, last_resort: tuple = (), subjects: Iter
     check_subjects(row, list(subjects))
     own = {k: row[k] for k in ("number", "where", "says", "kind", "test")}
     return Claim(**own, parameters=given, setup=row.get("setup"), corpus=row.get("corpus"), why=row.get("why", ""),
-                 scales=tuple(row.get("scales", scales)) + last_resort * row.get("last_resort", False), tied="scales" in row,
-                 fields=ranges(row.get("with", {})), advice=tuple(row.get("advice", ())), against=tuple(row.get("against", ())))
+                 scales=tuple(row.get("scales", scales)) + last_resort * row.get("last_resort", False),
+                 tied="scales" in row, fields=ranges(row.get("with", {})),
+                 advice=tuple(row.get("advice", ())), against=tuple(row.get("against", ())))
 
 # %% ../nbs/12_ledger.ipynb #bc529f4c
 def arms_in(parameters: dict) -> list[str]:
     "The arms that the parameters of a test name."
-    return [a for k, v in parameters.items() for a in (v if isinstance(v, list) else [v] if k in ("arm", "other") else [])]
+    found: list[str] = []
+    for k, v in parameters.items():
+        if isinstance(v, list): found += v
+        elif k in ("arm", "other"): found.append(v)
+    return found
 
 def check_test(row: dict, given: dict) -> None:
     "Does the test exist, suit the kind of claim, and take these parameters; and is the text named that a level needs?"
-    if row["test"] not in TESTS: raise AblationError(f"test = '{row['test']}' is unknown.{did_you_mean(row['test'], TESTS)} Known: none, {', '.join(sorted(TESTS))}.")
-    by, f = TESTS[row["test"]]
-    if by not in KINDS[row["kind"]]: raise AblationError(f"test = '{row['test']}' settles {next(k for k, v in KINDS.items() if by in v)} claims, and this one is called {row['kind']}.")
+    test, known = row["test"], f"Known: none, {', '.join(sorted(TESTS))}."
+    if test not in TESTS: raise AblationError(f"test = '{test}' is unknown.{did_you_mean(test, TESTS)} {known}")
+    by, f = TESTS[test]
+    kind = next(k for k, v in KINDS.items() if by in v)
+    if kind != row["kind"]:
+        raise AblationError(f"test = '{test}' settles {kind} claims, and this one is called {row['kind']}.")
     try: inspect.signature(f).bind(*[None] * (by in KINDS["empirical"]), **given)
-    except TypeError as e: raise AblationError(f"test '{row['test']}' {str(e).replace('argument', 'parameter')}.") from None
+    except TypeError as e: raise AblationError(f"test '{test}' {str(e).replace('argument', 'parameter')}.") from None
     for a in arms_in(given): parse_arm(a)
-    if row["test"] == "effect" and given["expect"] not in MEANS: raise AblationError(f"expect = {given['expect']!r} is unknown; choose one of {', '.join(MEANS)}.")
-    if given.get("clear") and given["expect"] == "equal": raise AblationError("clear = true has no use where expect = 'equal'; remove it.")
+    if test == "effect" and given["expect"] not in MEANS:
+        raise AblationError(f"expect = {given['expect']!r} is unknown; choose one of {', '.join(MEANS)}.")
+    if given.get("clear") and given["expect"] == "equal":
+        raise AblationError("clear = true has no use where expect = 'equal'; remove it.")
     check_text(row, by)
 
 def check_text(row: dict, by: str) -> None:
     "A level must name its text; what is named must be what config.json may call a corpus."
-    text = row.get("corpus")
-    if text is None and by == "level": raise AblationError(f"test = '{row['test']}' compares a loss with a number, which means nothing on another text; add corpus = \"{OFFICIAL}\".")
+    text, test = row.get("corpus"), row["test"]
+    if text is None and by == "level":
+        raise AblationError(f"test = '{test}' compares a loss with a number, which means nothing on another text; "
+                            f"add corpus = \"{OFFICIAL}\".")
     if text is None: return
-    if by not in KINDS["empirical"]: raise AblationError(f"test = '{row['test']}' looks at no runs and has no use for 'corpus'; remove it.")
-    known = isinstance(text, str) and (text == OFFICIAL or text.partition(":")[0] == "builtin" or text.endswith(" (files)"))
-    if not known: raise AblationError(f"corpus = {text!r} is no text that a run keeps; write '{OFFICIAL}' (the official one), 'builtin' or 'NAME (files)'.")
+    if by not in KINDS["empirical"]:
+        raise AblationError(f"test = '{test}' looks at no runs and has no use for 'corpus'; remove it.")
+    if not isinstance(text, str) or not re.fullmatch(rf"{OFFICIAL}|builtin(:\d+)?|.+ \(files\)", text):
+        raise AblationError(f"corpus = {text!r} is no text that a run keeps; write '{OFFICIAL}' (the official one), "
+                            "'builtin', 'builtin:STORIES' or 'NAME (files)'.")
 
 def check_subjects(row: dict, subjects: list[str]) -> None:
     "Is each subject of advice known, and spoken for or against, not both?"
     for k in ("advice", "against"):
         named = row.get(k, [])
-        if not isinstance(named, list): raise AblationError(f"{k} = {named!r} must be a list of subjects, as in {k} = [\"norm\"].")
-        for s in named:
-            if s not in subjects: raise AblationError(f"{k} names the subject {s!r}, which has no [[advice]].{did_you_mean(s, subjects)}")
+        if not isinstance(named, list):
+            raise AblationError(f"{k} = {named!r} must be a list of subjects, as in {k} = [\"norm\"].")
+        for s in set(named) - set(subjects):
+            raise AblationError(f"{k} names the subject {s!r}, which has no [[advice]].{did_you_mean(s, subjects)}")
     both = sorted(set(row.get("advice", [])) & set(row.get("against", [])))
     if both: raise AblationError(f"the row speaks for '{both[0]}' and against it; keep one.")
 
@@ -754,8 +775,8 @@ def bearing(claim: Claim, sets: list[Evidence]) -> list[Evidence]:
         rank = list(e.r.sets).index(e.setup)
         if rank and whole_study(claim): continue                                  # once a study
         if over_points != (points(e.r) != [""]) or not may_decide(claim, e): continue
-        order = claim.scales.index(e.r.config["scale"]), e.setup != "tuned", not is_usual(e), -e.runs.seed.nunique(), e.r.name, rank
-        found.append((order, e))
+        scale, seeds = claim.scales.index(e.r.config["scale"]), e.runs.seed.nunique()
+        found.append(((scale, e.setup != "tuned", not is_usual(e), -seeds, e.r.name, rank), e))
     return [e for _, e in sorted(found, key=lambda f: f[0])]
 
 def answers(claim: Claim, sets: list[Evidence]) -> list[tuple[Evidence, Settled]]:
@@ -767,38 +788,44 @@ def answers(claim: Claim, sets: list[Evidence]) -> list[tuple[Evidence, Settled]
 
 # %% ../nbs/12_ledger.ipynb #9d0630e9
 def place(claim: Claim, e: Evidence) -> tuple[str, str]:
-    "Where runs answer a claim: the baseline's size, and its shape and rates: ('47.6M', '12 layers, 1e-3'); for times the device."
+    "Where runs answer a claim: the baseline's size; shape and rates, or the device: ('47.6M', '12 layers, 1e-3')."
     size = span(e.base.parameters, count_words)
     if timed(claim): return size, e.r.clock["device"]
     own = model_config(scale=e.r.config["scale"])
-    shape = [f"{span(e.runs[f], '{:,}'.format)} {words}" for f, words in (("n_layers", "layers"), ("context_length", "tokens of context"))
-             if set(e.runs[f]) != {getattr(own, f)}]
+    unusual = {f: e.runs[f] for f in ("n_layers", "context_length") if set(e.runs[f]) != {getattr(own, f)}}
+    units = dict(n_layers="layers", context_length="tokens of context")
+    shape = [f"{span(values, '{:,}'.format)} {units[f]}" for f, values in unusual.items()]
     rates = e.rates
     if TESTS[claim.test][0] == "sets": rates = " and ".join(Evidence(e.r, k).rates for k in e.r.sets)
     elif whole_study(claim): rates = f"over rates {span(e.r.runs.lr, lr_words)}"
-    return size, ", ".join([*shape, rates])
+    return size, ", ".join([*shape, rates, *["one seed"] * (e.runs.seed.nunique() == 1)])
 
 def places_words(places: list[tuple[str, str]]) -> str:
     "'0.836M, 1e-3' of one place; '22.7M (3e-4; 1e-3), 0.836M (1e-3)' of several."
     if len(places) == 1: return ", ".join(places[0])
-    return ", ".join(f"{size} ({'; '.join(more for s, more in places if s == size)})" for size in dict.fromkeys(s for s, _ in places))
+    by_size: dict[str, list[str]] = {}
+    for size, more in places: by_size.setdefault(size, []).append(more)
+    return ", ".join(f"{size} ({'; '.join(more)})" for size, more in by_size.items())
 
 # %% ../nbs/12_ledger.ipynb #07359ad9
 def settle_claim(claim: Claim, sets: list[Evidence]) -> dict:
     "A claim with its verdict: where it was decided, by what, our figures, and what other sets of runs say."
+    unsettled = "beyond a test" if claim.kind == "opinion" else "not tested"
+    advice = [*(f"for {s}" for s in claim.advice), *(f"against {s}" for s in claim.against)]
     row = dict(number=claim.number, where=claim.where, claim=claim.says, kind=claim.kind, test=test_words(claim),
-               verdict="beyond a test" if claim.kind == "opinion" else "not tested", at="", figures=claim.why, evidence="", others="",
-               advice=", ".join([*(f"for {s}" for s in claim.advice), *(f"against {s}" for s in claim.against)]))
+               verdict=unsettled, at="", figures=claim.why, evidence="", others="", advice=", ".join(advice))
     if claim.test == "none": return row
     by, f = TESTS[claim.test]
     if by in KINDS["arithmetic"]:
         answer = f(**claim.parameters)
-        verdict = answer.verdict if by == "computed" else f"{'agrees' if answer.verdict == 'holds' else 'disagrees'} with its table"
+        restated = "agrees with its table" if answer.verdict == "holds" else "disagrees with its table"
+        verdict = answer.verdict if by == "computed" else restated
         return row | dict(verdict=verdict, figures=answer.figures, evidence="computation")
     if not (said := answers(claim, sets)): return row | dict(figures=lacks(claim))
     (e, first), *others = said
     at, rest = said_elsewhere(claim, e, first, others)
-    return row | dict(verdict=first.verdict, at=at, figures=first.figures, evidence=e.words, others=rest)
+    return row | dict(verdict=first.verdict, at=at, figures=first.figures, others=rest,
+                      evidence=f"{e.name} (its arms timed in turn)" if timed(claim) else e.words)
 
 def said_elsewhere(
     claim: Claim,
@@ -806,13 +833,18 @@ def said_elsewhere(
     others: list[tuple[Evidence, Settled]],    # what else bears on the claim
 ) -> tuple[str, str]:
     "Where the verdict was found, with all places that say the contrary; and the places that agree or are undetermined."
-    here = place(claim, e)
+    def spot(x: Evidence) -> tuple[str, str]:
+        size, more = place(claim, x)
+        return size, more + (f", on {x.text}" if x.text != e.text else "")
+    here = spot(e)
+    found: dict[tuple[str, str], set[str]] = {here: {first.verdict}}             # at a place
+    for x, s in others: found.setdefault(spot(x), set()).add(s.verdict)
     where: dict[str, list[tuple[str, str]]] = {v: [] for v in VERDICTS[:3]}
     for x, s in others:
-        there = place(claim, x)
-        if there == here and s.verdict == first.verdict: continue
-        if there == here: there = there[0], f"{there[1]}, {x.name}"              # two studies of one place, told apart
-        if there not in where[s.verdict]: where[s.verdict].append(there)
+        size, more = spot(x)
+        one_voice = len(found[size, more]) == 1
+        there = (size, more) if one_voice else (size, f"{more}, {x.name}")       # where studies disagree: named
+        if there != here and there not in where[s.verdict]: where[s.verdict].append(there)
     words = {v: f"{v} at {places_words(p)}" for v, p in where.items() if p}
     contrary = [words.pop(v) for v in VERDICTS[:2] if v != first.verdict and v in words]
     length = [] if timed(claim) else [f"{count_words(e.base.tokens.max())} tokens"]
@@ -821,11 +853,14 @@ def said_elsewhere(
 # %% ../nbs/12_ledger.ipynb #2ff3161f
 def lacks(claim: Claim) -> str:
     "What a claim that no run bears on would need."
-    if timed(claim): return f"needs `ablation time` of a study of {', '.join(map(arm_label, arms_in(claim.parameters)))} at {count_words(parameter_count(model_config()))} parameters"
-    arms = "".join(f"{link} {arm_label(a)}" for link, a in zip((" of", *[","] * 9), arms_in(claim.parameters)))
-    text = "" if claim.corpus is None else f", on the text {claim.corpus}" + (" (the official one)" if claim.corpus == OFFICIAL else "")
+    named = ", ".join(map(arm_label, arms_in(claim.parameters)))
+    of_arms = f" of {named}" if named else ""
+    size = count_words(parameter_count(model_config()))
+    if timed(claim): return f"needs `ablation time` of a study{of_arms} at {size} parameters"
+    official = " (the official one)" if claim.corpus == OFFICIAL else ""
+    text = f", on the text {claim.corpus}{official}" if claim.corpus else ""
     fields = "".join(f", with {f} {w}" for f, w in field_words(claim).items())
-    return f"needs runs{arms} in two seeds or more, at scale {' or '.join(claim.scales)}{text}{fields}"
+    return f"needs runs{of_arms} in two seeds or more, at scale {' or '.join(claim.scales)}{text}{fields}"
 
 def field_words(claim: Claim) -> dict:
     "The fields that a row demands, in words."
@@ -877,7 +912,7 @@ class Weighed(NamedTuple):
     opposed: list[str]  # rows that are against it, in words
 
 def weigh(advice: Advice, claims: list[Claim], sets: list[Evidence]) -> Weighed:
-    "It stands if a row that speaks for it holds at the size that it speaks of, and no row that is decided there is against it."
+    "It stands if a row for it holds at the size that it speaks of, and no row that is decided there is against it."
     sizes: list[str] = []
     backed: list[str] = []
     opposed: list[str] = []
@@ -895,15 +930,23 @@ def verdicts_there(advice: Advice, claim: Claim, sets: list[Evidence]) -> list[t
     "What a row says at the size that the advice speaks of: verdict, size and words, the most telling first."
     if TESTS[claim.test][0] in KINDS["arithmetic"]:
         row = settle_claim(claim, [])                         # computed for the report's own model
-        size = count_words(parameter_count(model_config()))
-        return [] if advice.fields else [(row["verdict"], size, f"claim {claim.number} {row['verdict']}: {row['figures']}")]
-    there = [(e, s) for e, s in answers(claim, sets) if (within(e.runs, advice.fields) if advice.fields else e.of_true_size)]
-    where = [place(claim, e) for e, _ in there]
-    return [(s.verdict, size, f"claim {claim.number} {s.verdict} at {size}, {more}: {s.figures} · {e.words}") for (e, s), (size, more) in zip(there, where)]
+        if advice.fields: return []
+        words = f"claim {claim.number} {row['verdict']}: {row['figures']}"
+        return [(row["verdict"], count_words(parameter_count(model_config())), words)]
+    found = []
+    for e, s in answers(claim, sets):
+        if not (within(e.runs, advice.fields) if advice.fields else e.of_true_size): continue
+        size, more = place(claim, e)
+        found.append((s.verdict, size, f"claim {claim.number} {s.verdict} at {size}, {more}: {s.figures} · {e.words}"))
+    return found
 
 def recommendations(weighed: list[Weighed]) -> list[str]:
     "The advice that stands, each with the rows that back it."
-    return ["\n".join([f"- **{w.says}** ({', '.join(w.sizes)})", *(f"    - {words}" for words in w.backed)]) for w in weighed if w.stands]
+    return [item(f"**{w.says}** ({', '.join(w.sizes)})", w.backed) for w in weighed if w.stands]
+
+def item(head: str, lines: list[str]) -> str:
+    "An item of a list, with items of its own, as markdown."
+    return "\n".join([f"- {head}", *(f"    - {line}" for line in lines)])
 
 # %% ../nbs/12_ledger.ipynb #ee6e2692
 def write_ledger(
@@ -934,29 +977,31 @@ def count_of(ledger: pd.DataFrame) -> str:
     return (f"Of {len(ledger)} claims {n[5:].sum()} only restate the report's own table: {n.iloc[5]} agree with it, "
             f"{n.iloc[6]} do not, which says nothing of whether it is right. Of the others {rest}.")
 
-PREFACE = """*Holds* and *fails* are said by the named test, at the 5 % level where it is one of means; that an arm diverges or \
-does not train is said where all runs there do, and these are two or more; *undetermined* means that the runs are too few or too \
-noisy for it; *not tested* that no run bears on the claim so far, and what it would need; *beyond a test* that none could: an \
-opinion, an explanation, a word about other people's models.
+PREFACE = """\
+*Holds* and *fails* are said by the named test, at the 5 % level where it is one of means; that an arm diverges or \
+does not train is said where all runs there do, and these are two or more; *undetermined* means that the runs are \
+too few or too noisy for it; *not tested* that no run bears on the claim so far, and what it would need; *beyond a \
+test* that none could: an opinion, an explanation, a word about other people's models.
 
-A verdict says where it was found: the baseline's parameters, the learning rates (each arm's own best one, or one for all arms) \
-and the tokens of a run; behind it stands where the contrary was found. {tokens} tokens is what a run of the report has: where ours \
-are shorter, the size of an effect is that of the shorter run. The largest scale goes first, own best rates before one rate, and \
-runs of one seed behind all others; the smallest scale, *laptop*, decides as a last resort, and only where depth, context, \
-combinations, learning rates or noise are concerned.
+A verdict says where it was found: the baseline's parameters, the learning rates (each arm's own best one, or one \
+for all arms) and the tokens of a run; behind it stands where the contrary was found. A run of the report has \
+{tokens} tokens: where ours are shorter, the size of an effect is that of the shorter run. The largest scale goes \
+first, own best rates before one rate, and runs of one seed behind all others; the smallest scale, *laptop*, decides \
+as a last resort, and only where depth, context, combinations, learning rates or noise are concerned.
 
-Differences between arms are paired on one text and may come from another text than the report's: the row names it. *NAME (files)* \
-is a folder of text files. A level of the loss is held against runs on the official text alone, of the report's size and length; \
-a time against the report's size."""
+Differences between arms are paired on one text and may come from another text than the report's: the row names it. \
+*NAME (files)* is a folder of text files. A level of the loss is held against runs on the official text alone, of \
+the report's size and length; a time against the report's size."""
 
 # %% ../nbs/12_ledger.ipynb #9ea64e93
 def advice_page(weighed: list[Weighed]) -> list[str]:
     "What can be recommended, and what cannot, as markdown."
     given = "\n".join(recommendations(weighed)) or "Nothing: no advice stands."
-    parts = ["## What can be recommended", "One statement a subject. It is given where a row that speaks for it holds at the size "
-             "that it speaks of, which is the report's own if it names none, and where no row is against it there.", given]
+    rule = ("One statement a subject. It is given where a row that speaks for it holds at the size that it speaks of, "
+            "the report's own if it names none, and where no row is against it there.")
+    parts = ["## What can be recommended", rule, given]
     missing = ["no row that speaks for it holds at the size that it speaks of"]
-    others = "\n".join("\n".join([f"- {w.says}", *(f"    - {words}" for words in w.opposed or missing)]) for w in weighed if not w.stands)
+    others = "\n".join(item(w.says, w.opposed or missing) for w in weighed if not w.stands)
     return parts + ["The report also recommends, without support from this project's runs:", others] * bool(others)
 
 def verdict_words(verdict: str, at: str) -> str:
@@ -969,18 +1014,22 @@ def claims_table(rows: pd.DataFrame) -> str:
         source = "" if r.evidence in ("", "computation") else f" · {r.evidence}"
         return r.figures + source + (f" · elsewhere: {r.others}" if r.others else "")
     verdicts = [verdict_words(r.verdict, r.at) for r in rows.itertuples()]
-    return md_table(pd.DataFrame(dict(number=rows.number, claim=rows.claim, verdict=verdicts, figures=[figures(r) for r in rows.itertuples()],
+    said = [figures(r) for r in rows.itertuples()]
+    return md_table(pd.DataFrame(dict(number=rows.number, claim=rows.claim, verdict=verdicts, figures=said,
                                       test=rows.test.map("`{}`".format))))
 
 def ledger_page(ledger: pd.DataFrame, weighed: list[Weighed], studies: list[Results], unread: dict) -> str:
     "The ledger as markdown."
-    parts = ["# Claims ledger", "What the replicated report claims, row by row, and what this project's runs and computations say "
-             f"of it. {count_of(ledger)}", PREFACE.format(tokens=f"{tokens_of('full'):,}"), *advice_page(weighed), "## The claims"]
+    parts = ["# Claims ledger", "What the replicated report claims, row by row, and what this project's runs and "
+             f"computations say of it. {count_of(ledger)}", PREFACE.format(tokens=f"{tokens_of('full'):,}"),
+             *advice_page(weighed), "## The claims"]
     for section, rows in ledger.groupby(ledger["where"].str.split(";").str[0], sort=False):
         parts += [f"### {section}", claims_table(rows)]
     tests = [n for n in dict.fromkeys(ledger.test.str.split("(").str[0]) if n in TESTS]
     whole = [r for r in studies if r.folder.parent == studies[0].folder.parent]
-    lines = [f"- {r.name}: {r.config['scale']}, {len(r.runs)} runs{size_words(r)}" + (f", {len(r.refused)} not used" if r.refused else "") for r in whole]
+    refused = {r.name: f", {len(r.refused)} not used" for r in whole if r.refused}
+    lines = [f"- {r.name}: {r.config['scale']}, {len(r.runs)} runs{size_words(r)}{refused.get(r.name, '')}"
+             for r in whole]
     lines += [f"- {n}: not used. {why}" for n, why in unread.items()]
     parts += ["## The tests", "\n".join(f"- `{n}`: {TESTS[n][1].__doc__}" for n in tests)]
     return "\n\n".join([*parts, "## The studies", "\n".join(lines) or "None yet."]) + "\n"
