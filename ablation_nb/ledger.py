@@ -1002,7 +1002,7 @@ def advice_page(weighed: list[Weighed]) -> list[str]:
     parts = ["## What can be recommended", rule, given]
     missing = ["no row that speaks for it holds at the size that it speaks of"]
     others = "\n".join(item(w.says, w.opposed or missing) for w in weighed if not w.stands)
-    return parts + ["The report also recommends, without support from this project's runs:", others] * bool(others)
+    return parts + ["The report also recommends, without support at that size:", others] * bool(others)
 
 def verdict_words(verdict: str, at: str) -> str:
     "'**holds** at 22.7M, own best rates; fails at 0.836M, 1e-3'."
