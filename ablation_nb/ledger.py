@@ -41,6 +41,7 @@ from .config import AblationError, arm_label, did_you_mean, model_config, parse_
 from .figures import arm_order
 from .model import FlexibleTransformerLM, ffn_matrices, flops_per_token, parameter_count, reference_logits
 from .report import RUN, SEED_REPORT, Results, evaluations_table, factorial, interval_words, judged, md_table, of, on_the_ladder, points, read_results, write_text
+from .results import PACKED
 from .statistics import Interval, mean_interval, noise_budget, paired_differences, paired_effects, paired_trend, verdicts
 
 # %% ../nbs/12_ledger.ipynb #1b4f6215
@@ -737,7 +738,7 @@ def check_subjects(row: dict, subjects: list[str]) -> None:
 def studies_in(outputs: Path) -> tuple[list[Results], dict]:
     "Every study below `outputs` that can be read, whole and point by point; and why the others cannot."
     found, unread = [], {}
-    for folder in sorted(p for p in Path(outputs).iterdir() if p.is_dir() and any(p.glob("**/config.json"))):
+    for folder in sorted(p for p in Path(outputs).iterdir() if (p / PACKED).exists() or any(p.glob("**/config.json"))):
         try: r = read_results(folder)
         except AblationError as e: unread[folder.name] = str(e); continue
         found += [r, *at_points(r)]
