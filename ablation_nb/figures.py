@@ -9,8 +9,9 @@ __all__ = ['ARM_COLOURS', 'AGAIN', 'HALO', 'EDGE', 'RUN', 'STYLE', 'arm_colour',
            'name_rows', 'difference_rows', 'simple_arms', 'plot_differences', 'difference_words', 'main_lr',
            'new_figure', 'scale_words', 'name_scales', 'settled', 'ablation_comparison', 'effects_figure',
            'sensitivity_figure', 'gaps', 'plot_gaps', 'plot_gradients', 'plot_runs', 'dynamics_figure', 'by_position',
-           'plot_by_position', 'positions_figure', 'interactions_figure', 'grid_places', 'sweep_limits', 'draw_sweep',
-           'draw_path', 'mark_ends', 'sweep_figure', 'save_figure', 'plot_setups', 'front_figure']
+           'plot_by_position', 'positions_figure', 'interactions_figure', 'grid_places', 'sweep_limits',
+           'place_effects', 'draw_swept', 'beyond_words', 'draw_sweep', 'sweep_figure', 'save_figure', 'plot_setups',
+           'front_figure']
 
 # %% ../nbs/09_figures.ipynb #b3bf2984
 import hashlib, io, itertools, textwrap
@@ -27,7 +28,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.patheffects import withStroke
+from matplotlib.patheffects import AbstractPathEffect, withStroke
+from matplotlib.scale import SymmetricalLogTransform
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -91,21 +93,22 @@ def short(value: float) -> str:
     if abs(value) < 1000: return f"{value:#.3g}".rstrip(".")
     return EngFormatter(places=0, sep="")(value)
 
-HALO = (withStroke(linewidth=2.5, foreground="white"),)  # keeps words readable that lie on lines
+HALO: list[AbstractPathEffect] = [withStroke(linewidth=2.5, foreground="white")]  # keeps words on lines readable
 EDGE = .965  # of the height of a panel: above it, a name would touch the title
 
 def end_labels(
     ax: Axes,         # whose limits are final
     ends: dict,       # arm -> (x, y) of its line's end, in data coordinates
     fmt: str = "",    # format of a value behind the name; none if empty
-    notes: dict = {}, # arm -> words behind its name
-    lost: dict = {},  # arm whose runs all diverged -> (height of its cross as a part of the panel's, words)
+    notes: Mapping[str, str] = {}, # arm -> words behind its name
+    lost: Mapping[str, tuple[float, str]] = {}, # arm whose runs all diverged -> (height of its cross, 0 to 1; words)
 ) -> None:
     "Write each arm's name in its colour to the right of `ax`, joined to the end of its line if that is where it ends."
     at = dict(zip(ends, ax.transAxes.inverted().transform(ax.transData.transform(list(ends.values()))))) if ends else {}
     last = max((x for x, _ in at.values()), default=1)
-    for arm, (x, y) in at.items():
-        if x < last - .1: ax.annotate(arm_label(arm), ends[arm], xytext=(6, 4), textcoords="offset points", color=ink(arm_colour(arm)), path_effects=HALO)
+    for arm in (a for a, (x, _) in at.items() if x < last - .1):
+        ax.annotate(arm_label(arm), ends[arm], xytext=(6, 4), textcoords="offset points", color=ink(arm_colour(arm)),
+                    path_effects=HALO)
     wanted = {a: y for a, (x, y) in at.items() if x >= last - .1} | {a: y for a, (y, _) in lost.items()}
     for arm, y, s in zip(wanted, wanted.values(), spread(list(wanted.values()), .075, 0, EDGE)):
         if arm in lost: words = f"× {arm_label(arm)}{lost[arm][1]}"
@@ -114,7 +117,8 @@ def end_labels(
             if fmt: words += f" {signed(value) if fmt == '+.3f' else format(value, fmt)}"
             if not -.001 <= y <= 1.001: words += ("" if fmt else f" {short(value)}") + (" ↑" if y > 1 else " ↓")
             x, y = np.clip(at[arm], 0, 1)
-            ax.plot([x, 1.015, 1.045], [y, y, s], color=arm_colour(arm), lw=.8, alpha=.6, transform=ax.transAxes, clip_on=False)
+            ax.plot([x, 1.015, 1.045], [y, y, s], color=arm_colour(arm), lw=.8, alpha=.6, transform=ax.transAxes,
+                    clip_on=False)
         ax.text(1.055, s, words, color=ink(arm_colour(arm)), va="center", transform=ax.transAxes)
 
 # %% ../nbs/09_figures.ipynb #7b40c9e1
@@ -150,12 +154,13 @@ def curve_limits(
     near = ~(away > reach(away))
     return late["min"].min(), np.nanmax(by_arm.agg(height)[near])
 
+# %% ../nbs/09_figures.ipynb #c47e91d0
 def mark_excursions(
     ax: Axes,             # whose limits are final
     curves: pd.DataFrame, # arm, step, mean, min, max
     inside: float,        # a curve has come into the panel when its whole band is below this
 ) -> None:
-    "Triangles at the upper edge where a curve or its band leaps or leaves the panel again; an arm's highest value in figures."
+    "Triangles at the upper edge where a curve or its band leaps or leaves the panel again, and its highest value."
     line, top = EDGE, ax.get_ylim()[1]
     for arm in arm_order(curves.arm):
         c = curves[curves.arm == arm]
@@ -172,10 +177,10 @@ def mark_excursions(
         if not came.any() and c["mean"].iloc[-1] > top: continue  # the name at the right has the value
         across = ax.transLimits.transform(ax.transScale.transform((peaks.step.max(), top)))[0]
         behind = across < .75                                 # the last triangle, or before the first
-        note = ax.annotate(f"{short(peaks['max'].max())} ↑", (peaks.step.max() if behind else peaks.step.min(), line),
-                           xycoords=ax.get_xaxis_transform(), xytext=(7 if behind else -7, 0), textcoords="offset points",
-                           ha="left" if behind else "right", va="center", color=ink(arm_colour(arm)), fontsize=10.5, zorder=5)
-        note.set_path_effects(HALO)
+        ax.annotate(f"{short(peaks['max'].max())} ↑", (peaks.step.max() if behind else peaks.step.min(), line),
+                    xycoords=ax.get_xaxis_transform(), xytext=(7 if behind else -7, 0), textcoords="offset points",
+                    ha="left" if behind else "right", va="center", color=ink(arm_colour(arm)), fontsize=10.5,
+                    path_effects=HALO, zorder=5)
         line -= .08
 
 # %% ../nbs/09_figures.ipynb #a0f9250f
@@ -202,13 +207,14 @@ def draw_bands(ax: Axes, curves: pd.DataFrame) -> dict[str, tuple[float, float]]
         ends[arm] = c.step.iloc[-1], c["mean"].iloc[-1]
     return ends
 
+# %% ../nbs/09_figures.ipynb #0b58d3ae
 def draw_diverged(
     ax: Axes,            # whose limits are final
     runs: pd.DataFrame,  # a row a run
     rows: pd.DataFrame,  # arm, seed, step, `column`, status: what was logged
     column: str,         # what is drawn
 ) -> dict:               # arm without a finished run -> (height of its crosses, words), as `end_labels` takes it
-    "Runs that diverged, dotted, each to a cross at the upper edge above the step where it ended; a row of crosses an arm."
+    "Runs that diverged, dotted, each to a cross at the upper edge where it ended; a row of crosses an arm."
     lost, names = runs[runs.status == "diverged"], {}
     for k, arm in enumerate(arm_order(lost.arm)):
         of_arm, y = lost[lost.arm == arm], EDGE - .06 * k
@@ -284,6 +290,7 @@ def interval_limits(
     ends = rows.loc[~far, ["lo", "hi"]].astype(float).clip(lo - .6 * width, hi + .6 * width)
     return np.nanmin([lo, *ends.lo]) - .06 * width, np.nanmax([hi, *ends.hi]) + .06 * width
 
+# %% ../nbs/09_figures.ipynb #8813c02f
 def plot_intervals(
     ax: Axes,                                     # to draw on
     rows: pd.DataFrame,                           # label, colour, mean, lo, hi, words; from top to bottom
@@ -291,7 +298,7 @@ def plot_intervals(
     margin: float = 0,                            # half-width of the band in which an effect counts as none; 0 draws no band
     limits: tuple[float, float] | None = None,    # of the axis; None: by these rows
 ) -> None:
-    "Effects from top to bottom: mean as a bar, interval as a line, above it what each seed says as dots; arrows at the edge for what lies beyond."
+    "Effects from top to bottom: mean as a bar, interval as a line, seeds as dots; arrows for what lies beyond."
     left, right = limits or interval_limits(rows, dots)
     if margin: ax.axvspan(max(-margin, left), min(margin, right), color="#dddddd", lw=0, zorder=0)
     ax.axvline(0, color=arm_colour("baseline"), lw=1.2, zorder=1)
@@ -301,6 +308,7 @@ def plot_intervals(
     name_rows(ax, rows.label, rows.colour)
     ax.set(ylim=(len(rows) - .5 + room, -.6 - room))
 
+# %% ../nbs/09_figures.ipynb #e45a7b91
 def draw_interval(
     ax: Axes,                                 # whose limits along x are final
     y: float,                                 # height of the row
@@ -372,6 +380,7 @@ def difference_words(
 STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 12, "axes.titlesize": 13, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
          "axes.spines.right": False, "axes.edgecolor": "#666666", "axes.grid": True, "grid.color": "#e8e8e8", "axes.axisbelow": True, "figure.facecolor": "white", "svg.hashsalt": "ablation_nb"}
 
+# %% ../nbs/09_figures.ipynb #19d4f7a8
 def main_lr(runs: pd.DataFrame) -> float:
     "The learning rate with the most finished runs; of several, the one with the lowest mean loss."
     done = runs[runs.status == "done"]
@@ -385,9 +394,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 def scale_words(axis: Axis) -> str:
     "What a reader must know of an axis that is not linear: ' (log scale)'; empty for a linear one."
-    if axis.get_scale() == "linear": return ""
-    if axis.get_scale() == "symlog": return f"\n(symlog: linear within ±{axis.get_transform().linthresh:g})"
-    return f" ({axis.get_scale()} scale)"
+    transform = axis.get_transform()
+    if isinstance(transform, SymmetricalLogTransform): return f"\n(symlog: linear within ±{transform.linthresh:g})"
+    return "" if axis.get_scale() == "linear" else f" ({axis.get_scale()} scale)"
 
 def name_scales(fig: Figure) -> None:
     "Every axis that is not linear says so in its label."
@@ -457,7 +466,8 @@ def sensitivity_figure(
     hi = mean[mean <= lo + 2.5 * (worst.median() - lo) + .1].max()        # what most arms reach anywhere, and somewhat more: one that learnt nothing flattens no valley
     row = .06 * (hi - lo)
     ax.set(xscale="log", xlim=(rates[0] * .8, rates[-1] * 1.25), ylim=(lo - row, hi + row * (len({a for a, _ in lost}) + 2)))
-    ends, gone, rows = {}, {}, {a: hi + row * (k + 2) for k, a in enumerate(a for a in arms if a in {a for a, _ in lost})}
+    ends, gone = {}, {}
+    rows = {a: hi + row * (k + 2) for k, a in enumerate(a for a in arms if a in {a for a, _ in lost})}
     for i, arm in enumerate(arms):
         colour, own, nudge = arm_colour(arm), done[done.arm == arm], 1.03**(i - (len(arms) - 1) / 2)
         path = [(lr, mean.get((arm, lr), np.nan)) for lr in rates if (arm, lr) in lost or (arm, lr) in mean.index]
@@ -530,8 +540,9 @@ def plot_gradients(ax: Axes, runs: pd.DataFrame, metrics: pd.DataFrame) -> None:
         axis.set_major_formatter(how)
         axis.set_minor_locator(NullLocator())
 
+# %% ../nbs/09_figures.ipynb #ab73e5d2
 def plot_runs(ax: Axes, runs: pd.DataFrame, column: str, how: str) -> None:
-    "One number of each run as a dot, an arm a row, with its mean in figures; a number of 0 is none: the run ended before its first step."
+    "One number of each run as a dot, an arm a row, its mean in figures; 0 is none: the run never made a step."
     arms = arm_order(runs.arm)
     for y, arm in enumerate(arms):
         values, colour = runs.loc[runs.arm == arm, column], arm_colour(arm)
@@ -558,7 +569,9 @@ def dynamics_figure(
     gap.set(title="Gap of the validation loss to the baseline", xlabel="step", ylabel="nats per token")
     grad.set(title="Norm of the gradient", xlabel="step", ylabel="before clipping")
     first.set(title="Validation loss before the first step", xlabel="nats per token\nruns ○ and mean")
-    speed.set(title="Speed", xlabel=f"training tokens per second\n{'runs' if timed.empty else 'rounds, arms in turn'} ○ and mean"); speed.xaxis.set_major_formatter(EngFormatter(sep=""))
+    what = "runs" if timed.empty else "rounds, arms in turn"
+    speed.set(title="Speed", xlabel=f"training tokens per second\n{what} ○ and mean")
+    speed.xaxis.set_major_formatter(EngFormatter(sep=""))
     return settled(fig)
 
 # %% ../nbs/09_figures.ipynb #87e21ecf
@@ -571,12 +584,13 @@ def by_position(
     p = p.assign(group=np.round(2 * np.log2(p.position + 1)) + .5 * (p.position >= positions.length.min()))   # no group lies on both sides of the trained length
     return p.groupby(["arm", "seed", "group"], as_index=False).agg(position=("position", lambda x: x.mean() + 1), loss=("loss", "mean"))
 
+# %% ../nbs/09_figures.ipynb #3f60a1c8
 def plot_by_position(
     ax: Axes,           # to draw on
     rows: pd.DataFrame, # arm, seed, position, loss
     first: int,         # the position at the left edge
     last: int,          # the position at the right edge
-    lost: dict = {},    # arm whose runs all diverged -> (height of its name, words)
+    lost: Mapping[str, tuple[float, str]] = {}, # arm whose runs all diverged -> (height of its name, words)
 ) -> None:
     "Mean and range over seeds by position; an arm that stands apart leaves the panel, marked."
     curves = rows[rows.position >= first].groupby(["arm", "position"]).loss.agg(["mean", "min", "max"]).reset_index()
@@ -597,6 +611,7 @@ def plot_by_position(
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.minorticks_off()
 
+# %% ../nbs/09_figures.ipynb #be40917d
 @mpl.rc_context(STYLE)
 def positions_figure(
     positions: pd.DataFrame,          # as `load_position_losses` gives it, at most one run an arm and seed
@@ -610,9 +625,11 @@ def positions_figure(
     fig = new_figure(11, 4.3); (beyond, within) = fig.subplots(1, 2)
     plot_by_position(beyond, by_position(positions, longest), 4, longest, lost)
     beyond.axvline(trained, color="0.4", lw=1, ls=":")
-    beyond.text(trained, .98, "trained length ", ha="right", va="top", color="0.35", transform=beyond.get_xaxis_transform())
+    beyond.text(trained, .98, "trained length ", ha="right", va="top", color="0.35",
+                transform=beyond.get_xaxis_transform())
     rows = by_position(positions, trained)
-    both = rows[rows.arm != "baseline"].merge(rows[rows.arm == "baseline"], on=["seed", "group"], suffixes=("", "_base"))
+    base = rows[rows.arm == "baseline"]
+    both = rows[rows.arm != "baseline"].merge(base, on=["seed", "group"], suffixes=("", "_base"))
     if len(both): plot_by_position(within, both.assign(loss=both.loss - both.loss_base), 1, trained, lost)
     within.axhline(0, color=arm_colour("baseline"), lw=1.2)
     beyond.set(title=f"Loss in windows of {longest}", xlabel="position in the window", ylabel="nats per token")
@@ -638,26 +655,79 @@ def interactions_figure(
 def grid_places(
     labels: dict,            # point -> what to write on the axis, in order
 ) -> tuple[dict, str]:       # point -> place, neighbours at least 1 apart; words about the scale for the axis label
-    "Where the points of a grid stand: numbers to scale, on a log scale if they span a factor of three; words side by side."
+    "Where the points of a grid stand: numbers to scale, logarithmic from a factor of three on; words side by side."
     numbers = pd.to_numeric(pd.Series(labels, dtype=str), errors="coerce")
-    if len(labels) < 2 or numbers.isna().any() or numbers.duplicated().any(): return {p: float(i) for i, p in enumerate(labels)}, ""
+    to_scale = len(labels) > 1 and numbers.notna().all() and not numbers.duplicated().any()
+    if not to_scale: return dict(zip(labels, np.arange(len(labels)))), ""
     wide = numbers.min() > 0 and numbers.max() >= 3 * numbers.min()
     along = np.log2(numbers) if wide else numbers
     along = (along - along.min()) / np.diff(np.sort(along)).min()
     return along.to_dict(), " (log scale)" if wide else ""
 
 def sweep_limits(
-    effects: pd.DataFrame,     # mean, lo, hi
-    differences: pd.DataFrame, # difference
-    bound: float,              # means farther from zero stand apart
+    effects: pd.DataFrame,     # arm, point, mean, lo, hi
+    differences: pd.DataFrame, # arm, point, difference
 ) -> tuple[float, float]:      # lowest and highest value to show
-    "From the lowest seed to the highest; intervals may widen that by a quarter."
-    near = effects[effects["mean"].abs() <= bound]
-    seeds = differences.difference[differences.difference.abs() <= max(bound, near["mean"].abs().max())]
+    "From the lowest seed to the highest, without means that stand apart; intervals may widen that by a quarter."
+    near = effects[effects["mean"].abs() <= reach(effects["mean"])]
+    seeds = differences.merge(near[["arm", "point"]]).difference
     lo, hi = min(0, seeds.min()), max(0, seeds.max())
     width = max(hi - lo, .01)
     return max(np.fmin(lo, near.lo.min()), lo - .25 * width), min(np.fmax(hi, near.hi.max()), hi + .25 * width)
 
+# %% ../nbs/09_figures.ipynb #6a24e8b7
+def place_effects(
+    effects: pd.DataFrame, # arm, point, mean, lo, hi and, where it exists, n_diverged
+    at: dict,              # point -> place
+    lo: float,             # lowest value to show
+    hi: float,             # highest value to show
+) -> pd.DataFrame:         # `effects` with x, y, top, apart (from others), lost (all runs diverged), some (not all did)
+    "Where each effect is drawn. What stands apart lies at the edge; what diverged has a cross above all, a row an arm."
+    arms, row = arm_order(effects.arm), .07 * (hi - lo)
+    e = effects.assign(apart=effects["mean"].abs() > reach(effects["mean"]))
+    diverged = e.n_diverged > 0 if "n_diverged" in e else pd.Series(False, e.index)
+    e = e.assign(lost=diverged & e["mean"].isna(), some=diverged & e["mean"].notna())
+    first = hi + row * (1 + (e.apart & (e["mean"] > 0)).any())
+    rows = {a: first + row * k for k, a in enumerate(arm_order(e.arm[diverged]))}
+    e = e.assign(top=e.arm.map(rows).astype(float))
+    nudges = {a: .07 * (i - (len(arms) - 1) / 2) for i, a in enumerate(arms)}
+    y = e["mean"].where(~e.apart, e["mean"].clip(lo - row, hi + row)).where(~e.lost, e.top)
+    return e.assign(x=e.point.map(at) + e.arm.map(nudges), y=y).dropna(subset="y").sort_values("x")
+
+# %% ../nbs/09_figures.ipynb #d01b5f93
+def draw_swept(
+    ax: Axes,        # whose limits are final
+    e: pd.DataFrame, # rows of `place_effects`, of one arm
+    d: pd.DataFrame, # its pairs: point, difference
+    colour: str,     # of the arm
+    ls: Any,         # of its line
+) -> None:
+    "One arm over a grid: line, means, intervals and seeds; dotted to and from what is not at its height."
+    for (_, a), (_, b) in itertools.pairwise(e.iterrows()):
+        aside = a.apart or b.apart or a.lost or b.lost
+        ax.plot([a.x, b.x], [a.y, b.y], color=colour, lw=1.6, ls=":" if aside else ls)
+    near = e[~e.apart & ~e.lost]
+    ax.vlines(near.x, near.lo, near.hi, color=colour, lw=2.2)
+    ax.plot(near.x, near["mean"], "D", color=colour, ms=4.5, zorder=4)
+    seeds = d.merge(near[["point", "x"]], on="point")
+    ax.plot(seeds.x + .04, seeds.difference, "o", ms=4, mfc="white", mec=colour, mew=1.1)
+    crossed = e[e.lost | e.some]
+    ax.plot(crossed.x, crossed.top, "x", color=colour, ms=7, mew=2)
+    for part in e[e.some].itertuples():
+        ax.annotate(f"{part.n_diverged} of the runs", (part.x, part.top), xytext=(6, 0), textcoords="offset points",
+                    va="center", color=ink(colour), path_effects=HALO)
+    bottom, top = ax.get_ylim()
+    for out, edge, mark in ((near.lo < bottom, bottom, "v"), (near.hi > top, top, "^")):
+        if out.any(): ax.plot(near.x[out], [edge] * out.sum(), mark, color=colour, ms=6, clip_on=False)
+    for far in e.iloc[:-1][e.apart.iloc[:-1]].itertuples():  # the last has its value beside its name
+        ax.annotate(beyond_words(far.mean), (far.x, far.y), xytext=(5, -3), textcoords="offset points", va="top",
+                    color=ink(colour), path_effects=HALO)
+
+def beyond_words(mean: float) -> str:
+    "A mean that lies beyond the panel: '+3.72 ↑'."
+    return f"{signed(mean, 2)} {'↑' if mean > 0 else '↓'}"
+
+# %% ../nbs/09_figures.ipynb #7e9c2a46
 def draw_sweep(
     ax: Axes,                  # to draw on
     effects: pd.DataFrame,     # arm, point, mean, lo, hi and, where it exists, n_diverged
@@ -665,59 +735,28 @@ def draw_sweep(
     labels: dict,              # point -> what to write on the axis, in order
     title: str,                # what is swept
 ) -> None:
-    "The paired difference of each arm against the swept field, and at the top what has no place on the axis."
-    at, scale = grid_places(labels)
-    arms, bound = arm_order(effects.arm), reach(effects["mean"])
-    effects = effects.assign(lost=effects["mean"].isna() & effects.get("n_diverged", pd.Series(0, effects.index)).gt(0))
-    crossed = [a for a in arms if effects.lost[effects.arm == a].any()]
-    lo, hi = sweep_limits(effects, differences, bound)
-    row, over = .07 * (hi - lo), effects["mean"].gt(bound).any()
-    rows = {a: hi + row * (k + 1 + over) for k, a in enumerate(crossed)}
-    below = row * (1 + effects["mean"].lt(-bound).any())
-    right = max(at.values())
-    ax.set(xlim=(-.5, right + .4), ylim=(lo - below, hi + row * (1 + over + len(crossed))))
+    "The paired difference of each arm against the swept field, and at the edge what has no place on the axis."
+    (at, scale), (lo, hi) = grid_places(labels), sweep_limits(effects, differences)
+    placed, room = place_effects(effects, at, lo, hi), .07 * (hi - lo)
+    lowest, highest = min(lo, placed.y.min()), max(hi, placed[["y", "top"]].max(axis=None))
+    ax.set(xlim=(-.5, max(at.values()) + .4), ylim=(lowest - room, highest + room))
     ax.axhline(0, color=arm_colour("baseline"), lw=1.2, zorder=1)
-    ends, notes, gone = {}, {}, {}
-    for i, arm in enumerate(arms):
-        colour, nudge = arm_colour(arm), .07 * (i - (len(arms) - 1) / 2)
-        e = effects[(effects.arm == arm) & (effects["mean"].notna() | effects.lost)]
-        e = e.assign(x=e.point.map(at) + nudge, apart=e["mean"].abs() > bound).sort_values("x")
-        e = e.assign(y=e["mean"].clip(lo - row, hi + row).where(e.apart, e["mean"]).fillna(rows.get(arm, np.nan)))
-        draw_path(ax, e, colour, dashed=arm in AGAIN)
-        near, far = e[~e.apart & ~e.lost], e[e.apart]
-        ax.vlines(near.x, near.lo, near.hi, color=colour, lw=2.2)
-        ax.plot(near.x, near["mean"], "D", color=colour, ms=4.5, zorder=4)
-        mark_ends(ax, near.lo, near.hi, near.x, colour)
-        d = differences[(differences.arm == arm) & differences.point.isin(near.point)]
-        ax.plot(d.point.map(at) + nudge + .04, d.difference, "o", ms=4, mfc="white", mec=colour, mew=1.1)
-        ax.plot(e.x[e.lost], e.y[e.lost], "x", color=colour, ms=7, mew=2)
-        if e.empty: continue
-        for f in far.itertuples():
-            words = f"{signed(f.mean, 2)} {'↑' if f.mean > 0 else '↓'}"
-            if f.x == e.x.iloc[-1]: notes[arm] = f" {words}"
-            else: ax.annotate(words, (f.x, f.y), xytext=(5, -3), textcoords="offset points", va="top", color=ink(colour),
-                              fontsize=.9 * mpl.rcParams["font.size"], path_effects=HALO)
-        if e.lost.iloc[-1]: gone[arm] = ax.transLimits.transform((0, rows[arm]))[1], ""
-        else: ends[arm] = e.x.iloc[-1], e.y.iloc[-1]
+    ends, notes, lost = {}, {}, {}
+    for arm in arm_order(placed.arm):
+        e, d = placed[placed.arm == arm], differences[differences.arm == arm]
+        draw_swept(ax, e, d, arm_colour(arm), (0, (4, 2.5)) if arm in AGAIN else "-")
+        last = e.iloc[-1]
+        if last.lost: lost[arm] = ax.transLimits.transform((0, last.y))[1], ""
+        else: ends[arm] = last.x, last.y
+        if last.apart: notes[arm] = f" {beyond_words(last['mean'])}"
     ax.set(xlabel=f"{title}{scale}", ylabel="nats per token", xticks=list(at.values()), xticklabels=labels.values())
     ax.grid(axis="x", visible=False)
-    end_labels(ax, ends, notes=notes, lost=gone)
+    end_labels(ax, ends, notes=notes, lost=lost)
 
-def draw_path(ax: Axes, path: pd.DataFrame, colour: str, dashed: bool) -> None:
-    "A line through x, y; dotted to and from places that only stand for one: `apart` or `lost`."
-    for (_, a), (_, b) in itertools.pairwise(path.iterrows()):
-        outside = a.apart or b.apart or a.lost or b.lost
-        ax.plot([a.x, b.x], [a.y, b.y], color=colour, lw=1.6, ls=":" if outside else (0, (4, 2.5)) if dashed else "-")
-
-def mark_ends(ax: Axes, lo: pd.Series, hi: pd.Series, x: pd.Series, colour: str) -> None:
-    "Triangles where upright intervals leave the panel."
-    bottom, top = ax.get_ylim()
-    for out, edge, mark in ((lo < bottom, bottom, "v"), (hi > top, top, "^")):
-        if out.any(): ax.plot(x[out], [edge] * out.sum(), mark, color=colour, ms=6, clip_on=False)
-
+# %% ../nbs/09_figures.ipynb #b5d80f12
 @mpl.rc_context(STYLE)
 def sweep_figure(
-    effects: pd.DataFrame,     # arm, point, mean, lo, hi and, where it exists, n_diverged: rows of `paired_effects` at each point
+    effects: pd.DataFrame,     # rows of `paired_effects` at each point: arm, point, mean, lo, hi, n_diverged
     differences: pd.DataFrame, # the pairs behind them: arm, point, difference
     labels: dict,              # point -> what to write on the axis, in order
     title: str,                # what is swept
@@ -725,7 +764,8 @@ def sweep_figure(
     "The paired difference of each arm against the swept field: seeds as dots, intervals as lines."
     fig = new_figure(8.5, 4.6); ax = fig.subplots()
     draw_sweep(ax, effects, differences, labels, title)
-    ax.set(title=f"Difference to the baseline over {title}", xlabel=f"{ax.get_xlabel()}\nmean ◆, 95 % interval, seeds ○, all runs diverged ×")
+    ax.set(title=f"Difference to the baseline over {title}",
+           xlabel=f"{ax.get_xlabel()}\nmean ◆, 95 % interval, seeds ○, diverged ×")
     return settled(fig)
 
 # %% ../nbs/09_figures.ipynb #523fccc1
@@ -744,7 +784,7 @@ def save_figure(
 
 # %% ../nbs/09_figures.ipynb #92d0be47
 def plot_setups(ax: Axes, setups: dict, margin: float) -> None:
-    "Differences to the baseline in one or two sets of runs, title -> runs, two marks an arm: the first filled, the second hollow."
+    "Differences to the baseline in one or two sets of runs (title -> runs): the first filled, the second hollow."
     arms = [a for a in arm_order(a for r in setups.values() for a in r.arm) if a != "baseline"]
     drawn = [difference_rows(runs, arms, margin)[0] for runs in setups.values()]
     lowest, highest = zip(*(interval_limits(rows, [[]] * len(rows)) for rows in drawn))
@@ -760,12 +800,13 @@ def plot_setups(ax: Axes, setups: dict, margin: float) -> None:
 
 @mpl.rc_context(STYLE | {"font.size": 10, "axes.titlesize": 11})
 def front_figure(
-    setups: dict,            # title -> runs, at most one an arm and seed: one set or two, such as "own best rate" and "3e-4"
-    sweeps: dict,            # what is swept, in words -> (effects, differences, labels), as `sweep_figure` takes them
-    margin: float = .005,    # differences smaller than this count as none
-) -> Figure:                 # 11 x 4 inches
+    setups: dict,         # title -> runs, at most one an arm and seed: one or two, such as "own best rate" and "3e-4"
+    sweeps: dict,         # what is swept, in words -> (effects, differences, labels), as `sweep_figure` takes them
+    margin: float = .005, # differences smaller than this count as none
+) -> Figure:              # 11 x 4 inches
     "What each change costs at two settings of the learning rate, and over each swept field."
-    if not 1 <= len(setups) <= 2: raise AblationError(f"A front figure has room for one or two sets of runs, not for {len(setups)}; pass {{title: runs}}.")
+    n = len(setups)
+    if not 1 <= n <= 2: raise AblationError(f"A front figure has room for one or two sets of runs, not for {n}.")
     fig = new_figure(11, 4)
     first, *others = np.atleast_1d(fig.subplots(1, 1 + len(sweeps), width_ratios=(1.15, *[1] * len(sweeps))))
     plot_setups(first, setups, margin)
@@ -773,6 +814,6 @@ def front_figure(
     for ax, (title, (effects, differences, labels)) in zip(others, sweeps.items()):
         draw_sweep(ax, effects, differences, labels, title)
         ax.set(title=f"Over {title}", ylabel="")
-    fig.supxlabel("Validation loss against the baseline of the same seed, nats per token; 95 % intervals, seeds ○; × all runs diverged, ↑ beyond the panel",
-                  fontsize=9.5, color="0.35")
+    fig.supxlabel("Validation loss against the baseline of the same seed, nats per token; 95 % intervals, seeds ○; "
+                  "× diverged, ↑ beyond the panel", fontsize=9.5, color="0.35")
     return settled(fig)
