@@ -564,6 +564,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.pooled_sd': ('statistics.html#pooled_sd', 'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.products': ('statistics.html#products', 'ablation_nb/statistics.py'),
+                                        'ablation_nb.statistics.ratio_interval': ( 'statistics.html#ratio_interval',
+                                                                                   'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.require_columns': ( 'statistics.html#require_columns',
                                                                                     'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.smallest_effect': ( 'statistics.html#smallest_effect',
