@@ -159,7 +159,7 @@ def ratio_interval(
     "A ratio of two paired means with Fieller's interval."
     x, y = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
     n = len(x)
-    ratio = x.mean() / y.mean() if n else np.nan
+    ratio = x.mean() / y.mean() if n and y.mean() else np.nan
     if n < 2: return Interval(n, ratio, np.nan, np.nan, np.nan)
     (xx, xy), (_, yy) = np.cov(x, y) * stats.t.ppf((1 + level) / 2, n - 1)**2 / n
     a, b, c = y.mean()**2 - yy, x.mean() * y.mean() - xy, x.mean()**2 - xx   # the ends solve a rho^2 - 2 b rho + c = 0
