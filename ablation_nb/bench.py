@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PEERS', 'wait_for', 'random_text', 'ours', 'peer_step', 'PlainBlock', 'PlainLM', 'plain_peer', 'transformers_peer',
            'litgpt_peer', 'peers_here', 'products', 'seconds_a_step', 'flops_of', 'runner', 'run_in_turns', 'race',
-           'standings', 'FirstSteps', 'steps_of', 'plain_steps', 'losses_of', 'peak_memory', 'stepping', 'elsewhere',
-           'alone', 'preparing', 'data_cost']
+           'standings', 'FirstSteps', 'steps_of', 'plain_steps', 'first_steps', 'losses_of', 'peak_memory', 'stepping',
+           'elsewhere', 'alone', 'preparing', 'data_cost']
 
 # %% ../nbs/13_bench.ipynb #1f657095
 import itertools, json, random, re, resource, subprocess, sys, tempfile, time
@@ -233,11 +233,14 @@ def plain_steps(cfg: RunConfig, n: int) -> FirstSteps:
     with mock.patch.multiple("ablation_nb.layers", linear=F.linear, attention_in_blocks=plain_attention):
         return steps_of(t, t.step, n)
 
+def first_steps(cfg: RunConfig, n: int) -> FirstSteps:
+    "The first `n` steps as the trainer makes them."
+    t = ours(cfg)
+    return steps_of(t, t.step, n)
+
 def losses_of(cfg: RunConfig, n: int = 20, plain: bool = False) -> np.ndarray:
     "Training losses of the first `n` steps; `plain` as `plain_steps` makes them."
-    if plain: return plain_steps(cfg, n).losses
-    t = ours(cfg)
-    return steps_of(t, t.step, n).losses
+    return (plain_steps if plain else first_steps)(cfg, n).losses
 
 # %% ../nbs/13_bench.ipynb #21054a6c
 def peak_memory() -> float:
