@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PEERS', 'wait_for', 'random_text', 'ours', 'peer_step', 'PlainBlock', 'PlainLM', 'plain_peer', 'transformers_peer',
-           'litgpt_peer', 'peers_here', 'products', 'seconds_a_step', 'flops_of', 'run_in_turns', 'race', 'standings',
-           'losses_of', 'peak_memory', 'stepping', 'elsewhere', 'alone', 'preparing', 'data_cost']
+           'litgpt_peer', 'peers_here', 'products', 'seconds_a_step', 'flops_of', 'runner', 'run_in_turns', 'race',
+           'standings', 'FirstSteps', 'steps_of', 'plain_steps', 'first_steps', 'losses_of', 'peak_memory', 'stepping',
+           'elsewhere', 'alone', 'preparing', 'data_cost']
 
 # %% ../nbs/13_bench.ipynb #1f657095
 import itertools, json, random, re, resource, subprocess, sys, tempfile, time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
@@ -147,11 +148,16 @@ def seconds_a_step(step: Callable[[], object], device: torch.device, n: int = 20
 
 def flops_of(cfg: RunConfig) -> float: return flops_per_token(cfg.model) * cfg.train.batch_size * cfg.model.context_length
 
+def runner(name: str, cfg: RunConfig) -> Callable[[], object]:
+    "A step of `products`, of a peer, or, where the name begins with `ours`, the step that `fit` runs."
+    if name == "products": return products(cfg)
+    return ours(cfg).stepper() if name.startswith("ours") else peer_step(*PEERS[name](cfg), cfg)
+
 def run_in_turns(name: str, settings: dict) -> None:
     "A runner's life: make ready, then for each number read from standard input make so many steps, and say how many seconds one took."
     cfg = run_config(**settings)
     if cfg.train.threads: torch.set_num_threads(cfg.train.threads)
-    step, device = products(cfg) if name == "products" else ours(cfg).step if name.startswith("ours") else peer_step(*PEERS[name](cfg), cfg), resolve_device(cfg.train.device)
+    step, device = runner(name, cfg), resolve_device(cfg.train.device)
     for _ in range(3): step()
     print("ready", flush=True)
     for line in sys.stdin:
@@ -192,15 +198,49 @@ def standings(
     return pd.DataFrame([dict(runner=n, ms=ms[n], tokens_per_second=1e3 * tokens / ms[n], share_of_peak=(laps["products"] / laps[n]).median(), ours_is_faster_by=(laps[n] / laps[mine]).median()) for n in ms.sort_values().index])
 
 # %% ../nbs/13_bench.ipynb #92d3c10b
+@dataclass(frozen=True)
+class FirstSteps:
+    "What some steps from the initial weights left behind; tensors by parameter, fp32, on the CPU."
+    losses: np.ndarray                    # training losses (steps,), nats per token
+    gradients: dict[str, torch.Tensor]    # AdamW's running mean of the clipped gradients
+    squares: dict[str, torch.Tensor]      # and of their squares
+    movement: dict[str, torch.Tensor]     # the last weights less the first
+
+def steps_of(
+    t: Trainer,                    # at step 0
+    step: Callable[[], object],    # `t.step`, or what `t.stepper()` gives
+    n: int,                        # how many
+) -> FirstSteps:
+    "Make the first `n` steps, and put the trainer back to step 0."
+    kept, losses = {k: v.clone() for k, v in t.kept().items()}, []
+    for _ in range(n):
+        at = int(t.at.item()) % t.cfg.log_every
+        step()
+        losses.append(t.buffer[0, at].item())
+    state = {name: t.optimizer.state[p] for name, p in t.model.named_parameters()}
+    mean, square = ({name: s[k].cpu().clone() for name, s in state.items()} for k in ("exp_avg", "exp_avg_sq"))
+    movement = {name: (p.detach() - kept[f"model.{name}"]).cpu() for name, p in t.model.named_parameters()}
+    with torch.no_grad():
+        for k, v in t.kept().items(): v.copy_(kept[k])
+    t.round_weights()
+    t.at.zero_()
+    return FirstSteps(np.array(losses), mean, square, movement)
+
+def plain_steps(cfg: RunConfig, n: int) -> FirstSteps:
+    "The first `n` steps by the loss's definition, with torch's own products and attention, and no compiler."
+    t = ours(replace(cfg, train=replace(cfg.train, compile=False)))
+    t.loss = t.plain_loss
+    with mock.patch.multiple("ablation_nb.layers", linear=F.linear, attention_in_blocks=plain_attention):
+        return steps_of(t, t.step, n)
+
+def first_steps(cfg: RunConfig, n: int) -> FirstSteps:
+    "The first `n` steps as the trainer makes them."
+    t = ours(cfg)
+    return steps_of(t, t.step, n)
+
 def losses_of(cfg: RunConfig, n: int = 20, plain: bool = False) -> np.ndarray:
-    "Training losses of the first `n` steps; `plain` takes the loss by its definition, torch's own products and attention, and no compiler."
-    t, losses = ours(cfg), []
-    if plain: t.loss = t.plain_loss
-    with mock.patch.multiple("ablation_nb.layers", linear=F.linear, attention_in_blocks=plain_attention) if plain else nullcontext():
-        for _ in range(n):
-            at = int(t.at.item()) % cfg.train.log_every
-            t.step(); losses.append(t.buffer[0, at].item())
-    return np.array(losses)
+    "Training losses of the first `n` steps; `plain` as `plain_steps` makes them."
+    return (plain_steps if plain else first_steps)(cfg, n).losses
 
 # %% ../nbs/13_bench.ipynb #21054a6c
 def peak_memory() -> float:
@@ -212,9 +252,14 @@ def stepping(settings: dict, for_seconds: float) -> dict:
     "Step for some seconds; returns ms a step, seconds before the first, tokens per second, and peak memory in MB."
     since, cfg = time.perf_counter(), run_config(**settings)
     t = ours(cfg)
-    for _ in range(3): t.step()
-    wait_for(t.device); ready = time.perf_counter(); n = 0
-    while n < 2 or (time.perf_counter() < ready + for_seconds and n < 1_990): t.step(); wait_for(t.device); n += 1
+    step = t.stepper()
+    for _ in range(3): step()
+    wait_for(t.device)
+    ready, n = time.perf_counter(), 0
+    while n < 2 or (time.perf_counter() < ready + for_seconds and n < 1_990):
+        step()
+        wait_for(t.device)
+        n += 1
     took = (time.perf_counter() - ready) / n
     peak = torch.cuda.max_memory_allocated(t.device) / 1e6 if t.device.type == "cuda" else peak_memory()
     return dict(ms=1e3 * took, ready=ready - since, tokens_per_second=cfg.train.batch_size * cfg.model.context_length / took, memory=peak)

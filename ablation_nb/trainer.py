@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lr_at', 'resolve_device', 'use_precision', 'working_copy', 'keep_memory', 'token_losses', 'by_document',
-           'by_position', 'make_optimizer', 'window_starts', 'on_device', 'Stopped', 'Trainer', 'due']
+           'by_position', 'make_optimizer', 'window_starts', 'on_device', 'can_compile', 'Stopped', 'Trainer', 'due']
 
 # %% ../nbs/05_trainer.ipynb #3c7b0f50
 import contextlib, copy, ctypes, json, math, os, shutil, sys, time, warnings
@@ -133,6 +133,10 @@ def on_device(tokens: np.ndarray, device: torch.device) -> torch.Tensor:
         return torch.from_numpy(tokens.view(np.int16)).to(device)
 
 # %% ../nbs/05_trainer.ipynb #ace89825
+def can_compile(device: torch.device) -> bool:
+    "May torch.compile be asked for there? On a CPU it needs a C++ compiler."
+    return device.type != "cpu" or any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
+
 class Stopped(AblationError):
     "Training stopped at its time limit, with a checkpoint to go on from."
 
@@ -166,7 +170,7 @@ class Trainer:
         self.loss: Callable[..., torch.Tensor] = self.chunked_loss
         if self.device.type == "cpu": keep_memory()
         if cfg.compile:
-            if self.device.type == "cpu" and not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
+            if not can_compile(self.device):
                 raise AblationError("compile=True needs a C++ compiler on a CPU, and neither g++ nor clang++ is here; install one, or pass compile=False.")
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(project_root() / ".cache" / "inductor"))  # runs share what is compiled
             self.forward, self.loss = torch.compile(self.work, dynamic=False), torch.compile(self.plain_loss, dynamic=False)
@@ -237,6 +241,11 @@ def recorded(self: Trainer) -> Callable[[], None]:
     with torch.no_grad(): torch._foreach_copy_(state, kept)
     return graph.replay
 
+@patch
+def stepper(self: Trainer) -> Callable[[], None]:
+    "The step that `fit` runs: on a card the recorded one, elsewhere `step` itself."
+    return self.recorded() if self.device.type == "cuda" else self.step
+
 # %% ../nbs/05_trainer.ipynb #dabe4110
 def due(step: int, every: int, last: int) -> bool:
     "Is something that happens every `every` steps, and at the `last`, due after `step`?"
@@ -248,7 +257,7 @@ def fit(self: Trainer) -> dict:
     cfg, s = self.cfg, self.state
     since = time.perf_counter() - s["seconds"]
     if s["step"] == 0: self.row(since)
-    step = self.recorded() if self.device.type == "cuda" else self.step
+    step = self.stepper()
     while s["step"] < cfg.n_steps and "diverged_at" not in s:
         i = s["step"]
         step()
