@@ -714,7 +714,7 @@ def draw_swept(
     crossed = e[e.lost | e.some]
     ax.plot(crossed.x, crossed.top, "x", color=colour, ms=7, mew=2)
     for part in e[e.some].itertuples():
-        ax.annotate(f"{part.n_diverged} of the runs", (part.x, part.top), xytext=(6, 0), textcoords="offset points",
+        ax.annotate(f"{int(part.n_diverged)} of the runs", (part.x, part.top), xytext=(6, 0), textcoords="offset points",
                     va="center", color=ink(colour), path_effects=HALO)
     bottom, top = ax.get_ylim()
     for out, edge, mark in ((near.lo < bottom, bottom, "v"), (near.hi > top, top, "^")):
