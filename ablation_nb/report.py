@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 
 from .config import AblationError, ModelConfig, arm_label, parse_arm, project_root, run_config
-from .figures import (ablation_comparison, arm_order, dynamics_figure, effects_figure, gaps, interactions_figure, main_lr, positions_figure, save_figure, signed,
+from .figures import (ablation_comparison, arm_order, dynamics_figure, effects_figure, front_figure, gaps, interactions_figure, main_lr, positions_figure, save_figure, signed,
                                  sensitivity_figure, sweep_figure)
 from .model import parameter_count
 from .provenance import device_kind, identity_of, same_code, torch_release
@@ -1039,9 +1039,18 @@ def front_table(outputs: Path, study: str = FRONT[0]) -> str:
         table[f"{kind}_verdict"] = results.verdict.to_numpy()
     return md_table(table)
 
-def front_picture(outputs: Path, study: str = FRONT[0]) -> Path:
-    "The picture of the first page."
-    return outputs / study / "effects.png"
+def front_picture(outputs: Path, study: str = FRONT[0], studies: Iterable[str] = FRONT) -> Path:
+    "Draw the picture of the first page: the settings of the main study, and the studies that sweep a field; returns the PNG."
+    r = read_results(outputs / study)
+    setups = {"own best rate" if k == "tuned" else f"{rate_of(k)} for all": runs for k, runs in list(r.sets.items())[:2]}
+    sweeps = {}
+    for grid in (read_results(outputs / s) for s in studies if s != study):
+        if points(grid) == [""]: continue
+        effects, pairs = swept(grid)
+        field = next(iter(point_fields(points(grid)[0])))
+        labels = {p: ", ".join(point_fields(p).values()) for p in points(grid)}
+        sweeps[f"{AXES.get(field, field)} at {rate_of(next(iter(grid.sets)))}"] = (effects, pairs, labels)
+    return save_figure(front_figure(setups, sweeps, r.margin), outputs / "front")[0]
 
 def front_beside(outputs: Path, study: str = FRONT[0]) -> str:
     "The replicated report's figures beside ours at one rate for all."

@@ -9,7 +9,7 @@ __all__ = ['PACKED', 'WHO', 'ENV_COLUMNS', 'LOSSES', 'METRICS', 'Folders', 'FIRS
            'load_position_losses', 'without_pictures', 'write_archive', 'pack_runs']
 
 # %% ../nbs/05c_results.ipynb #464e9732
-import io, json, os, re, shutil, zipfile
+import io, json, os, re, zipfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 
 from .config import ARMS, AblationError
-from .data import write_atomic
 
 # %% ../nbs/05c_results.ipynb #8d8d92fc
 PACKED = "runs.zip"

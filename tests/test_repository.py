@@ -73,6 +73,7 @@ def test_readme_is_what_index_says(copy, sh):
     done = sh("make", "readme", "--old-file=install", f"BIN={Path(sys.executable).parent}", cwd=copy)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (copy / "README.md").read_text() == (ROOT / "README.md").read_text(), "run make readme"
+    assert (copy / "outputs" / "front.png").read_bytes() == (ROOT / "outputs" / "front.png").read_bytes(), "run make readme"
     assert "\n\n\n" not in (ROOT / "README.md").read_text()
 
 
