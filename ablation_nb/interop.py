@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LLAMA', 'IN_BLOCK', 'require_llama', 'llama_names', 'transformers_library', 'llama_config', 'tokenizer_file',
-           'model_card', 'to_hf', 'from_hf', 'check_names', 'add_export', 'export', 'main']
+           'model_card', 'to_hf', 'from_hf', 'check_names']
 
 # %% ../nbs/11_interop.ipynb #2a0f8290
-import argparse, os, shutil, tempfile
+import os, shutil, tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from . import study
 from .config import AblationError, ModelConfig, RunConfig, arm_label
 from .data import cache_folder, prepare
 from .model import FlexibleTransformerLM
@@ -146,23 +145,3 @@ def check_names(folder: Path, found: Mapping[str, torch.Tensor], wanted: Mapping
         if theirs not in found: raise AblationError(f"{folder / 'model.safetensors'} lacks {theirs}; it does not belong to its config.json.")
         if found[theirs].shape != wanted[ours].shape: raise AblationError(f"{folder / 'model.safetensors'}: {theirs} has shape {tuple(found[theirs].shape)}, where config.json asks for {tuple(wanted[ours].shape)}.")
     if more := set(found) - set(names.values()): raise AblationError(f"{folder / 'model.safetensors'} holds {sorted(more)[0]}, for which our model has no place.")
-
-# %% ../nbs/11_interop.ipynb #7440b3e0
-def add_export(sub: Any) -> None:
-    "Give the command `ablation` its `export`."
-    text = "write a finished run as a folder of another library"
-    p = sub.add_parser("export", help=text, description=text[0].upper() + text[1:] + ".")
-    p.add_argument("run", help="the run's folder, e.g. outputs/laptop/baseline/0.01-s0")
-    p.add_argument("--to", choices=["hf"], default="hf", help="hf: Hugging Face, in the layout of Llama (default)")
-    p.add_argument("folder", help="the folder to write; it must not exist yet")
-    p.add_argument("--corpus", help="the run's text, if its tokenizer is not in the cache")
-    p.set_defaults(call=export)
-
-def export(args: argparse.Namespace) -> int:
-    "Do what `ablation export` was asked for."
-    print(f"Exported: {to_hf(args.run, args.folder, args.corpus)}")
-    return 0
-
-def main(argv: list[str] | None = None) -> int:
-    "The command `ablation`, with all its commands."
-    return study.main(argv, add_export)

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['SLACK', 'LEAST', 'QUANTITIES', 'LEFT_THERE', 'parameters', 'apart', 'longer', 'distances', 'bounds', 'ways',
-           'treatment_of', 'agreement', 'same', 'shares', 'faults', 'pack', 'members', 'unpack', 'speed', 'visit',
-           'main']
+           'treatment_of', 'agreement', 'same', 'shares', 'faults', 'pack', 'members', 'unpack', 'speed', 'visit']
 
 # %% ../nbs/14_visit.ipynb #e20e3799
-import argparse, contextlib, itertools, os, shutil, sys, tarfile, tempfile, threading, time
+import contextlib, itertools, os, shutil, sys, tarfile, tempfile, threading, time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from .checks import check_treatment, require
 from .config import AblationError, RunConfig, native_precision, project_root, run_config
 from .model import FlexibleTransformerLM
 from .results import cut_short, has, read_json, run_folders
-from .study import read_study, work_off
+from .engine import work_off
+from .study import read_study
 from .trainer import Trainer, can_compile, resolve_device
 
 # %% ../nbs/14_visit.ipynb #006a709f
@@ -249,22 +249,6 @@ def visit(
     for folder, (_, why) in left.items(): print(f"visit: {os.path.relpath(folder)}: {why}", file=sys.stderr)
     return 0 if all(state == "stopped" for state, _ in left.values()) else 1
 
-def main(argv: list[str] | None = None) -> int:
-    "`python -m ablation_nb.visit run STUDY` and `python -m ablation_nb.visit unpack ARCHIVE...`."
-    parser = argparse.ArgumentParser("ablation_nb.visit", description="A short visit to a machine with a card, and what it brings home.")
-    sub = parser.add_subparsers(dest="command", required=True)
-    go, home = sub.add_parser("run", help="checks, race and study under a time limit"), sub.add_parser("unpack", help="put packed runs into outputs/")
-    go.add_argument("study"); go.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "out/visit")); go.add_argument("--time-limit", type=float, default=560.0)
-    for name, kind in (("corpus", str), ("scale", str), ("workers", int)): go.add_argument(f"--{name}", type=kind)
-    go.add_argument("--rounds", type=int, default=5); go.add_argument("--checks", default="full", metavar="SCALE")
-    home.add_argument("archives", nargs="+")
-    a = parser.parse_args(argv)
-    try:
-        if a.command == "run" and a.workers is not None and a.workers < 1: raise AblationError(f"--workers {a.workers} must be at least 1.")
-        if a.command == "run" and not a.time_limit > 0: raise AblationError(f"--time-limit {a.time_limit:g} must be above zero.")
-        if a.command == "run": return visit(a.study, a.out, a.time_limit, a.corpus, a.scale, a.workers, a.rounds, a.checks)
-        for folder, state in unpack(a.archives).items(): print(f"{state:6} {folder}")
-        return 0
-    except AblationError as e: print(f"visit: {e}", file=sys.stderr); return 2
-
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals():
+    from ablation_nb.cli import main  # `python -m ablation_nb.visit` is `ablation visit`
+    sys.exit(main(["visit", *sys.argv[1:]]))

@@ -43,7 +43,7 @@ def test_stale_is_judged_by_behaviour(tmp_path, env, sh):
     shutil.copytree(ROOT / "ablation_nb", root / "ablation_nb")
     mine = {**env, "PYTHONPATH": str(root)}
     file = write(root, "tiny", HEAD + 'arms = ["baseline", "silu"]\nseeds = [0]\n')
-    def ablation(*argv): return sh(sys.executable, "-c", "import sys; from ablation_nb.study import main; sys.exit(main())", *argv, cwd=root, **mine)
+    def ablation(*argv): return sh(sys.executable, "-c", "import sys; from ablation_nb.cli import main; sys.exit(main())", *argv, cwd=root, **mine)
     assert ablation("run", file).returncode == 0
     before = results(root, "tiny-builtin")
     trainer, notebook = root / "ablation_nb" / "trainer.py", root / "nbs" / "train.ipynb"

@@ -47,7 +47,8 @@ def test_any_executor_will_do(study, sh):
     (root / "studies" / "other.toml").write_text('scale = "smoke"\narms = ["baseline", "nope"]\nseeds = [0]\n')
     code = """
 from concurrent.futures import ThreadPoolExecutor
-from ablation_nb.study import read_study, work_off
+from ablation_nb.engine import work_off
+from ablation_nb.study import read_study
 class Counting(ThreadPoolExecutor):
     asked = []
     def submit(self, f, *a): self.asked.append(a[1].name); return super().submit(f, *a)
