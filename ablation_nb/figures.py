@@ -787,6 +787,7 @@ def plot_setups(ax: Axes, setups: dict, margin: float) -> None:
     "Differences to the baseline in one or two sets of runs (title -> runs): the first filled, the second hollow."
     arms = [a for a in arm_order(a for r in setups.values() for a in r.arm) if a != "baseline"]
     drawn = [difference_rows(runs, arms, margin)[0] for runs in setups.values()]
+    drawn = [rows.assign(words=rows.words.str.replace("\n", ", ")) for rows in drawn]  # half a row has room for one line
     lowest, highest = zip(*(interval_limits(rows, [[]] * len(rows)) for rows in drawn))
     ax.set(xlim=(min(lowest), max(highest)), ylim=(len(arms) - .5, -.5))
     ax.axvspan(max(-margin, min(lowest)), min(margin, max(highest)), color="#dddddd", lw=0, zorder=0)
