@@ -917,7 +917,7 @@ def figures_of(r: Results) -> dict:
     if both_rates(r): figures["effects"] = effects_figure({setup_words(k).capitalize(): v for k, v in reversed(sets.items())}, r.margin)
     if rates(r): figures["tuning"] = sensitivity_figure(on_the_ladder(r), {a: t["lr"] for a, t in r.tuning.get("", {}).items()})
     if dynamics(r): figures["dynamics"] = dynamics_figure(main, of(r.metrics, main), r.timed)
-    if by_position(r): figures["positions"] = positions_figure(of(r.positions, main))
+    if by_position(r): figures["positions"] = positions_figure(of(r.positions, main), main)
     if interactions(r): figures["interactions"] = interactions_figure(factorial(main, r.margin), r.margin)
     return figures
 
