@@ -10,7 +10,7 @@ import random, re
 from collections.abc import Sequence
 from typing import Any
 
-# %% ../nbs/01_stories.ipynb #a4b469bc
+# %% ../nbs/01_stories.ipynb #efcf1282
 def words(text: str) -> tuple[str, ...]:
     "The entries of a list with commas, which may run over several lines."
     return tuple(w.strip() for w in text.replace("\n", " ").split(","))
@@ -547,7 +547,7 @@ So they came in last, hand in hand, but {name3} had {food2} ready for {name1} an
 A {trait2} {critter1} won the prize, but {name2} said that {name1} was the real winner.
 """
 
-# %% ../nbs/01_stories.ipynb #efcf1282
+# %% ../nbs/01_stories.ipynb #16dc4cda
 def tellings(beat: str) -> list[str]:
     "The ways of telling a beat, one a line; a lone dash says nothing."
     return [line.strip("-") for line in beat.split("\n")]
