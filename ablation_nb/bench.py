@@ -25,9 +25,10 @@ from torch import nn
 from tqdm import tqdm
 
 from .config import AblationError, ModelConfig, RunConfig, run_config
-from .data import TokenData, prepare, story
+from .data import TokenData, prepare
 from .layers import RMSNorm, linear, plain_attention
 from .model import FlexibleTransformerLM, flops_per_token
+from .stories import story
 from .trainer import Trainer, make_optimizer, resolve_device, use_precision
 
 # %% ../nbs/13_bench.ipynb #a7bffc59

@@ -58,7 +58,7 @@ def identity(cfg: RunConfig, data: TokenData) -> str:
     return identity_of(described(cfg), data.data_hash, data.tokenizer_hash)
 
 # %% ../nbs/05b_provenance.ipynb #7cb050c4
-COMPUTING = ("config", "data", "layers", "model", "trainer", "runs")  # modules that make numbers
+COMPUTING = ("config", "stories", "data", "layers", "model", "trainer", "runs")  # modules that make numbers
 
 def code_only(source: str) -> str:
     "Python source without comments, docstrings and empty lines."
