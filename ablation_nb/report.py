@@ -10,14 +10,14 @@ __all__ = ['SEED_REPORT', 'BECAUSE', 'RUN', 'COLUMNS', 'TEXT', 'VERDICTS', 'SPOK
            'sureness_table', 'side_by_side', 'overview_table', 'precision_table', 'certificate_table', 'dynamics_table',
            'rates_long', 'rates_table', 'positions_table', 'effect_sentence', 'power_sentence', 'points', 'point_words',
            'amount', 'count_words', 'ran_words', 'listed', 'difference_words', 'verdict_words', 'lost_words',
-           'set_sentence', 'tuning_effects', 'tuning_words', 'tuning_sentence', 'axis_of', 'effects_along',
+           'set_sentence', 'tuning_effects', 'rate_of', 'tuning_words', 'tuning_sentence', 'axis_of', 'effects_along',
            'level_words', 'levels_words', 'trend_words', 'along', 'over_points', 'luck_sentence', 'against_the_sum',
            'together_sentence', 'findings_in_words', 'opening', 'beginning', 'facts', 'unfinished', 'warnings',
            'misfits', 'at_setup', 'figure_names', 'findings', 'compared', 'both_rates', 'every_seed', 'rates',
            'on_the_ladder', 'dynamics', 'time_words', 'by_position', 'factorial', 'interactions', 'beyond_the_sum',
            'noise', 'noise_table', 'evaluations_table', 'beside_the_report', 'left_out', 'proofs', 'stories', 'swept',
            'grid_table', 'grid_page', 'figures_of', 'tables_of', 'write_report', 'write_text', 'find_study', 'standing',
-           'elsewhere', 'front_findings', 'rate_of', 'front_setting', 'front_table', 'front_picture', 'front_beside',
+           'elsewhere', 'front_findings', 'front_setting', 'front_table', 'front_picture', 'front_beside',
            'study_question']
 
 # %% ../nbs/10_report.ipynb #3b62aba6
@@ -39,8 +39,9 @@ from .model import parameter_count
 from .provenance import device_kind, identity_of, same_code, torch_release
 from .results import has, load_doc_losses, load_metrics, load_position_losses, load_runs, load_stories, read_array, read_json, read_rows
 from .runs import PROMPTS
-from .statistics import (best_of_evaluations, crossed_effects, factorial_effects, add_factors, mean_interval, noise_budget, paired_differences, paired_effects, paired_trend,
-                                    ratio_interval, smallest_effect, verdicts)
+from .statistics import (add_factors, best_of_evaluations, crossed_effects, factorial_effects, mean_interval,
+                                    noise_budget, paired_differences, paired_effects, paired_trend, ratio_interval,
+                                    smallest_effect, verdicts)
 
 # %% ../nbs/10_report.ipynb #b8017d80
 SEED_REPORT = pd.DataFrame(
@@ -421,8 +422,9 @@ def power_sentence(
 # %% ../nbs/10_report.ipynb #8fce6a4f
 def points(r: Results) -> list[str]:
     "Points of the grid, by the numbers in their names; [''] for a study without one."
-    def key(p: str) -> list[tuple[int, float, str]]: return [(0, float(v), "") if re.fullmatch(r"[\d.e-]+", v) else (1, 0, v) for v in point_fields(p).values()]
-    return sorted(r.runs.point.unique(), key=key)
+    def key(value: str) -> tuple[int, float, str]:
+        return (0, float(value), "") if re.fullmatch(r"[\d.e-]+", value) else (1, 0, value)
+    return sorted(r.runs.point.unique(), key=lambda p: list(map(key, point_fields(p).values())))
 
 def point_words(point: str) -> str: return ", ".join(f"{f} = {v}" for f, v in point_fields(point).items())
 
@@ -433,11 +435,12 @@ def amount(n: float) -> str:
 def count_words(n: int, what: str) -> str: return f"{n} {what}{'' if n == 1 else 's'}"
 
 def ran_words(runs: pd.DataFrame) -> str:
-    "What runs have behind them: '22.7M parameters, 14.3M tokens a run, 8 seeds'; sizes are the baseline's, where it is there."
+    "What runs have behind them: '22.7M parameters, 14.3M tokens a run, 8 seeds'; of the baseline, if it is there."
     done = runs[runs.status == "done"]
     own = done[done.arm == "baseline"] if "baseline" in set(done.arm) else done
-    def span(values: pd.Series) -> str: return " to ".join(dict.fromkeys(amount(v) for v in (values.min(), values.max())))
-    return f"{span(own.parameters)} parameters, {span(own.tokens)} tokens a run, {count_words(done.seed.nunique(), 'seed')}"
+    def span(values: pd.Series) -> str: return " to ".join(dict.fromkeys(map(amount, (values.min(), values.max()))))
+    seeds = count_words(done.seed.nunique(), "seed")
+    return f"{span(own.parameters)} parameters, {span(own.tokens)} tokens a run, {seeds}"
 
 def listed(words: Iterable[str]) -> str:
     "'a, b and c'."
@@ -446,7 +449,8 @@ def listed(words: Iterable[str]) -> str:
 
 # %% ../nbs/10_report.ipynb #1f6007cd
 SPOKEN = ("worse", "better", "equivalent", "undetermined")  # verdicts of a test, in the order in which they are told
-UNJUDGED = {"diverged": "without a verdict, as runs diverged", "baseline diverged": "without a verdict, as the baseline diverged",
+UNJUDGED = {"diverged": "without a verdict, as runs diverged",
+            "baseline diverged": "without a verdict, as the baseline diverged",
             "one seed": "without a verdict, as there is one pair of runs", "no pair": "without a pair of runs"}
 
 def difference_words(effect: pd.Series) -> str:
@@ -459,7 +463,8 @@ def verdict_words(
 ) -> str:
     "Each verdict with the arms that have it, the largest difference first."
     def arm_words(e: pd.Series) -> str:
-        return " ".join([arm_label(e.arm), *[difference_words(e)] * (e.n > 0), *[f"({lost[a]})" for a in [e.arm] if a in lost]])
+        difference = f" {difference_words(e)}" if e.n else ""
+        return arm_label(e.arm) + difference + (f" ({lost[e.arm]})" if e.arm in lost else "")
     parts = []
     for verdict in (*SPOKEN, *UNJUDGED):
         rows = effects[effects.verdict == verdict]
@@ -477,22 +482,26 @@ def lost_words(runs: pd.DataFrame) -> dict[str, str]:
 def set_sentence(r: Results, name: str) -> str:
     "What a set of runs says of its arms, whatever it can say."
     runs = r.sets[name]
-    where = f"{setup_words(name)[0].upper()}{setup_words(name)[1:]} ({ran_words(runs)})"
+    where = f"{setup_words(name).capitalize()} ({ran_words(runs)})"
     if "baseline" not in set(runs.arm): return f"{where}: no run of the baseline, so there is nothing to compare with."
     lost = lost_words(runs)
-    if runs.arm.nunique() > 1: return f"{where}, against the baseline in nats per token: {verdict_words(judged(runs, r.margin), lost)}."
+    if runs.arm.nunique() > 1:
+        return f"{where}, against the baseline in nats per token: {verdict_words(judged(runs, r.margin), lost)}."
     loss = mean_interval(runs.final_val_loss.dropna())
     level = interval_words(loss.mean, loss.lo, loss.hi, sign="")
     took = f" in {duration(runs.seconds.mean())} a run on {listed(sorted(set(runs.device)))}"
-    return f"{where}: the baseline alone, {level} nats per token{took}, and nothing to compare it with; {lost.get('baseline', 'no run of it diverged')}."
+    ends = lost.get("baseline", "no run of it diverged")
+    return f"{where}: the baseline alone, {level} nats per token{took}, and nothing to compare it with; {ends}."
 
 # %% ../nbs/10_report.ipynb #067afb24
 def tuning_effects(
     tuned: pd.DataFrame,  # runs at each arm's own best rate
     fixed: pd.DataFrame,  # runs at one rate for all
     margin: float,        # nats per token within which a change counts as none
-) -> pd.DataFrame:        # arm, n, mean, sd, lo, hi, n_diverged, ratio, ratio_lo, ratio_hi (of the difference that is left) and verdict; a row an arm
-    "How the difference to the baseline changes from one rate for all to each arm's own, on the seeds that both have: one family of tests."
+) -> pd.DataFrame:        # a row an arm: n, mean, sd, lo, hi of the change; ratio, ratio_lo, ratio_hi left of it; verdict
+    """How the difference to the baseline changes from one rate for all to each arm's own.
+
+    Only seeds that both settings have count. The arms are one family of tests."""
     own, one = (paired_differences(runs, by=()).set_index(["arm", "seed"]).difference for runs in (tuned, fixed))
     both = pd.concat([own, one], axis=1, keys=["own", "one"]).dropna()
     diverged = pd.concat([tuned, fixed])[["arm", "status"]].query("status == 'diverged'").arm.value_counts()
@@ -500,9 +509,12 @@ def tuning_effects(
     for arm in arm_order(set(tuned.arm) & set(fixed.arm) - {"baseline"}):
         g = both[both.index.get_level_values("arm") == arm]
         ratio = ratio_interval(g.own, g.one)
-        rows.append(dict(arm=arm) | mean_interval(g.own - g.one)._asdict() | dict(ratio=ratio.mean, ratio_lo=ratio.lo, ratio_hi=ratio.hi,
-                    n_diverged=diverged.get(arm, 0), n_base_diverged=diverged.get("baseline", 0)))
+        rows.append(dict(arm=arm) | mean_interval(g.own - g.one)._asdict()
+                    | dict(ratio=ratio.mean, ratio_lo=ratio.lo, ratio_hi=ratio.hi)
+                    | dict(n_diverged=diverged.get(arm, 0), n_base_diverged=diverged.get("baseline", 0)))
     return verdicts(pd.DataFrame(rows), margin) if rows else pd.DataFrame()
+
+def rate_of(setup: str) -> str: return setup.removeprefix("lr ")
 
 def tuning_words(t: pd.Series) -> str:
     "What becomes of a difference with tuning, where the test says that it changes; empty for all others."
@@ -522,26 +534,30 @@ def tuning_sentence(r: Results) -> str:
     rest = [arm_label(t.arm) for _, t in changes.iterrows() if t.verdict == "undetermined"]
     untold = f"; whether it changes for {listed(rest)} is undetermined" if rest else ""
     seeds = count_words(int(changes.n.max()), "seed")
-    return f"From {one.removeprefix('lr ')} for all arms to each arm's own best rate ({seeds} in both settings), the difference {listed(told)}{untold}."
+    return (f"From {rate_of(one)} for all arms to each arm's own best rate ({seeds} in both settings), "
+            f"the difference {listed(told)}{untold}.")
 
 # %% ../nbs/10_report.ipynb #32625de0
-AXES = dict(n_layers="depth", context_length="context length", d_model="width", lr="learning rate")  # fields with a plain name
+AXES = dict(n_layers="depth", context_length="context length", d_model="width", lr="learning rate")
 UNITS = dict(n_layers=" layers", context_length=" tokens")
 
 def axis_of(r: Results) -> tuple[str, pd.DataFrame] | None:
     "The one field with a scale along which a study goes, and the runs on it; the order of the data has no scale."
     fields = {tuple(point_fields(p)) for p in points(r)}
-    if fields == {()}: return ("lr", pd.concat(r.sets.values(), ignore_index=True)) if len(r.plan.get("lr") or ()) > 1 and len(r.sets) > 1 else None
+    if fields == {()}:
+        several = len(r.plan.get("lr") or ()) > 1 and len(r.sets) > 1
+        return ("lr", pd.concat(r.sets.values(), ignore_index=True)) if several else None
     (field, *others), *kinds = fields
     numeric = field in r.main and pd.api.types.is_numeric_dtype(r.main[field]) and r.main[field].nunique() > 1
     return (field, r.main) if numeric and field != "order" and not others and not kinds else None
 
 def effects_along(runs: pd.DataFrame, field: str, margin: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Verdicts at each level of a field (one family a level), and of the trend of each arm (one family), in nats per token a doubling."
+    "Verdicts at each level of a field (a family a level), and of each arm's trend, in nats a doubling (one family)."
     at = [judged(g, margin).assign(level=v) for v, g in runs.groupby(field) if {"baseline"} < set(g.arm)]
     if not at: return pd.DataFrame(), pd.DataFrame()
     levels = runs.groupby("arm")[field].nunique()
-    trend = verdicts(paired_trend(runs[runs.arm.map(levels) > 1], field), margin) if levels.get("baseline", 0) > 1 else pd.DataFrame(columns=["arm"])
+    trend = pd.DataFrame(columns=["arm"])
+    if levels.get("baseline", 0) > 1: trend = verdicts(paired_trend(runs[runs.arm.map(levels) > 1], field), margin)
     return pd.concat(at, ignore_index=True), trend.set_index("arm")
 
 def level_words(
@@ -557,20 +573,29 @@ def level_words(
     base = runs[(runs.arm == "baseline") & (runs.status == "done")].final_val_loss
     notes = [lost_words(runs)[e.arm]] if e.n_diverged else [e.verdict] * verdict
     guessing = (np.log(runs.vocab_size.max()) + base.mean()) / 2
-    if len(own) and own.min() > guessing: notes.append(f"it does not learn: its loss is {own.mean():.2f}, the baseline's {base.mean():.2f}")
+    if len(own) and own.min() > guessing:
+        notes.append(f"it does not learn: its loss is {own.mean():.2f}, the baseline's {base.mean():.2f}")
     if e.n == 0: return f"{'; '.join(notes) or 'no pair of runs'} at {at}"
     size = difference_words(e) if interval else signed(e["mean"])
     return f"{size} at {at}" + (f" ({'; '.join(notes)})" if notes else "")
 
-TRENDS = dict(worse="rises", better="falls", equivalent="stays the same", undetermined="shows no trend that could be told", diverged="cannot be followed, as runs diverge,")  # what a verdict says of a slope
+TRENDS = dict(worse="rises", better="falls", equivalent="stays the same",  # what a verdict says of a slope
+              undetermined="shows no trend that could be told", diverged="cannot be followed, as runs diverge,")
 
-def levels_words(arm: str, effects: pd.DataFrame, runs: pd.DataFrame, field: str, interval: bool = True) -> str:
+def levels_words(
+    arm: str,
+    effects: pd.DataFrame,  # of all arms, by level, as `effects_along` has them
+    runs: pd.DataFrame,     # those behind the effects
+    field: str,             # of the axis
+    interval: bool = True,  # name the intervals
+) -> str:
     "The difference of an arm level by level, with its verdicts."
     own = effects[effects.arm == arm]
     one = own.verdict.nunique() == 1 and own.verdict.iloc[0] in SPOKEN and len(own) > 1
     unit = {own.level.max(): UNITS.get(field, "")}
-    levels = ", ".join(level_words(e, runs[runs[field] == e.level], unit.get(e.level, ""), not one, interval) for _, e in own.iterrows())
-    return levels + (f", {own.verdict.iloc[0]} at each" if one else "")
+    def words(e: pd.Series) -> str:
+        return level_words(e, runs[runs[field] == e.level], unit.get(e.level, ""), not one, interval)
+    return ", ".join(words(e) for _, e in own.iterrows()) + (f", {own.verdict.iloc[0]} at each" if one else "")
 
 def trend_words(arm: str, trend: pd.DataFrame) -> str:
     "' It rises: +0.2 for each doubling.' and the like; empty where no trend could be measured."
@@ -585,65 +610,80 @@ def along(r: Results) -> list[str]:
     if effects.empty: return []
     axis, parts = AXES.get(field, field), []
     levels = [f"{v:,}" if float(v).is_integer() else f"{v:g}" for v in sorted(effects.level.unique())]
-    def moves(arm: str) -> str: return ", ".join(signed(m) if pd.notna(m) else "diverged" for m in effects[effects.arm == arm]["mean"])
+    def moves(arm: str) -> str:
+        means = effects[effects.arm == arm]["mean"]
+        return f"{arm_label(arm)} ({', '.join(signed(m) if pd.notna(m) else 'diverged' for m in means)})"
     for verdict, says in TRENDS.items():
         arms = [a for a in arm_order(effects.arm) if a in trend.index and trend.verdict[a] == verdict]
-        if arms: parts.append(f"{says} for {listed(f'{arm_label(a)} ({moves(a)})' for a in arms)}")
+        if arms: parts.append(f"{says} for {listed(map(moves, arms))}")
     rate = "" if field == "lr" else f", {setup_words(next(iter(r.sets)))}"
     told = "; ".join(parts) or f"stands at {count_words(len(levels), 'level')} only, and a trend needs two"
-    together = f"Along the {axis} ({', '.join(levels)}; {ran_words(runs)}{rate}) the difference to the baseline, in nats per token, {told}."
-    each = [f"**{arm_label(a)}**: {levels_words(a, effects, runs, field)}.{trend_words(a, trend)}" for a in arm_order(effects.arm)]
-    return [together, *each]
+    all_arms = (f"Along the {axis} ({', '.join(levels)}; {ran_words(runs)}{rate}) "
+                f"the difference to the baseline, in nats per token, {told}.")
+    def of_arm(arm: str) -> str:
+        return f"**{arm_label(arm)}**: {levels_words(arm, effects, runs, field)}.{trend_words(arm, trend)}"
+    return [all_arms, *map(of_arm, arm_order(effects.arm))]
 
 # %% ../nbs/10_report.ipynb #21202384
 def over_points(r: Results) -> list[str]:
-    "What a grid without a scale says: each arm over its points, and the luck of weights and order where the order was swept."
+    "What a grid without a scale says: each arm over its points, and the luck of weights and order if that was swept."
     effects, _ = swept(r)
     what = listed(dict.fromkeys(AXES.get(f, f) for p in points(r) for f in point_fields(p)))
     parts = []
     for arm in arm_order(effects.arm):
         own = effects[effects.arm == arm]
         span = " to ".join(dict.fromkeys(signed(m) for m in (own["mean"].min(), own["mean"].max()) if pd.notna(m)))
-        said = ", ".join(f"{v} at {n} of {len(own)}" if n < len(own) else f"{v} at each" for v, n in own.verdict.value_counts().items())
-        parts.append(f"{arm_label(arm)} {span or '–'} ({said})")
-    sentence = f"Over {len(points(r))} settings of {what} ({ran_words(r.main)} at each, {setup_words(next(iter(r.sets)))}), against the baseline in nats per token: {'; '.join(parts)}."
+        where = {v: "each" if n == len(own) else f"{n} of {len(own)}" for v, n in own.verdict.value_counts().items()}
+        parts.append(f"{arm_label(arm)} {span or '–'} ({', '.join(f'{v} at {n}' for v, n in where.items())})")
+    setting = f"{len(points(r))} settings of {what} ({ran_words(r.main)} at each, {setup_words(next(iter(r.sets)))})"
+    sentence = f"Over {setting}, against the baseline in nats per token: {'; '.join(parts)}."
     return [sentence, *filter(None, [luck_sentence(r)])]
 
 def luck_sentence(r: Results) -> str:
     "How far weights and order move a loss and a difference, where the study tells."
     if not noise(r): return ""
     budget = noise_table(r).set_index(["source", "quantity"])
-    sources = [s for s in ("another initialisation", "another data order") if budget.df.get((s, "loss"), 0) > 0]
-    def spread(quantity: str) -> str: return listed(f"{budget.sd[s, quantity]:.4f} by {s}" for s in sources if budget.df.get((s, quantity), 0) > 0)
-    measured = [q for q in ("loss", "difference") if any(budget.df.get((s, q), 0) > 0 for s in sources)]
-    return "Standard deviation of one " + "; of one ".join(f"{q}: {spread(q)}" for q in measured) + "." if measured else ""
+    def spread(quantity: str) -> str:
+        sources = [s for s in ("another initialisation", "another data order") if budget.df.get((s, quantity), 0) > 0]
+        return f"{quantity}: {listed(f'{budget.sd[s, quantity]:.4f} by {s}' for s in sources)}" if sources else ""
+    measured = list(filter(None, map(spread, ("loss", "difference"))))
+    return f"Standard deviation of one {'; of one '.join(measured)}." if measured else ""
 
 def against_the_sum(runs: pd.DataFrame, margin: float) -> pd.DataFrame:
-    "What each combination costs beyond the sum of its parts, for combinations whose parts were run alone: n, mean, sd, lo, hi, `whole`, `parts`, verdict; one family of tests."
-    if "baseline" not in set(runs.arm) or not any(len(parse_arm(a)) > 1 for a in set(runs.arm)): return pd.DataFrame()
-    wide = paired_differences(runs, by=()).pivot(index="seed", columns="arm", values="difference").reindex(columns=sorted(set(runs.arm)))
+    """What each combination costs beyond the sum of what its parts cost alone, in nats per token.
+
+    A row a combination whose parts were run alone: arm, n, mean, sd, lo, hi, the means `whole` and `parts`, verdict.
+    The rows are one family of tests. Empty without a baseline or without combinations."""
+    arms = set(runs.arm)
+    if "baseline" not in arms or not any(len(parse_arm(a)) > 1 for a in arms): return pd.DataFrame()
+    pairs = paired_differences(runs, by=())
+    wide = pairs.pivot(index="seed", columns="arm", values="difference").reindex(columns=sorted(arms))
     diverged, rows = runs[runs.status == "diverged"].arm, []
     for arm in arm_order(runs.arm):
         parts = [a.name for a in parse_arm(arm)]
         if len(parts) < 2 or not set(parts) <= set(wide): continue
         both = pd.DataFrame(dict(whole=wide[arm], parts=wide[parts].sum(axis=1, skipna=False))).dropna()
-        rows.append(dict(arm=arm) | mean_interval(both.whole - both.parts)._asdict() | both.mean().to_dict()
-                    | dict(n_diverged=int(diverged.isin([arm, *parts]).sum()), n_base_diverged=int(diverged.eq("baseline").sum())))
+        lost = dict(n_diverged=diverged.isin([arm, *parts]).sum(), n_base_diverged=diverged.eq("baseline").sum())
+        rows.append(dict(arm=arm) | mean_interval(both.whole - both.parts)._asdict() | both.mean().to_dict() | lost)
     return verdicts(pd.DataFrame(rows), margin) if rows else pd.DataFrame()
 
 def together_sentence(r: Results) -> str:
     "Whether removals cost together what they cost one by one; empty for a study without combinations."
     effects = against_the_sum(r.shown, r.margin) if points(r) == [""] else pd.DataFrame()
     if effects.empty: return ""
-    heads = dict(better="**less** for {}", worse="**more** for {}", equivalent="**as much** for {}", undetermined="**undetermined** for {}")
-    def words(e: pd.Series) -> str: return arm_label(e.arm) + (f" ({signed(e.whole)} against {signed(e.parts)})" if e.verdict != "undetermined" else "")
+    heads = dict(better="less", worse="more", equivalent="as much", undetermined="undetermined")
+    def words(e: pd.Series) -> str:
+        if e.verdict == "undetermined": return arm_label(e.arm)
+        return f"{arm_label(e.arm)} ({signed(e.whole)} against {signed(e.parts)})"
     parts = []
     for verdict, head in heads.items():
         rows = effects[effects.verdict == verdict].sort_values("mean", key=abs, ascending=False)
-        if len(rows): parts.append(head.format(listed(words(e) for _, e in rows.iterrows())))
+        if len(rows): parts.append(f"**{head}** for {listed(words(e) for _, e in rows.iterrows())}")
     unjudged = effects[~effects.verdict.isin(heads)]
-    if len(unjudged): parts.append(f"without a verdict, as runs diverged or are missing, for {listed(map(arm_label, unjudged.arm))}")
-    return f"**Together**, what parts cost in nats per token is, against the sum of what each costs alone ({ran_words(r.shown)}, {setup_words(r.fullest)}): {'; '.join(parts)}."
+    if len(unjudged):
+        parts.append(f"without a verdict, as runs diverged or are missing, for {listed(map(arm_label, unjudged.arm))}")
+    return ("**Together**, what parts cost in nats per token is, against the sum of what each costs alone "
+            f"({ran_words(r.shown)}, {setup_words(r.fullest)}): {'; '.join(parts)}.")
 
 def findings_in_words(
     r: Results,    # a study, or one point of its grid
@@ -656,12 +696,14 @@ def findings_in_words(
 # %% ../nbs/10_report.ipynb #a0c37233
 def opening(r: Results) -> str:
     "What was found, how fine the study could see, and what was run."
-    sure = [f"{power_sentence(judged(runs, r.margin))[:-1]}{at_setup(r, k)}." for k, runs in r.sets.items() if "baseline" in set(runs.arm)]
+    against = {k: judged(runs, r.margin) for k, runs in r.sets.items() if "baseline" in set(runs.arm)}
+    sure = [f"{power_sentence(effects)[:-1]}{at_setup(r, k)}." for k, effects in against.items()]
     return "\n\n".join([*beginning(r, sure), "\n".join(f"- **{k}**: {v}" for k, v in facts(r).items())])
 
 def beginning(r: Results, sure: list[str]) -> list[str]:
     "The title, what is still to do, what was found and how fine that is: where every page begins."
-    return [f"# Ablation study: {r.name}", *unfinished(r), "## What was found", "\n".join(f"- {s}" for s in findings_in_words(r)),
+    return [f"# Ablation study: {r.name}", *unfinished(r),
+            "## What was found", "\n".join(f"- {s}" for s in findings_in_words(r)),
             "## How fine the study could see", *sure, "## What was run", *warnings(r)]
 
 def facts(r: Results) -> dict[str, str]:
@@ -669,13 +711,22 @@ def facts(r: Results) -> dict[str, str]:
     done, m, t = r.runs[r.runs.status == "done"], r.config["model"], r.config["train"]
     def each(values: Iterable) -> str: return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in sorted(set(values)))
     size = f"{done.parameters.iloc[0]:,.0f} parameters ({arm_label(done.arm.iloc[0])})"
-    facts = dict(Corpus=Path(r.config["corpus"]).name, Scale=r.config["scale"], Seeds=each(pd.concat(r.sets.values()).seed), Device=f"{each(done.device)}, {each(done.precision)}, torch {each(done.torch)}")
+    seeds = each(pd.concat(r.sets.values()).seed)
+    facts = dict(Corpus=Path(r.config["corpus"]).name, Scale=r.config["scale"], Seeds=seeds,
+                 Device=f"{each(done.device)}, {each(done.precision)}, torch {each(done.torch)}")
     if points(r) == [""]:
-        facts |= dict(Model=f"{m['n_layers']} layers of width {m['d_model']}, context {m['context_length']}, vocabulary {m['vocab_size']:,}; {size}",
-                      Training=f"{t['n_steps']:,} steps of {t['batch_size']} x {m['context_length']} tokens, learning rate {each(done.lr)}")
-    else: facts |= dict(Grid="; ".join(map(point_words, points(r))), Training=f"{t['n_steps']:,} steps, learning rate {each(done.lr)}")
-    facts["Runs"] = ", ".join(f"{n} {s}" for s, n in r.runs.status.value_counts(sort=False).items()) + (f", {len(r.refused)} not used" if r.refused else "")
-    if tune := r.plan.get("tune"): facts["Learning rates"] = f"tried on seed{'s' if len(tune['seeds']) > 1 else ''} {each(tune['seeds'])}, which no comparison uses: {each(map(float, tune['lr']))}"
+        shape = f"{m['n_layers']} layers of width {m['d_model']}, context {m['context_length']}"
+        facts["Model"] = f"{shape}, vocabulary {m['vocab_size']:,}; {size}"
+        steps = f"{t['n_steps']:,} steps of {t['batch_size']} x {m['context_length']} tokens"
+    else:
+        facts["Grid"] = "; ".join(map(point_words, points(r)))
+        steps = f"{t['n_steps']:,} steps"
+    facts["Training"] = f"{steps}, learning rate {each(done.lr)}"
+    ended = [f"{n} {s}" for s, n in r.runs.status.value_counts(sort=False).items()]
+    facts["Runs"] = ", ".join(ended + [f"{len(r.refused)} not used"] * bool(r.refused))
+    if tune := r.plan.get("tune"):
+        tried = f"seed{'s' if len(tune['seeds']) > 1 else ''} {each(tune['seeds'])}"
+        facts["Learning rates"] = f"tried on {tried}, which no comparison uses: {each(map(float, tune['lr']))}"
     return facts
 
 def unfinished(r: Results) -> list[str]:
@@ -685,8 +736,11 @@ def unfinished(r: Results) -> list[str]:
     left = Counter(c[1] for c in asked if c not in ended)
     if not left: return []
     every = Counter(c[1] for c in asked)
-    words = [f"{arm_label(a)} ({count_words(left[a], 'run')})" if left[a] == every[a] else f"{left[a]} of {every[a]} runs of {arm_label(a)}" for a in arm_order(left)]
-    return [f"**This study is not complete**: {len(ended)} of {count_words(len(asked), 'run')} {'has' if len(ended) == 1 else 'have'} ended. To do: {listed(words)}."]
+    def words(arm: str) -> str:
+        if left[arm] == every[arm]: return f"{arm_label(arm)} ({count_words(left[arm], 'run')})"
+        return f"{left[arm]} of {every[arm]} runs of {arm_label(arm)}"
+    so_far = f"{len(ended)} of {count_words(len(asked), 'run')} {'has' if len(ended) == 1 else 'have'} ended"
+    return [f"**This study is not complete**: {so_far}. To do: {listed(map(words, arm_order(left)))}."]
 
 def warnings(r: Results) -> list[str]:
     "One line if something is in no mean."
@@ -722,7 +776,8 @@ def findings(r: Results) -> str:
              f"higher one. Verdicts: *worse* or *better* by a paired t test with Holm's correction over the arms of the table at 5 %; *equivalent* if two one-sided tests place the difference within ±{r.margin:g} nats; else *undetermined*."]
     for (k, runs), stem in zip(r.sets.items(), figure_names(r).values()):
         parts += [f"### {setup_words(k).capitalize()}"] if len(r.sets) > 1 else []
-        parts += [f"![Loss curves, learning rate and differences to the baseline: {setup_words(k)}]({stem}.svg)", md_table(for_reading(compared(results_table(runs, r.margin))))]
+        parts += [f"![Loss curves, learning rate and differences to the baseline: {setup_words(k)}]({stem}.svg)"]
+        parts += [md_table(for_reading(compared(results_table(runs, r.margin))))]
         if runs.arm.nunique() < 2 or "baseline" not in set(runs.arm): continue
         lost = runs[runs.status == "diverged"]
         parts += ["\n".join("- " + effect_sentence(e, [int(s) for s in lost.diverged_at[lost.arm == e.arm]], r.margin) for _, e in judged(runs, r.margin).iterrows())]
@@ -768,10 +823,12 @@ def dynamics(r: Results) -> str:
     "Gap, gradients, first loss and speed."
     runs = r.shown
     if runs.initial_val_loss.isna().all() or "baseline" not in set(runs.arm): return ""
-    gap = ("The gap is the paired difference of the validation loss at the first evaluation after a tenth, a quarter and half of the steps, "
-           f"with its 95 % interval over seeds{at_setup(r, r.fullest)}. ") if runs.arm.nunique() > 1 else ""
+    gap = ("The gap is the paired difference of the validation loss at the first evaluation after a tenth, "
+           f"a quarter and half of the steps, with its 95 % interval over seeds{at_setup(r, r.fullest)}. ")
+    words = time_words(r) if runs.arm.nunique() < 2 else gap + time_words(r)
     table = compared(dynamics_table(runs, of(r.metrics, runs), r.config["train"]["grad_clip"], r.timed))
-    return "\n\n".join(["## On the way", "![Gap to the baseline, gradient norm, first loss, speed](dynamics.svg)", gap + time_words(r), md_table(for_reading(table))])
+    picture = "![Gap to the baseline, gradient norm, first loss, speed](dynamics.svg)"
+    return "\n\n".join(["## On the way", picture, words, md_table(for_reading(table))])
 
 def time_words(r: Results) -> str:
     "Where the times come from."
@@ -799,16 +856,22 @@ def interactions(r: Results) -> str:
     effects = factorial(r.shown, r.margin)
     if effects.empty: return ""
     shown = effects.assign(removed=[" × ".join(arm_label(a) for a in e.split(":")) for e in effects.effect], verdict=effects.verdict.replace(dict(worse="above zero", better="below zero")))
+    columns = ["removed", "difference", "lo", "hi", "p_holm", "verdict"]
+    effects_table = shown.rename(columns={"mean": "difference"})[columns]
+    effects_table = for_reading(effects_table).rename(columns={"effect": "nats per token [95 %]"})
     return "\n\n".join(["## Together", "![Main effects and interactions](interactions.svg)", "A main effect is the mean cost of a removal over all settings of the others; an interaction is how much more two removals cost together than one by one.",
-                        md_table(for_reading(shown.rename(columns={"mean": "difference"})[["removed", "difference", "lo", "hi", "p_holm", "verdict"]]).rename(columns={"effect": "nats per token [95 %]"})),
-                        "What each combination costs beyond the sum of what its parts cost alone:", md_table(for_reading(beyond_the_sum(r)).rename(columns={"effect": "beyond the sum [95 %]"}))])
+                        md_table(effects_table),
+                        "What each combination costs beyond the sum of what its parts cost alone:",
+                        md_table(beyond_the_sum(r))])
 
 def beyond_the_sum(r: Results) -> pd.DataFrame:
     "`against_the_sum` as a table: what is removed, together and one by one, and how much more that is."
-    table = against_the_sum(r.shown, r.margin).rename(columns=dict(arm="removed", mean="difference", whole="together", parts="one by one"))
-    table["verdict"] = table.verdict.replace(dict(worse="more", better="less"))
-    table["removed"] = table.removed.map(arm_label)
-    return table[["removed", "together", "one by one", "difference", "lo", "hi", "p_holm", "verdict"]]
+    table = against_the_sum(r.shown, r.margin)
+    beyond = table.verdict.replace(dict(worse="more", better="less"))
+    table = table.assign(removed=table.arm.map(arm_label), verdict=beyond)
+    table = table.rename(columns={"mean": "difference", "whole": "together", "parts": "one by one"})
+    shown = for_reading(table[["removed", "together", "one by one", "difference", "lo", "hi", "p_holm", "verdict"]])
+    return shown.rename(columns={"effect": "beyond the sum [95 %]"})
 
 # %% ../nbs/10_report.ipynb #f10c4796
 def noise(r: Results) -> str:
@@ -854,7 +917,8 @@ def left_out(r: Results) -> str:
     have, asked = by_key(r), asked_for(r)
     lines += [f"- missing: {arm_label(a)}, seed {s}, learning rate {10**lr:g}{f' at {p}' if p else ''}" for p, a, lr, s in asked if (p, a, lr, s) not in have]
     lines += [f"- not asked for by the study: {arm_label(x.arm)}, seed {x.seed}, learning rate {x.lr:g} (`{x.folder}`)" for k, x in have.items() if k not in asked]
-    return "## What is in no mean\n\n" + ("\n".join(lines) or ("Nothing is: the one run is done." if len(asked) == 1 else f"Nothing is: all {len(asked)} runs are done."))
+    nothing = "Nothing is: the one run is done." if len(asked) == 1 else f"Nothing is: all {len(asked)} runs are done."
+    return "## What is in no mean\n\n" + ("\n".join(lines) or nothing)
 
 # %% ../nbs/10_report.ipynb #489baa74
 def proofs(r: Results) -> str:
@@ -904,9 +968,12 @@ def grid_page(r: Results) -> str:
     what = " and ".join(dict.fromkeys(f for p in points(r) for f in point_fields(p)))
     per_point = [f"### {point_words(p)}\n\n{power_sentence(effects[effects.point == p])} [The page of this point]({p}/report.md).\n\n"
                  + md_table(for_reading(results_table(runs, r.margin))) for p in points(r) if len(runs := r.main[r.main.point == p].reset_index(drop=True))]
-    settings = (f"The same arms at {len(points(r))} settings of {what}; {setup_words(name)}. A difference compares runs of one seed and one setting; "
+    settings = (f"The same arms at {len(points(r))} settings of {what}; {setup_words(name)}. "
+                "A difference compares runs of one seed and one setting; "
                 "verdicts are corrected by Holm over the arms of a setting, those of a trend over all arms.")
-    return "\n\n".join([*beginning(r, [power_sentence(effects)]), settings, "\n".join(f"- **{k}**: {v}" for k, v in facts(r).items()), "## Differences over the grid", f"![Difference of each arm to the baseline over {what}](overview.svg)",
+    run = "\n".join(f"- **{k}**: {v}" for k, v in facts(r).items())
+    return "\n\n".join([*beginning(r, [power_sentence(effects)]), settings, run,
+        "## Differences over the grid", f"![Difference of each arm to the baseline over {what}](overview.svg)",
         md_table(grid_table(effects)), *filter(None, [noise(r)]), "## At each point", *per_point, left_out(r)]) + "\n"
 
 # %% ../nbs/10_report.ipynb #6a118451
@@ -925,7 +992,9 @@ def tables_of(r: Results) -> dict:
     "Name -> table of everything that this study has data for; numbers in full."
     sets, main = r.sets, r.shown; against = {k: v for k, v in sets.items() if "baseline" in set(v.arm)}
     tables = dict(results=pd.concat([results_table(v, r.margin).assign(setup=k) for k, v in sets.items()]), overview=overview_table(next(reversed(sets.values()))), precision=precision_table(next(reversed(sets.values()))),
-                  certificate=certificate_table(r.runs), runs=r.runs[[*RUN_COLUMNS]], **({} if (f := factorial(main, r.margin)).empty else dict(interactions=f, together=against_the_sum(main, r.margin))))
+                  certificate=certificate_table(r.runs), runs=r.runs[[*RUN_COLUMNS]])
+    if not (f := factorial(main, r.margin)).empty:
+        tables |= dict(interactions=f, together=against_the_sum(main, r.margin))
     if against: tables["effects"] = pd.concat([judged(v, r.margin).assign(setup=k) for k, v in against.items()])
     if both_rates(r): tables["side_by_side"] = pd.concat([side_by_side(results_table(v, r.margin), results_table(sets["tuned"], r.margin)).assign(setup=k) for k, v in against.items() if k != "tuned"])
     if rates(r): tables["rates"] = rates_long(on_the_ladder(r))
@@ -973,54 +1042,57 @@ def find_study(
     raise AblationError(f"There is no study '{study}'; the ones in outputs/ are: {', '.join(known)}. Make one with `ablation run studies/laptop.toml`.")
 
 # %% ../nbs/10_report.ipynb #0e20850d
-FRONT = tuple(f"{s}-tinystories" for s in ("true_model", "true_context", "true_depth", "true_factorial"))  # what the first page leads with
+FRONT = ("true_model-tinystories", "true_context-tinystories", "true_depth-tinystories", "true_factorial-tinystories")
 SEED_TOKENS = 40_000 * 32 * 256  # of a run of the replicated report
 
 def standing(e: pd.Series) -> str:
     "A verdict with its difference: 'worse by 0.076 [0.070, 0.083]'."
-    if e.verdict not in ("worse", "better"): return f"{e.verdict if e.verdict in SPOKEN else UNJUDGED[e.verdict]} ({difference_words(e)})"
-    ends = sorted(abs(v) for v in (e.lo, e.hi))
-    return f"{e.verdict} by {interval_words(abs(e['mean']), *ends, sign='', digits=3)}"
+    if e.verdict not in ("worse", "better"): return f"{UNJUDGED.get(e.verdict, e.verdict)} ({difference_words(e)})"
+    low, high = sorted((abs(e.lo), abs(e.hi)))
+    return f"{e.verdict} by {interval_words(abs(e['mean']), low, high, sign='', digits=3)}"
 
 def elsewhere(arm: str, r: Results) -> str:
-    "What a study along an axis adds on an arm: its levels where they rise, fall or meet runs that diverge; empty otherwise."
+    "What a study along an axis adds on an arm: its levels, if they rise, fall or diverge; otherwise nothing."
     if (found := axis_of(r)) is None: return ""
     field, runs = found
     effects, trend = effects_along(runs, field, r.margin)
     if arm not in trend.index or trend.verdict[arm] not in ("worse", "better", "diverged"): return ""
     where = f"[{AXES.get(field, field)}](../outputs/{r.name}/report.md)"
+    levels = levels_words(arm, effects, runs, field, interval=False)
     rate = "" if field == "lr" else f"at {runs.lr[runs.arm == arm].iloc[0]:g}, "
     trained = ran_words(runs).partition(" parameters, ")[2]
     goes = "" if trend.verdict[arm] == "diverged" else f" it {TRENDS[trend.verdict[arm]]}"
-    return f" Along the {where}{goes} ({rate}{trained}): {levels_words(arm, effects, runs, field, interval=False)}."
+    return f" Along the {where}{goes} ({rate}{trained}): {levels}."
 
 def front_findings(
-    outputs: Path,                  # where the studies lie
-    studies: Iterable[str] = FRONT, # the first gives the arms; what the others say of an arm is told where a test says it
-) -> list[str]:                     # markdown, with links as a notebook in nbs/ has them
-    "What the first page says was found: a few sentences on each arm, the largest difference first, and one on combinations."
+    outputs: Path,                   # where the studies lie
+    studies: Iterable[str] = FRONT,  # the first gives the arms; the others add what a test says of an arm
+) -> list[str]:                      # markdown, with links as a notebook in nbs/ has them
+    "What the first page says was found: of each arm, the largest difference first, and of combinations."
     main, *others = (read_results(outputs / s) for s in studies)
-    against = {k: judged(runs, main.margin).set_index("arm", drop=False) for k, runs in main.sets.items() if {"baseline"} < set(runs.arm)}
+    compared_sets = {k: runs for k, runs in main.sets.items() if {"baseline"} < set(runs.arm)}
+    against = {k: judged(runs, main.margin).set_index("arm", drop=False) for k, runs in compared_sets.items()}
     one = next((k for k in against if k != "tuned"), None)
-    both = "tuned" in against and one is not None
-    changes = tuning_effects(main.sets["tuned"], main.sets[one], main.margin).set_index("arm", drop=False) if both else pd.DataFrame()
+    changes = pd.DataFrame()
+    if "tuned" in against and one:
+        changes = tuning_effects(main.sets["tuned"], main.sets[one], main.margin).set_index("arm")
     largest = pd.concat(t["mean"].abs() for t in against.values()).groupby("arm").max().sort_values(ascending=False)
-    sentences = []
-    for arm in largest.index:
-        settings = [f"{standing(t.loc[arm])} {'tuned' if k == 'tuned' else f'at {rate_of(k)}'}" for k, t in against.items() if arm in t.index]
+    where = {k: "tuned" if k == "tuned" else f"at {rate_of(k)}" for k in against}
+    def of_arm(arm: str) -> str:
+        settings = [f"{standing(t.loc[arm])} {where[k]}" for k, t in against.items() if arm in t.index]
         change = tuning_words(changes.loc[arm]) if arm in changes.index else ""
         tuned = f"; with tuning the difference {change}" if change else ""
-        sentences.append(f"**{arm_label(arm)}** is {listed(settings)}{tuned}.{''.join(elsewhere(arm, r) for r in others)}")
-    return [*sentences, *filter(None, map(together_sentence, others))]
-
-def rate_of(setup: str) -> str: return setup.removeprefix("lr ")
+        return f"**{arm_label(arm)}** is {listed(settings)}{tuned}.{''.join(elsewhere(arm, r) for r in others)}"
+    return [*map(of_arm, largest.index), *filter(None, map(together_sentence, others))]
 
 def front_setting(outputs: Path, study: str = FRONT[0]) -> str:
     "The size, the text, the rates and the seeds behind the findings of the first page, and how they are to be read."
     r = read_results(outputs / study)
     size, text = ran_words(r.main).rpartition(", ")[0], Path(r.config["corpus"]).name.split(" ")[0]
     def seeds(runs: pd.DataFrame) -> str: return count_words(runs.seed[runs.status == "done"].nunique(), "seed")
-    settings = [f"{'*tuned*, each arm at its own best learning rate' if k == 'tuned' else f'at {rate_of(k)} for all'} ({seeds(runs)})" for k, runs in r.sets.items()]
+    tuned = "*tuned*, each arm at its own best learning rate"
+    where = {k: tuned if k == "tuned" else f"at {rate_of(k)} for all" for k in r.sets}
+    settings = [f"{where[k]} ({seeds(runs)})" for k, runs in r.sets.items()]
     return (f"What was found at {size} of {text} ({listed(sorted(set(r.main.device)))}), {' and '.join(settings)}; "
             "in nats per token against the baseline, paired by seed, with 95 % intervals:")
 
@@ -1031,11 +1103,12 @@ def front_table(outputs: Path, study: str = FRONT[0]) -> str:
     table["change"] = ["; ".join(a.says for a in parse_arm(arm)) for arm in table.arm]
     for name, runs in list(r.sets.items())[:2]:
         results = results_table(runs, r.margin).set_index("arm").reindex(table.arm)
-        words = [interval_words(*x, digits=3) for x in results[["difference", "lo", "hi"]].astype(float).itertuples(index=False)]
-        cells = [f"loss {loss:.3f}" if arm == "baseline" else w for arm, loss, w in zip(table.arm, results.final_val_loss, words)]
+        def words(x: Any) -> str:
+            if x.Index == "baseline": return f"loss {x.final_val_loss:.3f}"
+            return interval_words(x.difference, x.lo, x.hi, digits=3)
         kind, where = ("tuned", "tuned") if name == "tuned" else ("fixed", f"{rate_of(name)} for all")
         if name == "tuned": table["best rate"] = [f"{lr:g}" if pd.notna(lr) else "–" for lr in results.lr]
-        table[f"{where}, {count_words(runs.seed.nunique(), 'seed')} [95 %]"] = cells
+        table[f"{where}, {count_words(runs.seed.nunique(), 'seed')} [95 %]"] = list(map(words, results.itertuples()))
         table[f"{kind}_verdict"] = results.verdict.to_numpy()
     return md_table(table)
 
@@ -1058,8 +1131,12 @@ def front_beside(outputs: Path, study: str = FRONT[0]) -> str:
     name, runs = next(reversed(r.sets.items()))
     tokens = runs.tokens[runs.status == "done"].max()
     table = overview_table(runs)[["arm", "component", "report_best", "best_val_loss", "report_delta", "delta"]]
-    return (f"The report that we replicate trained each arm once, at 3e-4, on {SEED_TOKENS / tokens:.0f} times the tokens of a run here. Below, its lowest losses stand beside our means at {setup_words(name)} "
-            f"({count_words(runs.seed.nunique(), 'seed')}). Tokenizer and validation text are others, so only differences within a column can be compared, and one between single runs has no interval. "
+    seeds = count_words(runs.seed.nunique(), "seed")
+    return ("The report that we replicate trained each arm once, at 3e-4, "
+            f"on {SEED_TOKENS / tokens:,.0f} times the tokens of a run here. "
+            f"Below, its lowest losses stand beside our means at {setup_words(name)} ({seeds}). "
+            "Tokenizer and validation text are others, so only differences within a column can be compared, "
+            "and one between single runs has no interval. "
             f"By a reading of its public code, its NoPE arm still rotated queries and keys.\n\n{md_table(table)}")
 
 def study_question(

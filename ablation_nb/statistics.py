@@ -155,7 +155,7 @@ def ratio_interval(
     above: ArrayLike,   # numbers, (n,)
     below: ArrayLike,   # the numbers of the same pairs that they are divided by, (n,)
     level: float = .95, # confidence level
-) -> Interval:          # of mean(above) / mean(below); sd is NaN, and so are lo and hi where mean(below) is not told from zero
+) -> Interval:          # of mean(above) / mean(below); NaN: sd, and lo and hi if mean(below) may be zero
     "A ratio of two paired means with Fieller's interval."
     x, y = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
     n = len(x)
