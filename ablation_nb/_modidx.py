@@ -233,7 +233,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ablation_nb.kernels.Nursery': ('kernels.html#nursery', 'ablation_nb/kernels.py'),
                                      'ablation_nb.kernels.Nursery.__init__': ('kernels.html#nursery.__init__', 'ablation_nb/kernels.py'),
                                      'ablation_nb.kernels.Nursery.fork': ('kernels.html#nursery.fork', 'ablation_nb/kernels.py'),
-                                     'ablation_nb.kernels.Nursery.start': ('kernels.html#nursery.start', 'ablation_nb/kernels.py'),
+                                     'ablation_nb.kernels.Nursery.running': ('kernels.html#nursery.running', 'ablation_nb/kernels.py'),
                                      'ablation_nb.kernels.Nursery.stop': ('kernels.html#nursery.stop', 'ablation_nb/kernels.py'),
                                      'ablation_nb.kernels.Nursery.warm': ('kernels.html#nursery.warm', 'ablation_nb/kernels.py'),
                                      'ablation_nb.kernels.be_kernel': ('kernels.html#be_kernel', 'ablation_nb/kernels.py'),
