@@ -41,13 +41,16 @@ STUDIES = ("true_model", "true_context", "true_depth", "true_factorial", "report
 
 
 def exported(path):
-    "Name -> line of each function, class and patched method that a module holds."
-    found = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    "Name -> line of each function and class in a module's `__all__`, and of each patched method."
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    public = next(ast.literal_eval(n.value) for n in body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__")
+    lines = {}
+    for node in body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
             names = showdoc_nm(node)
-            found |= dict.fromkeys([names] if isinstance(names, str) else names, node.lineno)
-    return found
+            names = [names] if isinstance(names, str) else names
+            lines |= {name: node.lineno for name in names if "." in name or name in public}
+    return lines
 
 
 def label(module, name):
