@@ -38,13 +38,15 @@ STORY = [f for f in NOTEBOOKS if f.stem[0].isdigit()]
 
 
 def exported(path):
-    "Name -> line of each function, class and patched method that a module holds."
-    found = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
-            names = showdoc_nm(node)
-            found |= dict.fromkeys([names] if isinstance(names, str) else names, node.lineno)
-    return found
+    "Name -> line of each function, class and patched method that a module exports."
+    lines, body = {}, ast.parse(path.read_text(encoding="utf-8")).body
+    public = next(ast.literal_eval(n.value) for n in body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__")
+    for node in body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
+        names = showdoc_nm(node)
+        if isinstance(names, str): names = [names]
+        lines |= {n: node.lineno for n in names if n in public or "." in n}
+    return lines
 
 
 def label(module, name):
