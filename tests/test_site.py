@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -116,7 +117,8 @@ def test_every_exported_name_has_an_entry_with_its_source(site, pages):
         module, line = re.search(r"source/(\w+)\.html#L-(\d+)$", source).groups()
         lines = (ROOT / "ablation_nb" / f"{module}.py").read_text(encoding="utf-8").splitlines()
         told[module, re.search(r"\b(?:def|class) (\w+)\b", "\n".join(lines[int(line) - 1:int(line) + 2]))[1]] = href
-    exported = {(m.removeprefix("ablation_nb."), n.removeprefix(f"{m}.")) for m, names in d["syms"].items() for n in names if n.count(".") == 2 and n.split(".")[-1][0] != "_"}
+    exported = {(m.removeprefix("ablation_nb."), n.removeprefix(f"{m}.")) for m, names in d["syms"].items() for n in names
+                if n.count(".") == 2 and n.removeprefix(f"{m}.") in import_module(m).__all__}
     assert len(listed) > 100 and exported <= told.keys(), exported - told.keys()
 
 
