@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'FEED_FORWARDS', 'NORMS', 'Part', 'ARMS', 'ARMS_FAULT', 'SCALES', 'MODEL_FIELDS', 'TRAIN_FIELDS',
-           'OWN_ARMS', 'AblationError', 'did_you_mean', 'ModelConfig', 'TrainConfig', 'check_types', 'swiglu_width',
-           'plain_width', 'matched_width', 'FeedForward', 'Norm', 'silu', 'unit_rms', 'named_part', 'register_part',
-           'register_feed_forward', 'register_norm', 'Arm', 'register_arm', 'arm_names', 'parse_arm', 'arm_name',
-           'arm_label', 'Scale', 'resolve_scale', 'native_precision', 'model_config', 'train_config', 'known_fields',
-           'RunConfig', 'run_config', 'project_root', 'own_arms']
+           'OWN_ARMS', 'OWN_PARTS', 'AblationError', 'did_you_mean', 'ModelConfig', 'TrainConfig', 'check_types',
+           'swiglu_width', 'plain_width', 'matched_width', 'FeedForward', 'Norm', 'silu', 'unit_rms', 'named_part',
+           'register_part', 'register_feed_forward', 'register_norm', 'Arm', 'register_arm', 'arm_names', 'parse_arm',
+           'arm_name', 'arm_label', 'Scale', 'resolve_scale', 'native_precision', 'model_config', 'train_config',
+           'known_fields', 'RunConfig', 'run_config', 'project_root', 'own_arms', 'import_file']
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
-import difflib, math, os, re, runpy, traceback
+import difflib, importlib.util, math, os, re, sys, traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -371,14 +371,27 @@ def project_root(
     return next((p for p in (start, *start.parents) if (p / "settings.ini").is_file() and (p / "nbs").is_dir()), start)
 
 # %% ../nbs/00_config.ipynb #295e1e20
-def own_arms() -> list[str]:
-    "Run the project's `arms.py`, if there is one, for its calls of `register_arm`; returns the names that are new."
-    root, before = project_root(), list(ARMS)
-    if (root / "settings.ini").is_file() and (file := root / "arms.py").is_file():
-        try: runpy.run_path(str(file))
-        except Exception as e:  # said where an arm is asked for, so that every command can say it in its own way
-            at = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(file)] or [getattr(e, "lineno", None)]
-            ARMS_FAULT[:] = [f"arms.py, line {at[-1]}: " + (str(e) if isinstance(e, AblationError) else f"{type(e).__name__}: {e}")]
-    return [a for a in ARMS if a not in before]
+def own_arms() -> tuple[list[str], list[str]]:
+    "Import the project's `arms.py`, if there is one, for what it registers; returns the names of its arms and of its parts."
+    root, tables = project_root(), (ARMS, FEED_FORWARDS, NORMS)
+    before = [dict(t) for t in tables]
+    if not (root / "settings.ini").is_file() or not (file := root / "arms.py").is_file(): return [], []
+    try: import_file(file, "arms")
+    except Exception as e:  # said where an arm is asked for, so that every command can say it in its own way
+        at = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(file)] or [getattr(e, "lineno", None)]
+        ARMS_FAULT[:] = [f"arms.py, line {at[-1]}: " + (str(e) if isinstance(e, AblationError) else f"{type(e).__name__}: {e}")]
+    for now, then in zip(tables, before):
+        if other := [n for n in then if now.get(n) is not then[n]]:
+            ARMS_FAULT[:] = [f"arms.py puts something else in place of '{other[0]}', which every study knows; register it under another name."]
+    new = [[n for n in now if n not in then] for now, then in zip(tables, before)]
+    return new[0], new[1] + new[2]
 
-OWN_ARMS = own_arms() if __name__ == "ablation_nb.config" else []  # the registry of this notebook is not the package's
+def import_file(file: Path, name: str) -> None:
+    "Import a file as the module `name`, so that what it defines can be found again; modules that lie beside it are found too."
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None  # it is a file
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    if (beside := str(file.parent)) not in sys.path: sys.path.append(beside)
+    spec.loader.exec_module(module)
+
+OWN_ARMS, OWN_PARTS = own_arms() if __name__ == "ablation_nb.config" else ([], [])  # the registry of this notebook is not the package's

@@ -22,7 +22,7 @@ from . import study
 from .config import AblationError, ModelConfig, RunConfig, arm_label
 from .data import cache_folder, prepare
 from .model import FlexibleTransformerLM
-from .runs import read_json
+from .results import has, read_json
 
 # %% ../nbs/11_interop.ipynb #e674cfc8
 LLAMA = dict(norm=("rmsnorm", "an RMSNorm before each part and at the end"), placement=("pre", "its norms before each part"),
@@ -94,12 +94,12 @@ def to_hf(
 ) -> Path:                      # `target`
     "Export a run as a folder that `transformers` opens with `AutoModelForCausalLM` and `AutoTokenizer`, offline."
     folder, target = Path(folder), Path(target)
-    if not (folder / "config.json").exists(): raise AblationError(f"{folder} is not the folder of a run: it holds no config.json. Such folders lie under outputs/<study>/<arm>/.")
+    if not has(folder / "config.json"): raise AblationError(f"{folder} is not the folder of a run: it holds no config.json. Such folders lie under outputs/<study>/<arm>/.")
     settings = read_json(folder / "config.json")
     if "arm" not in settings: raise AblationError(f"{folder} is not the folder of a run: its config.json names no arm. Such folders lie under outputs/<study>/<arm>/.")
     cfg = RunConfig.from_dict(settings).model
     require_llama(cfg)
-    if not (folder / "result.json").exists() or read_json(folder / "result.json")["status"] != "done": raise AblationError(f"{folder} holds no finished run; finish it first, or export another.")
+    if not has(folder / "result.json") or read_json(folder / "result.json")["status"] != "done": raise AblationError(f"{folder} holds no finished run; finish it first, or export another.")
     if not (folder / "weights.safetensors").exists(): raise AblationError(f"{folder / 'weights.safetensors'} is not here: weights are not committed. Train this run again with fresh=True to have them.")
     if target.exists(): raise AblationError(f"{target} exists already; choose another folder, or remove it.")
     library, config, tokenizer = transformers_library(), llama_config(cfg), tokenizer_file(folder, corpus)

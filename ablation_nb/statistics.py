@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SAME_IN_A_PAIR', 'Interval', 'mean_interval', 'require_columns', 'which', 'pair_up', 'paired_differences',
-           'paired_power', 'smallest_effect', 'paired_effects', 'paired_trend', 'CrossedInterval', 'crossed_interval',
-           'crossed_effects', 'difference_p', 'equivalence_p', 'holm', 'verdicts', 'window_means', 'pooled_sd',
-           'noise_budget', 'triangular_root', 'best_of_evaluations', 'add_factors', 'products', 'factorial_contrasts',
-           'factorial_effects']
+           'paired_power', 'smallest_effect', 'paired_effects', 'paired_trend', 'ratio_interval', 'CrossedInterval',
+           'crossed_interval', 'crossed_effects', 'difference_p', 'equivalence_p', 'holm', 'verdicts', 'window_means',
+           'pooled_sd', 'noise_budget', 'triangular_root', 'best_of_evaluations', 'add_factors', 'products',
+           'factorial_contrasts', 'factorial_effects']
 
 # %% ../nbs/08_statistics.ipynb #3fe7e21c
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -149,6 +149,23 @@ def paired_trend(
         rows.append(dict(arm=arm) | mean_interval(d.values @ x / (x @ x))._asdict() |
                     dict(n_diverged=len(bad.get(arm, ())), n_base_diverged=len(bad.get(baseline, set()) & set(group.seed))))
     return pd.DataFrame(rows, columns=["arm", *Interval._fields, "n_diverged", "n_base_diverged"])
+
+# %% ../nbs/08_statistics.ipynb #02e949cb
+def ratio_interval(
+    above: ArrayLike,   # numbers, (n,)
+    below: ArrayLike,   # the numbers of the same pairs that they are divided by, (n,)
+    level: float = .95, # confidence level
+) -> Interval:          # of mean(above) / mean(below); sd is NaN, and so are lo and hi where mean(below) is not told from zero
+    "A ratio of two paired means with Fieller's interval."
+    x, y = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    n = len(x)
+    ratio = x.mean() / y.mean() if n and y.mean() else np.nan
+    if n < 2: return Interval(n, ratio, np.nan, np.nan, np.nan)
+    (xx, xy), (_, yy) = np.cov(x, y) * stats.t.ppf((1 + level) / 2, n - 1)**2 / n
+    a, b, c = y.mean()**2 - yy, x.mean() * y.mean() - xy, x.mean()**2 - xx   # the ends solve a rho^2 - 2 b rho + c = 0
+    if a <= 0: return Interval(n, ratio, np.nan, np.nan, np.nan)
+    half = np.sqrt(max(b**2 - a * c, 0))
+    return Interval(n, ratio, np.nan, (b - half) / a, (b + half) / a)
 
 # %% ../nbs/08_statistics.ipynb #f5969a17
 class CrossedInterval(NamedTuple):

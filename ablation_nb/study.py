@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Wrong', 'KINDS', 'SAYS', 'RESERVED', 'WIDEN', 'TODO', 'LOOKING', 'A_RUN', 'ON_A_CARD', 'EVERY', 'Study', 'check_keys',
            'check_values', 'grid_points', 'read_study', 'point_name', 'same_tokens', 'next_rung', 'climb', 'Job',
-           'cut_short', 'prepared', 'plan', 'show_plan', 'tokens', 'flops', 'on_random_tokens', 'seconds_per_step',
-           'torch_version', 'torch_threads', 'estimate', 'cards_used', 'spoken', 'execute', 'time_arms', 'show_times',
-           'runs_at_a_time', 'local_pool', 'dask_pool', 'Terminated', 'interruptible', 'work_off', 'unusable',
-           'remarks', 'write_down', 'progress_of', 'status', 'status_table', 'Progress', 'report', 'main', 'show_cost',
-           'show_status']
+           'prepared', 'plan', 'show_plan', 'tokens', 'flops', 'on_random_tokens', 'seconds_per_step', 'torch_version',
+           'torch_threads', 'estimate', 'cards_used', 'spoken', 'execute', 'time_arms', 'show_times', 'runs_at_a_time',
+           'local_pool', 'dask_pool', 'Terminated', 'interruptible', 'work_off', 'unusable', 'remarks', 'write_down',
+           'progress_of', 'status', 'status_table', 'Progress', 'add_evidence', 'show_proof', 'pack', 'report', 'main',
+           'show_cost', 'show_status']
 
 # %% ../nbs/07_study.ipynb #47f5beab
 import argparse, errno, itertools, math, os, queue, signal, sys, threading, time
@@ -31,11 +31,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from .config import MODEL_FIELDS, SCALES, TRAIN_FIELDS, AblationError, RunConfig, arm_name, did_you_mean, project_root, resolve_scale, run_config
+from .config import ARMS, MODEL_FIELDS, OWN_ARMS, SCALES, TRAIN_FIELDS, AblationError, RunConfig, arm_name, did_you_mean, project_root, resolve_scale, run_config
 from .data import TokenData, corpus_name, prepare
 from .kernels import NURSERY, run_notebook
 from .model import FlexibleTransformerLM, flops_per_token
-from .runs import Busy, alone, board_writer, busy, described, device_name, differences, package_hash, read_json, read_rows, run_folder, run_state, write_json
+from .provenance import described, device_name, package_hash, proofs_file, prove, write_json
+from .results import PACKED, cut_short, has, pack_runs, read_json, read_rows
+from .runs import Busy, alone, board_writer, busy, differences, run_folder, run_state
 from .trainer import Trainer, resolve_device
 
 # %% ../nbs/07_study.ipynb #df3904ba
@@ -198,12 +200,6 @@ class Job:
     state: str            # absent | partial | done | diverged | stale | damaged | waiting
     why: str = ""         # what differs, if stale
 
-def cut_short(folder: Path) -> bool:
-    "Is the run's notebook one whose execution never came to its end?"
-    try: cells = read_json(folder / "run.ipynb")["cells"]
-    except (OSError, LookupError, AblationError): return False  # a run has its numbers without it
-    return any(c["metadata"].get("papermill", {}).get("status") in ("pending", "running") for c in cells)
-
 def prepared(study: Study) -> dict:
     "The tokens of the study, by vocabulary size; prepared if they are not yet."
     return {v: prepare(study.corpus, v, progress=sys.stderr.isatty()) for v in {study.run(study.settings["arms"][0], p).model.vocab_size for p in study.points}}
@@ -331,7 +327,7 @@ def execute(
     try:
         with alone(folder, ".engine.lock"):
             with alone(folder): pass  # nor does anybody train here without an engine
-            with LOOKING: made = (folder / "result.json").exists() and run_state(folder, cfg, prepare(env.get("ABLATION_CORPUS", cfg.corpus), cfg.model.vocab_size)) in ("done", "diverged") and not cut_short(folder)
+            with LOOKING: made = has(folder / "result.json") and run_state(folder, cfg, prepare(env.get("ABLATION_CORPUS", cfg.corpus), cfg.model.vocab_size)) in ("done", "diverged") and not cut_short(folder)
             if made: return dict(read_json(folder / "result.json"), why="by another process")
             run_notebook(root / "nbs" / "train.ipynb", folder / "run.ipynb", root, parameters, env)
             return read_json(folder / "result.json")
@@ -583,11 +579,46 @@ class Progress:
 
     def running(self) -> pd.DataFrame:
         "The rows of `status` for the runs in progress."
-        at_it = [dict(folder=j.folder, point=j.point, arm=j.cfg.arm, lr=j.cfg.train.lr, seed=j.cfg.train.seed, role=j.role, **progress_of(j.folder, j.cfg)) for j in self.jobs if j.folder and (j.folder / "env.json").exists()]
+        at_it = [dict(folder=j.folder, point=j.point, arm=j.cfg.arm, lr=j.cfg.train.lr, seed=j.cfg.train.seed, role=j.role, **progress_of(j.folder, j.cfg)) for j in self.jobs if j.folder and has(j.folder / "env.json")]
         frame = pd.DataFrame(at_it, columns=["folder", "point", "arm", "lr", "seed", "role", "state", "step", "of", "train_loss", "val_loss", "tokens_per_second", "eta"])
         return frame[frame.state == "running"]
 
     def table(self) -> Table: return status_table(self.running(), f"{self.study.name}: {self.ended} ended, {len(self.jobs)} to go")
+
+# %% ../nbs/07_study.ipynb #e7d10a02
+def add_evidence(sub: Any) -> None:
+    "Give the command `ablation` its `prove` and `pack`."
+    text = "prove that the code as it stands makes the same numbers as a committed version, so that the runs of that version stand"
+    p = sub.add_parser("prove", help=text, description=text[0].upper() + text[1:] + ".")
+    p.add_argument("revision", nargs="?", default="HEAD", help="a commit (default: HEAD)")
+    p.set_defaults(call=lambda args: show_proof(prove(args.revision), args.revision))
+    text = "move the finished runs of studies into their archives"
+    p = sub.add_parser("pack", help=text, description=text[0].upper() + text[1:] + ".")
+    p.add_argument("study", nargs="+", type=Path, help="the study's folder, e.g. outputs/laptop")
+    p.set_defaults(call=lambda args: pack(args.study))
+
+def show_proof(proof: dict, revision: str) -> int:
+    "Say for which arms two versions agree; 1 if for any they do not."
+    if not proof:
+        print(f"The code that makes numbers is that of {revision}, to the letter: there is nothing to prove.")
+        return 0
+    arms = [a for a in ARMS if a not in OWN_ARMS]
+    changed = {kind: [a for a in arms if a not in proof[kind]] for kind in ("fp32", "bf16")}
+    print(f"Written to {os.path.relpath(proofs_file())}: {proof['old']} ({proof['commit']}) and {proof['new']}, as the code stands.")
+    for kind, others in changed.items():
+        agree = f"{len(arms) - len(others)} of {len(arms)} arms make the same numbers"
+        print(f"{kind}: {agree}" + (f"; not so {', '.join(others)}: their runs are stale, as are those composed of them." if others else "."))
+    return int(any(changed.values()))
+
+def pack(studies: list[Path]) -> int:
+    "Pack each study, and say how many runs went into its archive."
+    for study in studies:
+        if not study.is_dir(): raise AblationError(f"There is no folder {study}; name that of a study, such as outputs/laptop.")
+        if (study / "settings.ini").exists(): raise AblationError(f"{study} is a project, not the folder of a study; name one, such as outputs/laptop.")
+        with alone(study, ".pack.lock"): done = pack_runs(study, busy)
+        size = (study / PACKED).stat().st_size if (study / PACKED).exists() else 0
+        print(f"{study}: {len(done)} runs packed, {size / 1e6:.1f} MB in all")
+    return 0
 
 # %% ../nbs/07_study.ipynb #eeafe5e8
 def report(study: Study, console: Console) -> int:
@@ -627,6 +658,7 @@ def main(
             p.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop at a checkpoint after so long; the same command goes on from there")
             p.add_argument("--tensorboard", action="store_true", help="keep the rows for TensorBoard too, in each run's folder")
             p.add_argument("--scheduler", metavar="ADDRESS", help="of a dask cluster whose workers were started with --nthreads 1 --resources run=1")
+    add_evidence(sub)
     if more: more(sub)
     args = parser.parse_args(argv)
     try:

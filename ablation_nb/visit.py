@@ -23,8 +23,8 @@ from .bench import peers_here, race, seconds_a_step, standings
 from .checks import check_treatment, require
 from .config import AblationError, RunConfig, native_precision, project_root, run_config
 from .model import FlexibleTransformerLM
-from .runs import read_json, run_folders
-from .study import cut_short, read_study, work_off
+from .results import cut_short, has, read_json, run_folders
+from .study import read_study, work_off
 from .trainer import Trainer, can_compile, resolve_device
 
 # %% ../nbs/14_visit.ipynb #006a709f
@@ -196,8 +196,8 @@ def unpack(
         runs = sorted(p.parent.relative_to(tmp) for p in Path(tmp).rglob("result.json"))
         for f in runs:
             here = outputs / f / "result.json"
-            found[f.as_posix()] = "known" if here.exists() else "new"
-            if here.exists() and read_json(here) != read_json(Path(tmp) / f / "result.json"): raise AblationError(f"{outputs / f} holds another result than the archive; move one of the two away.")
+            found[f.as_posix()] = "known" if has(here) else "new"
+            if has(here) and read_json(here) != read_json(Path(tmp) / f / "result.json"): raise AblationError(f"{outputs / f} holds another result than the archive; move one of the two away.")
         for p in sorted(Path(tmp).glob("*/*.json")):   # study.json, tuning.json
             (outputs / p.parent.name).mkdir(parents=True, exist_ok=True); shutil.copy(p, outputs / p.parent.name / p.name)
         for f in runs:

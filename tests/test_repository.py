@@ -73,6 +73,7 @@ def test_readme_is_what_index_says(copy, sh):
     done = sh("make", "readme", "--old-file=install", f"BIN={Path(sys.executable).parent}", cwd=copy)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (copy / "README.md").read_text() == (ROOT / "README.md").read_text(), "run make readme"
+    assert (copy / "outputs" / "front.png").read_bytes() == (ROOT / "outputs" / "front.png").read_bytes(), "run make readme"
     assert "\n\n\n" not in (ROOT / "README.md").read_text()
 
 
@@ -130,11 +131,27 @@ def test_import_is_light(sh):
     assert sh("python", "-c", code).returncode == 0
 
 
-def test_committed_runs_were_made_by_code_that_behaves_like_this():
-    from ablation_nb.runs import code_fingerprint, package_hash, same_behaviour
-    for p in (ROOT / "outputs").glob("**/env.json"):
-        env, cfg = json.loads(p.read_text()), json.loads((p.parent / "config.json").read_text())
-        assert env["package_hash"] == package_hash() or same_behaviour(cfg["arm"], cfg["train"]["precision"], env["fingerprint"], code_fingerprint()), f"{p.parent}: run this study again"
+def test_the_repository_stays_small():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    assert len(tracked) < 1500, "pack the runs of finished studies: `ablation pack outputs/NAME`"
+    assert sum((ROOT / f).stat().st_size for f in tracked if f.startswith("outputs/") and (ROOT / f).exists()) < 45e6
+
+
+def test_a_packed_run_is_small():
+    from ablation_nb.results import PACKED, Archive
+    archives = [Archive(ROOT / "outputs" / study / PACKED) for study in STUDIES]
+    assert sum(a.path.stat().st_size for a in archives) / sum(len(a.runs) for a in archives) < 40_000
+
+
+def test_committed_runs_stand_by_proof():
+    "On any machine: by the text of the code, or by the proofs that are committed."
+    from ablation_nb.provenance import package_hash, proven, read_proofs
+    from ablation_nb.results import load_runs
+    now, proofs = package_hash(), read_proofs(ROOT / "outputs" / "code.toml")
+    for study in STUDIES:
+        for r in load_runs(ROOT / "outputs" / study).itertuples():
+            stands = proven(r.arm, r.precision, r.package_hash, now, proofs)
+            assert stands, f"{study}/{r.folder}: run `ablation prove`, and this study again if it says so"
 
 
 @pytest.fixture(scope="module")

@@ -28,12 +28,15 @@ from pygments.lexers import PythonLexer
 
 from ablation_nb.config import arm_label
 from ablation_nb.figures import arm_order
+from ablation_nb.report import study_question
+from ablation_nb.results import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "ablation_nb"
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 LONG = 20  # lines of an exported cell that a reader is still shown at once
 STORY = [f for f in NOTEBOOKS if f.stem[0].isdigit()]
+STUDIES = ("true_model", "true_context", "true_depth", "true_factorial", "report_config", "replication", "any other", "laptop")  # in the order of importance
 
 
 def exported(path):
@@ -162,7 +165,7 @@ def with_curve(nb, run):
     "Where an executed notebook of a run kept no picture, its curves are drawn again from `metrics.jsonl` by its own cell."
     for cell in nb["cells"]:
         if "run.metrics" in "".join(cell["source"]) and not cell["outputs"]:
-            exec("".join(cell["source"]), dict(plt=plt, run=SimpleNamespace(metrics=pd.read_json(run / "metrics.jsonl", lines=True))))
+            exec("".join(cell["source"]), dict(plt=plt, run=SimpleNamespace(metrics=pd.DataFrame(read_rows(run / "metrics.jsonl")))))
             picture = BytesIO()
             plt.savefig(picture, dpi=150, bbox_inches="tight"); plt.close()
             cell["outputs"] = [dict(output_type="display_data", metadata={}, data={"image/png": b64encode(picture.getvalue()).decode()})]
@@ -228,21 +231,35 @@ def report_page(out, report, pages=()):
     write(out / report.relative_to(ROOT), report.read_text(encoding="utf-8") + f"\n## Data\n\nThe numbers behind this page:\n\n{tables}\n{named}" + (toctree(*below) if below else ""))
 
 
+def importance(report):
+    "Where a study stands among the others: the true model first, then by name."
+    stem = report.parent.name.partition("-")[0]
+    return STUDIES.index(stem if stem in STUDIES else "any other"), report.parent.name
+
+
+def in_short(report):
+    "What a study asks, what is still to do, and the first sentence of what it found."
+    text, asked = report.read_text(encoding="utf-8"), study_question(report.parent.name)
+    lines = [f"*{asked}*"] * bool(asked) + re.findall(r"^\*\*This study is not complete.+", text, re.M) + re.findall(r"^## What was found\n\n- (.+)", text, re.M)
+    return "\n\n".join(lines)
+
+
 def studies(out):
     "The report of each study with its figures, its tables and a run of each arm, and a page that shows the studies one below the other."
-    reports, shown = sorted((ROOT / "outputs").glob("*/report.md")), []
+    reports, shown = sorted((ROOT / "outputs").glob("*/report.md"), key=importance), []
     for report in reports:
         study = report.parent
         for f in sorted(study.rglob("*")):
             if f.suffix in (".png", ".svg", ".csv"): write(out / f.relative_to(ROOT), ""); shutil.copy(f, out / f.relative_to(ROOT))
-        points = {title(f).partition(": ")[2]: f for f in sorted(study.glob("*/report.md"))}
+        pages = sorted(study.glob("*/report.md"), key=lambda f: [int(n) for n in re.findall(r"\d+", f.parent.name)])
+        points = {title(f).partition(": ")[2]: f for f in pages}
         for f in points.values(): report_page(out, f)
         report_page(out, report, (("A run of each arm, notebook and all", executed(out, study)), ("The points of the grid", {name: f.relative_to(study).as_posix() for name, f in points.items()})))
         figure = "".join(f"[![{study.name}]({study.name}/{f})]({study.name}/report.md)\n\n" for f in ("ablation_comparison.png", "overview.png") if (study / f).exists())
-        shown.append(f"## [{study.name}]({study.name}/report.md)\n\n" + "\n".join(re.findall(r"^- \*\*.+", report.read_text(encoding="utf-8").split("\n## ")[0], re.M)) + f"\n\n{figure}")
+        shown.append(f"## [{study.name}]({study.name}/report.md)\n\n{in_short(report)}\n\n{figure}")
     across = sorted((ROOT / "outputs").glob("*.md"))
     for f in (ROOT / "outputs").glob("*.*"): shutil.copy(f, out / "outputs")
-    write(out / "outputs" / "index.md", "# Studies\n\nEvery figure and number on these pages comes from run folders in the repository.\n\n"
+    write(out / "outputs" / "index.md", "# Studies\n\nThe studies in the order of their weight, each with its question and its finding. Every figure and number on these pages comes from runs in the repository.\n\n"
         + "".join(f"Across studies: [{title(f)}]({f.name}).\n\n" for f in across) + "".join(shown) + toctree(*(f.stem for f in across), *(f"{r.parent.name} <{r.parent.name}/report>" for r in reports)))
 
 
