@@ -37,14 +37,22 @@ LONG = 20  # lines of an exported cell that a reader is still shown at once
 STORY = [f for f in NOTEBOOKS if f.stem[0].isdigit()]
 
 
-def exported(path):
-    "Name -> line of each function, class and patched method that a module holds."
-    found = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+def definitions(code):
+    "Name -> line of each function, class and patched method at the top level of `code`."
+    lines = {}
+    for node in ast.parse(code).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
             names = showdoc_nm(node)
-            found |= dict.fromkeys([names] if isinstance(names, str) else names, node.lineno)
-    return found
+            lines |= dict.fromkeys([names] if isinstance(names, str) else names, node.lineno)
+    return lines
+
+
+def exported(notebook, module):
+    "Name -> line of what the module defines in cells `#| export`; what `#| exporti` exports is no door and gets no entry."
+    cells = ["".join(c["source"]) for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"]]
+    doors = {name for code in cells if re.match(r"#\| ?export\b", code) for name in definitions(code)}
+    lines = definitions((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    return {name: line for name, line in lines.items() if name in doors}
 
 
 def label(module, name):
@@ -53,7 +61,7 @@ def label(module, name):
 
 
 MODULES = {f.name: m[1] for f in NOTEBOOKS if (m := re.search(r"#\| ?default_exp (\w+)", f.read_text(encoding="utf-8")))}
-API = {module: exported(PACKAGE / f"{module}.py") for module in MODULES.values()}
+API = {module: exported(ROOT / "nbs" / notebook, module) for notebook, module in MODULES.items()}
 lookup = NbdevLookup()  # turns `name` into a link; of all libraries that nbdev knows, only ours is linked
 lookup.syms = {name: "#" + label(module, name) for module, names in reversed(API.items()) for name in names}
 
