@@ -595,7 +595,7 @@ def pack(studies: list[Path]) -> int:
     for study in studies:
         if not study.is_dir(): raise AblationError(f"There is no folder {study}; name that of a study, such as outputs/laptop.")
         if (study / "settings.ini").exists(): raise AblationError(f"{study} is a project, not the folder of a study; name one, such as outputs/laptop.")
-        with alone(study, ".pack.lock"): done = pack_runs(study, busy)
+        with alone(study, ".pack.lock"): done = pack_runs(study, alone)
         size = (study / PACKED).stat().st_size if (study / PACKED).exists() else 0
         print(f"{study}: {len(done)} runs packed, {size / 1e6:.1f} MB in all")
     return 0
