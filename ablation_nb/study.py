@@ -97,14 +97,14 @@ def check_kind(key: str, value: Any, wrong: Wrong) -> None:
     no_margin = key == "margin" and fits and not 0 < value < math.inf
     if not fits or empty or no_margin: raise wrong(key, value, f"must be {KIND_WORDS[kind]}.")
 
-# %% ../nbs/07_study.ipynb #d373e426
+# %% ../nbs/07_study.ipynb #da5b742c
 def check_rates_table(table: str, needed: tuple[str, ...], d: dict, wrong: Wrong) -> None:
     "`[tune]` and `[fixed]` hold rates and seeds, in lists that are not empty, and nothing else."
     if table not in d: return
     for k, v in d[table].items():
         if k in ("lr", "seeds"): continue
         raise wrong(f"{table}.{k}", v, "is not a key of this table; it has lr and seeds.")
-    for k in needed: check_list(f"{table}.{k}", d[table].get(k), wrong)
+    for k in (*needed, *d[table]): check_list(f"{table}.{k}", d[table].get(k), wrong)
 
 def check_list(key: str, value: Any, wrong: Wrong) -> None:
     "The value is a list that is not empty."
