@@ -349,6 +349,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.layers.linear': ('layers.html#linear', 'ablation_nb/layers.py'),
                                     'ablation_nb.layers.make_feed_forward': ('layers.html#make_feed_forward', 'ablation_nb/layers.py'),
                                     'ablation_nb.layers.make_norm': ('layers.html#make_norm', 'ablation_nb/layers.py'),
+                                    'ablation_nb.layers.make_plain': ('layers.html#make_plain', 'ablation_nb/layers.py'),
                                     'ablation_nb.layers.plain_attention': ('layers.html#plain_attention', 'ablation_nb/layers.py'),
                                     'ablation_nb.layers.product': ('layers.html#product', 'ablation_nb/layers.py'),
                                     'ablation_nb.layers.product_gradients': ('layers.html#product_gradients', 'ablation_nb/layers.py')},
