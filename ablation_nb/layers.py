@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'LAYERS', 'linear', 'Linear', 'RMSNorm', 'LayerNorm', 'RotaryEmbedding', 'plain_attention',
-           'attention_in_blocks', 'KVCache', 'CausalSelfAttention', 'SwiGLU', 'SiLUFeedForward', 'ReLU2FeedForward',
-           'make_norm', 'make_feed_forward']
+           'attention_in_blocks', 'KVCache', 'CausalSelfAttention', 'make_plain', 'SwiGLU', 'SiLUFeedForward',
+           'ReLU2FeedForward', 'make_norm', 'make_feed_forward']
 
 # %% ../nbs/02_layers.ipynb #1eaa6d29
 from collections.abc import Callable
@@ -52,10 +52,13 @@ def linear(x: torch.Tensor, w_MK: torch.Tensor) -> torch.Tensor:
 
 class Linear(nn.Linear):
     "Linear map without a bias, `W x`. `(..., d_in)` -> `(..., d_out)`."
+    plain = False  # True: torch's own product, whatever the size
+
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__(d_in, d_out, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.plain: return F.linear(x, self.weight)
         return linear(x, self.weight)
 
 # %% ../nbs/02_layers.ipynb #c26c2714
@@ -159,6 +162,8 @@ class KVCache:
 # %% ../nbs/02_layers.ipynb #3a22d327
 class CausalSelfAttention(nn.Module):
     "Multi-head self-attention without biases. `x_BTD` -> `(B, T, D)`."
+    plain = False  # True: torch's own kernel in training too
+
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         if cfg.position not in ("rope", "none"):
@@ -178,10 +183,18 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (w(x_BTD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for w in maps)
         if self.rope is not None: q, k = self.rope(q, at_BT), self.rope(k, at_BT)
         training_on_cpu = q.is_cpu and q.requires_grad
-        attend = attention_in_blocks if causal and training_on_cpu else plain_attention
+        in_blocks = causal and training_on_cpu and not self.plain
+        attend = attention_in_blocks if in_blocks else plain_attention
         if cache is None or at_BT is None: y_BHTK = attend(q, k, v, causal)
         else: y_BHTK = cache.attend(q, k, v, at_BT)
         return self.wo(y_BHTK.transpose(1, 2).flatten(-2))
+
+# %% ../nbs/02_layers.ipynb #564c40f1
+def make_plain(model: nn.Module) -> nn.Module:
+    "Let every layer below compute with torch's own products and attention; returns the same module."
+    for layer in model.modules():
+        if isinstance(layer, (Linear, CausalSelfAttention)): layer.plain = True
+    return model
 
 # %% ../nbs/02_layers.ipynb #ef04fb2e
 class SwiGLU(nn.Module):
