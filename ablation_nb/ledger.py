@@ -37,10 +37,10 @@ import torch
 from scipy import stats
 from scipy.special import log_softmax
 
-from .config import AblationError, arm_label, did_you_mean, model_config, parse_arm, project_root, train_config
+from .config import AblationError, arm_label, did_you_mean, model_config, parse_arm, train_config
 from .figures import arm_order
 from .model import FlexibleTransformerLM, ffn_matrices, flops_per_token, parameter_count, reference_logits
-from .report import RUN, SEED_REPORT, Results, evaluations_table, factorial, interval_words, judged, md_table, of, on_the_ladder, points, read_results, write_text
+from .report import RUN, SEED_REPORT, Results, evaluations_table, factorial, interval_words, judged, md_table, of, on_the_ladder, points, read_results, reference_file, write_text
 from .results import PACKED
 from .statistics import Interval, mean_interval, noise_budget, paired_differences, paired_effects, paired_trend, verdicts
 
@@ -181,8 +181,8 @@ def before_training(
 
 @lru_cache
 def untrained() -> pd.DataFrame:
-    "`before_training` of seeds 0 to 23, from nbs/untrained.csv."
-    return pd.read_csv(project_root() / "nbs" / "untrained.csv")
+    "`before_training` of seeds 0 to 23, from reference/untrained.csv."
+    return pd.read_csv(reference_file("untrained.csv"))
 
 WIDTH_WITH_NORM = .31  # standard deviation of a normed model's first logits: a unit vector of width D against rows of variance 2 / (D + V)
 
@@ -623,7 +623,7 @@ OWN_KEYS = ("number", "where", "says", "kind", "test", "setup", "scales", "last_
 
 def claims_file(path: Path | str | None) -> tuple[Path, dict]:
     "The file of claims, and what TOML makes of it."
-    path = Path(path or project_root() / "nbs" / "claims.toml")
+    path = Path(path or reference_file("claims.toml"))
     try: return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError: raise AblationError(f"There is no file {path} of claims.") from None
     except tomllib.TOMLDecodeError as e: raise AblationError(f"{path.name} is not valid TOML: {e}.") from None
@@ -633,7 +633,7 @@ def ranges(fields: dict) -> tuple:
     return tuple((f, *bounds) for f, bounds in fields.items())
 
 def read_claims(
-    path: Path | str | None = None,  # None: nbs/claims.toml of the project
+    path: Path | str | None = None,  # None: reference/claims.toml of the project
 ) -> list[Claim]:
     "The claims, each checked against the test that it names."
     path, d = claims_file(path)
@@ -648,7 +648,7 @@ def read_claims(
     return claims
 
 def read_advice(
-    path: Path | str | None = None,  # None: nbs/claims.toml of the project
+    path: Path | str | None = None,  # None: reference/claims.toml of the project
 ) -> list[Advice]:
     "The report's recommendations, one a subject."
     path, d = claims_file(path)
@@ -884,14 +884,14 @@ def settle_all(claims: list[Claim], sets: list[Evidence]) -> pd.DataFrame:
 
 def settle(
     outputs: Path | str,             # the folder of all studies
-    path: Path | str | None = None,  # of the claims; None: nbs/claims.toml of the project
+    path: Path | str | None = None,  # of the claims; None: reference/claims.toml of the project
 ) -> pd.DataFrame:                   # number, where, claim, kind, test, verdict, at, figures, evidence, others, advice
     "The ledger: every claim with its verdict from all studies, and where it was found."
     return settle_all(read_claims(path), sets_of(studies_in(Path(outputs))[0]))
 
 def claims_of(
     study_folder: Path | str,        # one study
-    path: Path | str | None = None,  # of the claims; None: nbs/claims.toml of the project
+    path: Path | str | None = None,  # of the claims; None: reference/claims.toml of the project
 ) -> pd.DataFrame:                   # the rows that runs of this study decide, whatever its scale
     "What one study by itself says of the claims."
     r = read_results(study_folder)
@@ -952,7 +952,7 @@ def item(head: str, lines: list[str]) -> str:
 # %% ../nbs/12_ledger.ipynb #ee6e2692
 def write_ledger(
     outputs: Path | str,             # the folder of all studies
-    path: Path | str | None = None,  # of the claims; None: nbs/claims.toml of the project
+    path: Path | str | None = None,  # of the claims; None: reference/claims.toml of the project
 ) -> Path:                           # its ledger.md
     "Write ledger.md and ledger.csv into the folder of all studies; again gives the same bytes."
     outputs, claims = Path(outputs), read_claims(path)

@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['SEED_REPORT', 'BECAUSE', 'RUN', 'COLUMNS', 'TEXT', 'VERDICTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS',
-           'SECTIONS', 'RUN_COLUMNS', 'FRONT', 'SEED_TOKENS', 'point_fields', 'fault', 'settings', 'codes', 'strangers',
-           'Results', 'read_results', 'home', 'setups', 'setup_words', 'of', 'by_key', 'asked_for', 'duration',
-           'p_words', 'md_table', 'judged', 'arm_means', 'results_table', 'interval_words', 'for_reading',
-           'sureness_table', 'side_by_side', 'overview_table', 'precision_table', 'certificate_table', 'dynamics_table',
-           'rates_long', 'rates_table', 'positions_table', 'effect_sentence', 'power_sentence', 'points', 'point_words',
-           'amount', 'count_words', 'ran_words', 'listed', 'difference_words', 'verdict_words', 'lost_words',
-           'set_sentence', 'tuning_effects', 'rate_of', 'tuning_words', 'tuning_sentence', 'axis_of', 'effects_along',
-           'level_words', 'levels_words', 'trend_words', 'along', 'over_points', 'luck_sentence', 'against_the_sum',
-           'together_sentence', 'findings_in_words', 'opening', 'beginning', 'facts', 'unfinished', 'warnings',
-           'misfits', 'at_setup', 'figure_names', 'findings', 'compared', 'both_rates', 'every_seed', 'rates',
-           'on_the_ladder', 'dynamics', 'time_words', 'by_position', 'factorial', 'interactions', 'beyond_the_sum',
-           'noise', 'noise_table', 'evaluations_table', 'beside_the_report', 'left_out', 'proofs', 'stories', 'swept',
-           'grid_table', 'grid_page', 'figures_of', 'tables_of', 'write_report', 'write_text', 'find_study', 'standing',
-           'elsewhere', 'front_findings', 'front_setting', 'front_table', 'front_picture', 'front_beside',
-           'study_question']
+           'SECTIONS', 'RUN_COLUMNS', 'FRONT', 'SEED_TOKENS', 'reference_file', 'SeedReport', 'point_fields', 'fault',
+           'settings', 'codes', 'strangers', 'Results', 'read_results', 'home', 'setups', 'setup_words', 'of', 'by_key',
+           'asked_for', 'duration', 'p_words', 'md_table', 'judged', 'arm_means', 'results_table', 'interval_words',
+           'for_reading', 'sureness_table', 'side_by_side', 'overview_table', 'precision_table', 'certificate_table',
+           'dynamics_table', 'rates_long', 'rates_table', 'positions_table', 'effect_sentence', 'power_sentence',
+           'points', 'point_words', 'amount', 'count_words', 'ran_words', 'listed', 'difference_words', 'verdict_words',
+           'lost_words', 'set_sentence', 'tuning_effects', 'rate_of', 'tuning_words', 'tuning_sentence', 'axis_of',
+           'effects_along', 'level_words', 'levels_words', 'trend_words', 'along', 'over_points', 'luck_sentence',
+           'against_the_sum', 'together_sentence', 'findings_in_words', 'opening', 'beginning', 'facts', 'unfinished',
+           'warnings', 'misfits', 'at_setup', 'figure_names', 'findings', 'compared', 'both_rates', 'every_seed',
+           'rates', 'on_the_ladder', 'dynamics', 'time_words', 'by_position', 'factorial', 'interactions',
+           'beyond_the_sum', 'noise', 'noise_table', 'evaluations_table', 'beside_the_report', 'left_out', 'proofs',
+           'stories', 'swept', 'grid_table', 'grid_page', 'figures_of', 'tables_of', 'write_report', 'write_text',
+           'find_study', 'standing', 'elsewhere', 'front_findings', 'front_setting', 'front_table', 'front_picture',
+           'front_beside', 'study_question']
 
 # %% ../nbs/10_report.ipynb #3b62aba6
 import html, re
@@ -44,14 +44,35 @@ from .statistics import (add_factors, best_of_evaluations, crossed_effects, fact
                                     smallest_effect, verdicts)
 
 # %% ../nbs/10_report.ipynb #b8017d80
-SEED_REPORT = pd.DataFrame(
-    [("baseline",  1.390205, 1.392341, 1.234845, 1.418084, 2.10, "nothing: the full model"),
-     ("no_norm",   1.398479, 1.398479, 1.252514, 1.428341, 2.02, "normalisation"),
-     ("post_norm", 1.389722, 1.391021, 1.241731, 1.418499, 2.21, "place of the norm"),
-     ("nope",      1.390213, 1.392411, 1.234891, 1.418200, 2.20, "position encoding"),
-     ("silu",      1.410135, 1.411587, 1.265550, 1.447542, 2.05, "gate of the feed-forward layer")],
-    columns=["arm", "best_val_loss", "final_val_loss", "min_train_loss", "final_train_loss", "hours", "component"]).set_index("arm")
-SEED_REPORT.insert(1, "delta", 100 * (SEED_REPORT.best_val_loss / SEED_REPORT.best_val_loss["baseline"] - 1))  # per cent
+import ablation_nb
+
+def reference_file(
+    name: str,  # report.csv, untrained.csv or claims.toml
+) -> Path:
+    "A file of `reference/`: of the project that one works in, or else of the one that the package lies in."
+    roots = project_root(), Path(ablation_nb.__file__).parents[1]
+    files = [file for root in roots if (file := root / "reference" / name).is_file()]
+    if files: return files[0]
+    raise AblationError(f"There is no reference/{name} in {roots[0]}: what is known of the replicated report lies in a "
+                        "clone of this project, and not in the installed package; go to a clone.")
+
+class SeedReport:
+    "The table of the replicated report, an arm a row: a data frame that is read when it is first asked for something."
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        "reference/report.csv, and `delta`: the best loss against the baseline's, in per cent."
+        table = pd.read_csv(reference_file("report.csv"), comment="#", index_col="arm", float_precision="round_trip")
+        table.insert(1, "delta", 100 * (table.best_val_loss / table.best_val_loss["baseline"] - 1))
+        return table
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"): raise AttributeError(name)   # what Python asks of any object is no reason to read
+        return getattr(self.table, name)
+
+    def __getitem__(self, column: Any) -> Any: return self.table[column]
+    def __repr__(self) -> str: return repr(self.table)
+
+SEED_REPORT = SeedReport()
 
 # %% ../nbs/10_report.ipynb #5493e6f9
 def point_fields(point: str) -> dict:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_the_committed_reports_regenerate_byte_for_byte(copy, study):
 
 def test_the_committed_ledger_regenerates_byte_for_byte(copy):
     from ablation_nb.ledger import write_ledger
-    write_ledger(copy / "outputs", ROOT / "nbs" / "claims.toml")
+    write_ledger(copy / "outputs", ROOT / "reference" / "claims.toml")
     for name in ("ledger.md", "ledger.csv"):
         assert (ROOT / "outputs" / name).read_bytes() == (copy / "outputs" / name).read_bytes()
 
@@ -158,12 +159,19 @@ def test_committed_runs_stand_by_proof():
 def built(tmp_path_factory, sh):
     "A wheel and an sdist of what git tracks."
     there = tmp_path_factory.mktemp("built")
-    for f in subprocess.run(["git", "ls-files", "ablation_nb", "*.py", "*.ini", "*.toml", "*.in", "*.md", "*.txt", "LICENSE"], cwd=ROOT, capture_output=True, text=True).stdout.split():
+    for f in subprocess.run(["git", "ls-files", "ablation_nb", "reference", "*.py", "*.ini", "*.toml", "*.in", "*.md", "*.txt", "LICENSE"], cwd=ROOT, capture_output=True, text=True).stdout.split():
         (there / "src" / f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / f, there / "src" / f)
     done = sh("python", "-m", "build", "--no-isolation", "--outdir", there / "dist", there / "src")
     assert done.returncode == 0, done.stderr
     return there / "dist"
+
+
+def test_sdist_holds_the_replicated_report(built):
+    (file,) = built.glob("*.tar.gz")
+    with tarfile.open(file) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"reference/{f.name}" for f in (ROOT / "reference").iterdir()} <= inside
 
 
 @pytest.mark.parametrize("kind", ["whl", "tar.gz"])
@@ -178,5 +186,7 @@ def test_wheel_and_sdist_install_in_an_empty_environment(built, kind, sh, tmp_pa
     assert done.returncode == 0, done.stderr
     where = "import ablation_nb, ablation_nb.interop; print(ablation_nb.__file__)"
     assert sh(python, "-c", where, cwd=tmp_path).stdout.strip().startswith(str(site))
+    unread = sh(python, "-c", "from ablation_nb.report import SEED_REPORT; SEED_REPORT.hours", cwd=tmp_path)
+    assert f"AblationError: There is no reference/report.csv in {tmp_path}" in unread.stderr
     done = sh(tmp_path / "env" / "bin" / "ablation", "--help", cwd=tmp_path)
     assert done.returncode == 0 and all(word in done.stdout for word in ("plan", "run", "status", "report", "export"))

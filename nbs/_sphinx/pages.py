@@ -193,8 +193,6 @@ def notebooks(out):
     "The notebooks; the first page is `index.ipynb`, with the links of a README."
     (out / "nbs").mkdir(parents=True)
     for f in NOTEBOOKS: exec_nb(executed_train(out / "nbs" / f.name) if f.stem == "train" else f, out / "nbs" / f.name, Page)
-    for f in (ROOT / "nbs").glob("[!_.]*"):
-        if f.is_file() and f.suffix != ".ipynb": shutil.copy(f, out / "nbs")
     (out / "nbs" / "index.ipynb").rename(out / "index.ipynb")
     index = json.loads((out / "index.ipynb").read_text(encoding="utf-8"))
     for cell in index["cells"]: cell["source"] = "".join(cell["source"]).replace("](../", "](")
@@ -286,7 +284,7 @@ def project(out):
     "What is written about the project beside the notebooks."
     files = ("CONTRIBUTING.md", "LOG.md", "CHANGELOG.md")
     for f in files: shutil.copy(ROOT / f, out)
-    shutil.copytree(ROOT / "studies", out / "studies")
+    for folder in ("studies", "reference"): shutil.copytree(ROOT / folder, out / folder)
     write(out / "project.md", "# Project\n\n" + "\n".join(f"- [{title(ROOT / f)}]({f})" for f in files) + "\n" + toctree(*(f.removesuffix(".md") for f in files)))
 
 
