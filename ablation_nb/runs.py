@@ -185,7 +185,9 @@ class Run:
     def finished(self) -> bool: return self.state in ("done", "diverged")
 
     @cached_property
-    def model(self) -> FlexibleTransformerLM: return model_of(self)
+    def model(self) -> FlexibleTransformerLM:
+        "Fresh, or with its trained weights if the run is finished."
+        return model_of(self)
 
     def __repr__(self) -> str:
         m, t = self.cfg.model, self.cfg.train
@@ -290,11 +292,11 @@ def train(self: Run, progress: bool = True) -> dict:
         steps = self.cfg.train.n_steps
         with (tqdm(total=steps, disable=not progress, unit="step", mininterval=1, file=sys.stdout) as bar,
               MetricsFile(self.folder / "metrics.jsonl") as rows):
-            result, trainer = self.fit(bar, rows)
+            result, trainer = self.go_on(bar, rows)
         return self.finish(result, trainer)
 
 @patch
-def fit(self: Run, bar: tqdm, rows: MetricsFile) -> tuple[dict, Trainer]:
+def go_on(self: Run, bar: tqdm, rows: MetricsFile) -> tuple[dict, Trainer]:
     "Train from the last checkpoint to the end; each row goes to the file, the bar, and TensorBoard if it is asked for."
     board = None
     def on_row(row: dict) -> None:
