@@ -176,9 +176,8 @@ class Run:
         self.data = prepare(cfg.corpus, cfg.model.vocab_size)
         refuse_short(cfg, len(self.data.train))
         self.env = environment(cfg, self.data)
-        root = project_root()
-        lone = run_folder(root / "out", cfg)
-        self.folder = root / out if out else lone.with_name(f"{lone.name}-{self.env['identity'][:6]}")
+        lone = run_folder(project_root() / "out", cfg)
+        self.folder = project_root() / out if out else lone.with_name(f"{lone.name}-{self.env['identity'][:6]}")
         if fresh is True or not self.look(fresh): self.begin(fresh)
 
     @property
@@ -221,8 +220,8 @@ def begin(self: Run, fresh: bool | str) -> None:
     with alone(self.folder):
         if fresh is not True and self.look(fresh): return   # another process was faster
         clear(self.folder)
+        write_json(self.folder / "env.json", self.env)   # first: with it a packed run counts no more
         write_json(self.folder / "config.json", described(self.cfg))
-        write_json(self.folder / "env.json", self.env)
         self.state = "absent"
 
 # %% ../nbs/06_runs.ipynb #8a240861
@@ -375,7 +374,7 @@ def open_run(now: dict, before: dict) -> Run:
     out, fresh, tensorboard = (p.pop(k) for k in ("out", "fresh", "tensorboard"))
     return Run(run_config(**p), out, fresh, tensorboard)
 
-# %% ../nbs/06_runs.ipynb #d4485893
+# %% ../nbs/06_runs.ipynb #1d7224c6
 PLAIN = (str, int, float, bool, list, tuple, dict, type(None))  # what papermill can pass
 
 OPTION_TYPES: dict[str, Any] = dict(
