@@ -759,7 +759,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ablation_nb.runs.Run.check': ('runs.html#run.check', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.Run.finish': ('runs.html#run.finish', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.Run.finished': ('runs.html#run.finished', 'ablation_nb/runs.py'),
-                                  'ablation_nb.runs.Run.fit': ('runs.html#run.fit', 'ablation_nb/runs.py'),
+                                  'ablation_nb.runs.Run.go_on': ('runs.html#run.go_on', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.Run.look': ('runs.html#run.look', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.Run.match': ('runs.html#run.match', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.Run.metrics': ('runs.html#run.metrics', 'ablation_nb/runs.py'),

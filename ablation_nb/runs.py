@@ -176,16 +176,17 @@ class Run:
         self.data = prepare(cfg.corpus, cfg.model.vocab_size)
         refuse_short(cfg, len(self.data.train))
         self.env = environment(cfg, self.data)
-        root = project_root()
-        lone = run_folder(root / "out", cfg)
-        self.folder = root / out if out else lone.with_name(f"{lone.name}-{self.env['identity'][:6]}")
+        lone = run_folder(project_root() / "out", cfg)
+        self.folder = project_root() / out if out else lone.with_name(f"{lone.name}-{self.env['identity'][:6]}")
         if fresh is True or not self.look(fresh): self.begin(fresh)
 
     @property
     def finished(self) -> bool: return self.state in ("done", "diverged")
 
     @cached_property
-    def model(self) -> FlexibleTransformerLM: return model_of(self)
+    def model(self) -> FlexibleTransformerLM:
+        "Fresh, or with its trained weights if the run is finished."
+        return model_of(self)
 
     def __repr__(self) -> str:
         m, t = self.cfg.model, self.cfg.train
@@ -219,8 +220,8 @@ def begin(self: Run, fresh: bool | str) -> None:
     with alone(self.folder):
         if fresh is not True and self.look(fresh): return   # another process was faster
         clear(self.folder)
+        write_json(self.folder / "env.json", self.env)   # first: with it a packed run counts no more
         write_json(self.folder / "config.json", described(self.cfg))
-        write_json(self.folder / "env.json", self.env)
         self.state = "absent"
 
 # %% ../nbs/06_runs.ipynb #8a240861
@@ -290,11 +291,11 @@ def train(self: Run, progress: bool = True) -> dict:
         steps = self.cfg.train.n_steps
         with (tqdm(total=steps, disable=not progress, unit="step", mininterval=1, file=sys.stdout) as bar,
               MetricsFile(self.folder / "metrics.jsonl") as rows):
-            result, trainer = self.fit(bar, rows)
+            result, trainer = self.go_on(bar, rows)
         return self.finish(result, trainer)
 
 @patch
-def fit(self: Run, bar: tqdm, rows: MetricsFile) -> tuple[dict, Trainer]:
+def go_on(self: Run, bar: tqdm, rows: MetricsFile) -> tuple[dict, Trainer]:
     "Train from the last checkpoint to the end; each row goes to the file, the bar, and TensorBoard if it is asked for."
     board = None
     def on_row(row: dict) -> None:
@@ -373,7 +374,7 @@ def open_run(now: dict, before: dict) -> Run:
     out, fresh, tensorboard = (p.pop(k) for k in ("out", "fresh", "tensorboard"))
     return Run(run_config(**p), out, fresh, tensorboard)
 
-# %% ../nbs/06_runs.ipynb #d4485893
+# %% ../nbs/06_runs.ipynb #1d7224c6
 PLAIN = (str, int, float, bool, list, tuple, dict, type(None))  # what papermill can pass
 
 OPTION_TYPES: dict[str, Any] = dict(
