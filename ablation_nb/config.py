@@ -447,7 +447,7 @@ def project_root(
 
 # %% ../nbs/00_config.ipynb #295e1e20
 def own_arms() -> tuple[list[str], list[str]]:
-    "Import the project's `arms.py`, if there is one; returns the names of the arms and of the parts that it registers."
+    "Import the project's `arms.py`, if there is one; returns the names of the arms and parts that it registers."
     root, tables = project_root(), list[dict[str, Any]]([ARMS, FEED_FORWARDS, NORMS])
     file = root / "arms.py"
     if not (root / "settings.ini").is_file() or not file.is_file(): return [], []
