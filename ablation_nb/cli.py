@@ -216,9 +216,9 @@ def add_visit(sub: Any) -> None:
 # %% ../nbs/14b_cli.ipynb #c110001a
 def check_numbers(args: argparse.Namespace) -> None:
     "An option that is too small is an error that names it."
-    workers, rounds, limit = (getattr(args, k, None) for k in ("workers", "rounds", "time_limit"))
+    workers, limit = (getattr(args, k, None) for k in ("workers", "time_limit"))
     if workers is not None and workers < 1: raise AblationError(f"--workers {workers} must be at least 1.")
-    if args.command == "time" and rounds < 2: raise AblationError(f"--rounds {rounds} must be at least 2.")
+    if args.command == "time" and args.rounds < 2: raise AblationError(f"--rounds {args.rounds} must be at least 2.")
     if limit is not None and not limit > 0: raise AblationError(f"--time-limit {limit:g} must be above zero.")
 
 def main(
