@@ -23,7 +23,7 @@ from .engine import local_pool, show_times, status, status_table, time_arms, wor
 from .interop import to_hf
 from .provenance import proofs_file, prove
 from .results import PACKED, pack_runs
-from .runs import alone, busy
+from .runs import alone
 from .study import TODO, Study, estimate, flops, plan, prepared, read_study, show_plan, spoken, tokens
 from .visit import unpack, visit
 
@@ -113,7 +113,7 @@ def pack(studies: list[Path]) -> int:
         if not study.is_dir(): raise AblationError(f"There is no folder {study}; name that of a study, such as outputs/laptop.")
         if (study / "settings.ini").exists():
             raise AblationError(f"{study} is a project, not the folder of a study; name one, such as outputs/laptop.")
-        with alone(study, ".pack.lock"): done = pack_runs(study, busy)
+        with alone(study, ".pack.lock"): done = pack_runs(study, alone)
         size = (study / PACKED).stat().st_size if (study / PACKED).exists() else 0
         print(f"{study}: {len(done)} runs packed, {size / 1e6:.1f} MB in all")
     return 0
