@@ -36,17 +36,21 @@ PACKAGE = ROOT / "ablation_nb"
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 LONG = 20  # lines of an exported cell that a reader is still shown at once
 STORY = [f for f in NOTEBOOKS if f.stem[0].isdigit()]
-STUDIES = ("true_model", "true_context", "true_depth", "true_factorial", "report_config", "replication", "any other", "laptop")  # in the order of importance
+STUDIES = ("true_model", "true_context", "true_depth", "true_factorial", "report_config", "replication",
+           "any other", "laptop")
 
 
 def exported(path):
-    "Name -> line of each function, class and patched method that a module holds."
-    found = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    "Name -> line of each function and class in a module's `__all__`, and of each patched method."
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    public = next(ast.literal_eval(n.value) for n in body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__")
+    lines = {}
+    for node in body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
             names = showdoc_nm(node)
-            found |= dict.fromkeys([names] if isinstance(names, str) else names, node.lineno)
-    return found
+            names = [names] if isinstance(names, str) else names
+            lines |= {name: node.lineno for name in names if "." in name or name in public}
+    return lines
 
 
 def label(module, name):
@@ -238,8 +242,9 @@ def importance(report):
 def in_short(report):
     "What a study asks, what is still to do, and the first sentence of what it found."
     text, asked = report.read_text(encoding="utf-8"), study_question(report.parent.name)
-    lines = [f"*{asked}*"] * bool(asked) + re.findall(r"^\*\*This study is not complete.+", text, re.M) + re.findall(r"^## What was found\n\n- (.+)", text, re.M)
-    return "\n\n".join(lines)
+    left = re.findall(r"^\*\*This study is not complete.+", text, re.M)
+    first_finding = re.findall(r"^## What was found\n\n- (.+)", text, re.M)
+    return "\n\n".join([f"*{asked}*"] * bool(asked) + left + first_finding)
 
 
 def studies(out):
@@ -257,7 +262,9 @@ def studies(out):
         shown.append(f"## [{study.name}]({study.name}/report.md)\n\n{in_short(report)}\n\n{figure}")
     across = sorted((ROOT / "outputs").glob("*.md"))
     for f in (ROOT / "outputs").glob("*.*"): shutil.copy(f, out / "outputs")
-    write(out / "outputs" / "index.md", "# Studies\n\nThe studies in the order of their weight, each with its question and its finding. Every figure and number on these pages comes from runs in the repository.\n\n"
+    write(out / "outputs" / "index.md", "# Studies\n\n"
+        "The studies in the order of their weight, each with its question and its finding. "
+        "Every figure and number on these pages comes from runs in the repository.\n\n"
         + "".join(f"Across studies: [{title(f)}]({f.name}).\n\n" for f in across) + "".join(shown) + toctree(*(f.stem for f in across), *(f"{r.parent.name} <{r.parent.name}/report>" for r in reports)))
 
 
