@@ -256,7 +256,7 @@ def fingerprint(
         except AblationError: raise
         except Exception as e:
             why = f"{type(e).__name__}: {e}"
-            raise AblationError(f"nbs/train.ipynb does not get to the end of its training ({why}); mend it.") from None
+            raise AblationError(f"nbs/train.ipynb does not get as far as the end of its training ({why}); mend it.") from None
     folder.mkdir(parents=True, exist_ok=True)
     write_json(kept, numbers)
     return numbers
@@ -355,13 +355,13 @@ def numbers_source() -> str:
     return "\n".join([PROBE_NAMES, f"TINY = {TINY}", *functions])
 
 PROBE = """
+import ablation_nb.runs
 from ablation_nb.config import ARMS
-from ablation_nb.runs import package_hash
 cells = json.loads(Path("nbs/train.ipynb").read_text(encoding="utf-8"))["cells"]
 cells = [("".join(c["source"]), c["metadata"].get("tags", [])) for c in cells if c["cell_type"] == "code"]
 arms = [a for a in {arms} if a in ARMS]
 numbers = {{a: {{p: numbers_of(a, p, Path({text!r}), cells) for p in ("fp32", "bf16")}} for a in arms}}
-print(json.dumps(dict(hash=package_hash(), numbers=numbers)))
+print(json.dumps(dict(hash=ablation_nb.runs.package_hash(), numbers=numbers)))
 """
 
 # %% ../nbs/05b_provenance.ipynb #d9ad9514
