@@ -1,6 +1,7 @@
 "analysis.ipynb through papermill: a small study becomes a page, tables and figures, the same bytes every time."
 import json
 import shutil
+import zipfile
 
 import pytest
 from conftest import ROOT
@@ -9,12 +10,15 @@ from conftest import ROOT
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     "Two arms and two seeds of a committed study, under another name; one run more is not to be trusted."
-    study, kept = tmp_path_factory.mktemp("outputs") / "small", ROOT / "outputs" / "laptop-tinystories"
+    committed = ROOT / "outputs" / "laptop-tinystories"
+    study, kept = tmp_path_factory.mktemp("outputs") / "small", tmp_path_factory.mktemp("kept")
+    with zipfile.ZipFile(committed / "runs.zip") as archive:
+        archive.extractall(kept)
     for arm in ("baseline", "nope"):
         for seed in (0, 1):
             shutil.copytree(kept / arm / f"0.01-s{seed}", study / arm / f"0.01-s{seed}")
     shutil.copytree(kept / "silu" / "0.01-s0", study / "no_norm" / "0.01-s0")
-    plan = json.loads((kept / "study.json").read_text()) | dict(study="small", arms=["baseline", "nope"], seeds=[0, 1])
+    plan = json.loads((committed / "study.json").read_text()) | dict(study="small", arms=["baseline", "nope"], seeds=[0, 1])
     (study / "study.json").write_text(json.dumps(plan))
     return study
 
