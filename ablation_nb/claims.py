@@ -32,13 +32,11 @@ from .config import arm_label, model_config, parse_arm, train_config
 from .figures import arm_order
 from .model import (
     FlexibleTransformerLM, ffn_matrices, flops_per_token, parameter_count, reference_logits)
-from .report import (
-    RUN, SEED_REPORT, Results,
-    count_words, evaluations_table, factorial, interval_words,
-    judged, of, on_the_ladder, points, reference_file)
+from .report import RUN, Results, count_words, evaluations_table, of, on_the_ladder, points
 from .statistics import (
     Interval, mean_interval, noise_budget,
     paired_differences, paired_effects, paired_trend, verdicts)
+from .tables import SEED_REPORT, factorial, interval_words, judged, reference_file
 
 # %% ../nbs/12_claims.ipynb #5b4f6215
 class Settled(NamedTuple):

@@ -9,7 +9,7 @@ __all__ = ['OWN_KEYS', 'PREFACE', 'Claim', 'Advice', 'claims_file', 'ranges', 'r
            'count_of', 'advice_page', 'verdict_at', 'claims_table', 'section_of', 'tests_list', 'study_words',
            'ledger_page']
 
-# %% ../nbs/12b_ledger.ipynb #03359b8e
+# %% ../nbs/12b_ledger.ipynb #dff6e2bb
 import inspect, re, sys
 from collections import Counter
 from collections.abc import Iterable
@@ -27,8 +27,9 @@ from .claims import (
     lr_words, short_count, span, tokens_of)
 from .config import AblationError, arm_label, did_you_mean, model_config, parse_arm
 from .model import parameter_count
-from .report import Results, md_table, points, read_results, reference_file, write_text
+from .report import Results, points, read_results, write_text
 from .results import PACKED
+from .tables import md_table, reference_file
 
 # %% ../nbs/12b_ledger.ipynb #ed0f4ff4
 @dataclass(frozen=True)
