@@ -7,11 +7,11 @@ __all__ = ['How', 'COLUMNS', 'TEXT', 'AGAINST', 'INTERVALS', 'SEED_REPORT', 'dur
            'md_table', 'judged', 'arm_means', 'results_table', 'interval_words', 'for_reading', 'compared',
            'sureness_table', 'side_by_side', 'tuning_effects', 'reference_file', 'SeedReport', 'overview_table',
            'precision_table', 'certificate_table', 'gap_columns', 'dynamics_table', 'rates_long', 'rate_words',
-           'rates_table', 'positions_table', 'parts_of', 'factorial', 'interactions_table', 'against_the_sum',
-           'together_table', 'effects_along']
+           'rates_table', 'positions_table', 'parts_of', 'parts_combined', 'factorial', 'interactions_table',
+           'against_the_sum', 'together_table', 'effects_along']
 
 # %% ../nbs/09b_tables.ipynb #5c1d0a03
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -379,13 +379,18 @@ def parts_of(arm: str) -> list[str]:
     "The names of an arm's parts: 'silu+nope' -> ['nope', 'silu']."
     return [part.name for part in parse_arm(arm)]
 
+def parts_combined(arms: Iterable[str]) -> list[str]:
+    "The arms that were run alone and as parts of others, in the order of the figures."
+    parts = {a: parts_of(a) for a in arm_order(arms)}
+    combined = {p for several in parts.values() if len(several) > 1 for p in several}
+    return [a for a in parts if a in combined]
+
 def factorial(runs: pd.DataFrame, margin: float) -> pd.DataFrame:
     "Main effects and interactions of the parts that were combined, with verdicts; empty without composed arms."
-    parts = {a: parts_of(a) for a in arm_order(runs.arm)}
-    combined = {p for several in parts.values() if len(several) > 1 for p in several}
-    factors = [p for p in parts if p in combined]
+    factors = parts_combined(runs.arm)
     if not factors: return pd.DataFrame()
-    terms = [":".join(own) for own in parts.values() if set(own) <= set(factors)]
+    within = [a for a in arm_order(runs.arm) if set(parts_of(a)) <= set(factors)]
+    terms = [":".join(parts_of(a)) for a in within]
     return verdicts(factorial_effects(add_factors(runs, factors), factors, terms), margin)
 
 def interactions_table(
