@@ -45,7 +45,8 @@ def standing(sh, root):
 
 def test_a_renamed_variable_leaves_the_runs_of_another_machine_standing(clone, sh):
     assert all(standing(sh, clone))
-    edit(clone, "low = cfg.lr * cfg.min_lr_ratio\n    return low + (cfg.lr - low)", "floor = cfg.lr * cfg.min_lr_ratio\n    return floor + (cfg.lr - floor)")
+    edit(clone, "share = (i", "part = (i")
+    edit(clone, "min(1, share)", "min(1, part)")
     assert not any(standing(sh, clone))  # until it is proven
     done = sh("ablation", "prove", cwd=clone, PYTHONPATH=clone)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -40,17 +40,22 @@ STUDIES = ("true_model", "true_context", "true_depth", "true_factorial", "report
            "any other", "laptop")
 
 
-def exported(path):
-    "Name -> line of each function and class in a module's `__all__`, and of each patched method."
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    public = next(ast.literal_eval(n.value) for n in body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__")
+def definitions(code):
+    "Name -> line of each function, class and patched method at the top level of `code`."
     lines = {}
-    for node in body:
+    for node in ast.parse(code).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
             names = showdoc_nm(node)
-            names = [names] if isinstance(names, str) else names
-            lines |= {name: node.lineno for name in names if "." in name or name in public}
+            lines |= dict.fromkeys([names] if isinstance(names, str) else names, node.lineno)
     return lines
+
+
+def exported(notebook, module):
+    "Name -> line of what the module defines in cells `#| export`; what `#| exporti` exports is no door and gets no entry."
+    cells = ["".join(c["source"]) for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"]]
+    doors = {name for code in cells if re.match(r"#\| ?export\b", code) for name in definitions(code)}
+    lines = definitions((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    return {name: line for name, line in lines.items() if name in doors}
 
 
 def label(module, name):
@@ -59,7 +64,7 @@ def label(module, name):
 
 
 MODULES = {f.name: m[1] for f in NOTEBOOKS if (m := re.search(r"#\| ?default_exp (\w+)", f.read_text(encoding="utf-8")))}
-API = {module: exported(PACKAGE / f"{module}.py") for module in MODULES.values()}
+API = {module: exported(ROOT / "nbs" / notebook, module) for notebook, module in MODULES.items()}
 lookup = NbdevLookup()  # turns `name` into a link; of all libraries that nbdev knows, only ours is linked
 lookup.syms = {name: "#" + label(module, name) for module, names in reversed(API.items()) for name in names}
 
