@@ -15,7 +15,7 @@ LONG = HEAD + 'arms = ["baseline", "nope"]\nseeds = [0, 1]\n[overrides]\nn_steps
 
 def project(folder):
     "A copy of what a study needs: notebooks and settings."
-    for name in ("nbs", "studies"):
+    for name in ("nbs", "studies", "reference"):
         shutil.copytree(ROOT / name, folder / name)
     for name in ("settings.ini", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)

@@ -16,6 +16,7 @@ ARM, STUDY, COMMANDS = (re.search(rf"```{language}\n(.+?)```", CHAPTER, re.S)[1]
 def project(tmp_path):
     "A scratch copy of the project: `project(text)` writes its arms.py and gives back its root."
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".*", "_*"))
+    shutil.copytree(ROOT / "reference", tmp_path / "reference")
     for name in ("settings.ini", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
 

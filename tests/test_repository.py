@@ -21,7 +21,7 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 def copy(tmp_path_factory, sh):
     "A copy of notebooks and package after a fresh export and clean."
     there = tmp_path_factory.mktemp("copy")
-    for name in ("nbs", "ablation_nb", "outputs"):
+    for name in ("nbs", "ablation_nb", "outputs", "reference"):
         shutil.copytree(ROOT / name, there / name, ignore=shutil.ignore_patterns("__pycache__", ".*", "*.safetensors"))
     for name in ("pyproject.toml", "settings.ini"):
         shutil.copy(ROOT / name, there)

@@ -12,7 +12,7 @@ STUDY = 'scale = "smoke"\narms = ["baseline", "nope"]\nseeds = [0, 1]\n'
 
 
 def copy(folder):
-    for name in ("nbs", "ablation_nb"):
+    for name in ("nbs", "ablation_nb", "reference"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for name in ("settings.ini", "pyproject.toml", "Makefile", "requirements.txt", "requirements-gpu.txt", "requirements-bench.txt", "setup.py"):
         shutil.copy(ROOT / name, folder)
