@@ -45,7 +45,6 @@ from .results import (has, load_doc_losses, load_metrics, load_position_losses, 
                                  read_array, read_json, read_rows)
 from .runs import PROMPTS
 from .statistics import best_of_evaluations, mean_interval, noise_budget, paired_differences
-from .tables import SEED_REPORT as SEED_REPORT, reference_file as reference_file  # claims ask here
 from .tables import (against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
                                 factorial, for_reading, interactions_table, interval_words, judged, md_table,
                                 overview_table, parts_combined, positions_table, precision_table, rates_long,

@@ -186,7 +186,7 @@ def test_wheel_and_sdist_install_in_an_empty_environment(built, kind, sh, tmp_pa
     assert done.returncode == 0, done.stderr
     where = "import ablation_nb, ablation_nb.interop; print(ablation_nb.__file__)"
     assert sh(python, "-c", where, cwd=tmp_path).stdout.strip().startswith(str(site))
-    unread = sh(python, "-c", "from ablation_nb.report import SEED_REPORT; SEED_REPORT.hours", cwd=tmp_path)
+    unread = sh(python, "-c", "import ablation_nb.report; from ablation_nb.tables import SEED_REPORT; SEED_REPORT.hours", cwd=tmp_path)
     assert f"AblationError: There is no reference/report.csv in {tmp_path}" in unread.stderr
     done = sh(tmp_path / "env" / "bin" / "ablation", "--help", cwd=tmp_path)
     assert done.returncode == 0 and all(word in done.stdout for word in ("plan", "run", "status", "report", "export"))
