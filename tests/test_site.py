@@ -62,7 +62,7 @@ def test_every_notebook_and_every_report_is_a_page(pages):
 def test_notebooks_that_are_run_with_parameters_show_or_name_a_run(pages):
     article = pages["nbs/train.html"].select_one("article")
     assert article.select("div.cell_output img") and article.select("div.cell_output table") and "folder:" in article.get_text()
-    for name, example in dict(train="/run.html", analysis="/report.html", benchmark="13_bench.html").items():
+    for name, example in dict(train="/run.html", analysis="/report.html", benchmark="31_bench.html").items():
         section = pages[f"nbs/{name}.html"].select_one("article section")
         before = section.select_one("div.cell").find_all_previous("a")
         assert any(example in a.get("href", "") for a in before if a.find_parent("article")), name
@@ -126,7 +126,7 @@ def test_every_exported_name_has_an_entry_with_its_source(site, pages):
 
 
 def test_pages_of_code_show_what_nbdev_says_and_the_source(pages):
-    page = pages["nbs/02_layers.html"]
+    page = pages["nbs/03_layers.html"]
     entry = next(h for h in page.select("h3") if h.get_text().startswith("RMSNorm")).find_parent("section")
     assert "Root-mean-square normalisation" in entry.get_text() and "def RMSNorm(" in entry.get_text()
     cells = [c for c in page.select("div.cell_input, details.hide") if re.search(r"^(?:class|def) ", c.get_text(), re.M)]
@@ -202,7 +202,7 @@ COLOURS = """() => {
 def test_text_code_and_tables_stand_out_from_their_ground(look, site, dark):
     "WCAG asks for a contrast of 4.5."
     page, faults, looked_at = look("index.html", dark=dark), set(), set()
-    for name in ("index", "nbs/02_layers", "nbs/tour", "outputs/ledger", next(p.parent.relative_to(site).as_posix() + "/report" for p in sorted(site.glob("outputs/*/report.html")))):
+    for name in ("index", "nbs/03_layers", "nbs/tour", "outputs/ledger", next(p.parent.relative_to(site).as_posix() + "/report" for p in sorted(site.glob("outputs/*/report.html")))):
         page.goto(f"{site.as_uri()}/{name}.html")
         for words in page.evaluate(COLOURS):
             text, ground, what = words.split("|")
@@ -250,7 +250,7 @@ def test_screenshots_for_a_person(look, site):
     screens = ROOT / "build" / "screens"
     screens.mkdir(parents=True, exist_ok=True)
     report = next(p.relative_to(site).as_posix() for p in sorted(site.glob("outputs/*/report.html")))
-    for name in ("index.html", "nbs/tour.html", "nbs/02_layers.html", "nbs/train.html", report, "outputs/ledger.html"):
+    for name in ("index.html", "nbs/tour.html", "nbs/03_layers.html", "nbs/train.html", report, "outputs/ledger.html"):
         for kind, width, dark in (("desktop", 1280, False), ("phone", 390, False), ("dark", 1280, True)):
             page = look(name, width, dark)
             page.evaluate(LOOKS)
