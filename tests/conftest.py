@@ -1,5 +1,7 @@
-"What the end-to-end tests share: a project root to run commands from, and a small corpus."
+"What the end-to-end tests share: a project root to run commands from, a small corpus, copies, and what a run left."
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,29 +13,73 @@ ROOT = Path(__file__).parent.parent
 
 
 def as_in_a_terminal():
-    "Before a process begins: Ctrl-C interrupts it, even where the tests themselves run in the background and ignore it."
+    """Before a process begins: Ctrl-C interrupts it.
+    So it is even where the tests themselves run in the background and ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def copied(folder, *names):
+    "A scratch copy of what every notebook needs and of what else is named, without what can be made again. Its folder."
+    unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.safetensors")
+    for name in ("nbs", "reference", "settings.ini", "pyproject.toml", *names):
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir(): shutil.copytree(source, target, ignore=unwanted)
+        else: shutil.copy(source, target)
+    return folder
+
+
+def succeeded(done):
+    "A finished command that reports success; what it said, if not."
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def refused(done, *words, status=1):
+    "A finished command that ended with this status and said these words on standard error."
+    assert done.returncode == status, done.stdout + done.stderr
+    for w in words: assert w in done.stderr, done.stderr
+    return done
+
+
+def numbers(folder):
+    "What result.json says of a run, without wall-clock times."
+    result = json.loads((folder / "result.json").read_text())
+    return {k: v for k, v in result.items() if "second" not in k}
+
+
+def losses(folder):
+    "The rows of metrics.jsonl, without wall-clock times."
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
 
 
 @pytest.fixture(scope="session")
 def env(tmp_path_factory):
     "An environment whose prepared text goes to a folder of its own, and whose default corpus is the built-in one."
-    env = {**os.environ, "ABLATION_CACHE": str(tmp_path_factory.mktemp("cache")), "ABLATION_CORPUS": "builtin:300"}
-    return {**env, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"}
+    cache, path = tmp_path_factory.mktemp("cache"), f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "ABLATION_CACHE": str(cache), "ABLATION_CORPUS": "builtin:300", "PATH": path}
 
 
 @pytest.fixture(scope="session")
 def sh(env):
     "Run a command from the project's root: `sh('papermill', ...)` -> completed process with text output."
     def run(*argv, cwd=ROOT, timeout=300, **extra):
-        return subprocess.run([str(a) for a in argv], cwd=cwd, env={**env, **extra}, capture_output=True, text=True, timeout=timeout)
+        own = {**env, **extra}
+        return subprocess.run([str(a) for a in argv], cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout)
     return run
+
+
+def train_command(folder, **parameters):
+    "The papermill command that trains at smoke scale into a run folder, whose notebook lies beside it."
+    argv = ["papermill", "nbs/train.ipynb", f"{folder}.ipynb"]
+    for name, value in {"scale": "smoke", "threads": 1, "out": folder, **parameters}.items():
+        argv += ["-p", name, str(value)]
+    return argv
 
 
 @pytest.fixture(scope="session")
 def train(sh):
     "Train at smoke scale through papermill, into a run folder: `train(folder, ablation='nope')`."
-    def run(folder, **parameters):
-        parameters = {"scale": "smoke", "threads": 1, "out": folder, **parameters}
-        return sh("papermill", "nbs/train.ipynb", f"{folder}.ipynb", *(a for k, v in parameters.items() for a in ("-p", k, v)))
+    def run(folder, **parameters): return sh(*train_command(folder, **parameters))
     return run

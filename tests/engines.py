@@ -1,25 +1,26 @@
 "Studies at work: a copy of the project, an engine in it, and what came of it."
 import contextlib
-import json
-import shutil
 import subprocess
 import time
 
 import psutil
 import pytest
-from conftest import ROOT, as_in_a_terminal
+from conftest import as_in_a_terminal, copied, losses, numbers, succeeded
 
 HEAD = 'scale = "smoke"\n'
-LONG = HEAD + 'arms = ["baseline", "nope"]\nseeds = [0, 1]\n[overrides]\nn_steps = 800\ncheckpoint_every = 20\neval_every = 400\n'
+LONG = HEAD + """
+arms = ["baseline", "nope"]
+seeds = [0, 1]
+[overrides]
+n_steps = 800
+checkpoint_every = 20
+eval_every = 400
+"""
 
 
 def project(folder):
-    "A copy of what a study needs: notebooks and settings."
-    for name in ("nbs", "studies", "reference"):
-        shutil.copytree(ROOT / name, folder / name)
-    for name in ("settings.ini", "pyproject.toml"):
-        shutil.copy(ROOT / name, folder)
-    return folder
+    "A copy of what a study needs: notebooks, settings and studies."
+    return copied(folder, "studies")
 
 
 def write(root, name, text):
@@ -28,21 +29,28 @@ def write(root, name, text):
 
 
 def engine(root, env, *argv):
+    "An engine at work, with two workers unless they are a scheduler's."
     two = [] if "--scheduler" in argv else ["--workers", "2"]
-    return subprocess.Popen(["ablation", "run", *argv, *two], cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=as_in_a_terminal)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(["ablation", "run", *argv, *two], cwd=root, env=env, preexec_fn=as_in_a_terminal, **pipes)
+
+
+def left(root, file):
+    "All files of this name that runs have left."
+    return list(root.glob(f"outputs/*/*/*/{file}"))
+
+
+def checkpoints(root): return left(root, "checkpoint.safetensors")
 
 
 def results(root, name):
-    "Everything about a study's runs that must not depend on what happened to it: folder -> numbers, losses, document losses."
-    found = {}
-    for p in sorted((root / "outputs" / name).rglob("result.json")):
-        folder = p.parent
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        found[folder.relative_to(root / "outputs" / name).as_posix()] = (
-            {k: v for k, v in json.loads(p.read_text()).items() if "second" not in k},
-            [{k: v for k, v in r.items() if k != "seconds"} for r in rows],
-            (folder / "doc_losses.npy").read_bytes() if (folder / "doc_losses.npy").exists() else None)
-    return found
+    "Everything about a study's runs that must not depend on what happened to it: folder -> numbers, losses, documents."
+    study, runs = root / "outputs" / name, {}
+    for p in sorted(study.rglob("result.json")):
+        folder, docs = p.parent, p.with_name("doc_losses.npy")
+        doc_losses = docs.read_bytes() if docs.exists() else None
+        runs[folder.relative_to(study).as_posix()] = numbers(folder), losses(folder), doc_losses
+    return runs
 
 
 def kernels(process):
@@ -63,8 +71,7 @@ def wait_for(condition, seconds=90):
 def undisturbed(tmp_path_factory, sh):
     "The undisturbed study that the others are compared with."
     root = project(tmp_path_factory.mktemp("calm"))
-    done = sh("ablation", "run", write(root, "long", LONG), cwd=root)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = results(root, "long-builtin")
-    assert len(found) == 4
-    return found
+    succeeded(sh("ablation", "run", write(root, "long", LONG), cwd=root))
+    runs = results(root, "long-builtin")
+    assert len(runs) == 4
+    return runs

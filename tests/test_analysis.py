@@ -4,7 +4,7 @@ import shutil
 import zipfile
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, succeeded
 
 
 @pytest.fixture(scope="module")
@@ -12,13 +12,12 @@ def small(tmp_path_factory):
     "Two arms and two seeds of a committed study, under another name; one run more is not to be trusted."
     committed = ROOT / "outputs" / "laptop-tinystories"
     study, kept = tmp_path_factory.mktemp("outputs") / "small", tmp_path_factory.mktemp("kept")
-    with zipfile.ZipFile(committed / "runs.zip") as archive:
-        archive.extractall(kept)
+    with zipfile.ZipFile(committed / "runs.zip") as archive: archive.extractall(kept)
     for arm in ("baseline", "nope"):
-        for seed in (0, 1):
-            shutil.copytree(kept / arm / f"0.01-s{seed}", study / arm / f"0.01-s{seed}")
+        for seed in (0, 1): shutil.copytree(kept / arm / f"0.01-s{seed}", study / arm / f"0.01-s{seed}")
     shutil.copytree(kept / "silu" / "0.01-s0", study / "no_norm" / "0.01-s0")
-    plan = json.loads((committed / "study.json").read_text()) | dict(study="small", arms=["baseline", "nope"], seeds=[0, 1])
+    plan = json.loads((committed / "study.json").read_text())
+    plan |= dict(study="small", arms=["baseline", "nope"], seeds=[0, 1])
     (study / "study.json").write_text(json.dumps(plan))
     return study
 
@@ -30,20 +29,25 @@ def written(study):
 
 
 def test_the_notebook_analyses_a_study_and_repeats_itself_to_the_byte(small, sh, tmp_path):
+    notebook = tmp_path / "analysis.ipynb"
+
     def analyse():
-        done = sh("papermill", "nbs/analysis.ipynb", tmp_path / "analysis.ipynb", "-p", "study", small)
-        assert done.returncode == 0, done.stderr[-2000:]
+        succeeded(sh("papermill", "nbs/analysis.ipynb", notebook, "-p", "study", small))
         return written(small)
 
     first = analyse()
     assert analyse() == first
-    assert {"report.md", "ablation_comparison.png", "dynamics.svg", "positions.png", "tables/results.csv", "tables/dynamics.csv", "tables/positions.csv"} <= set(first)
+    for name in ("report.md", "ablation_comparison.png", "dynamics.svg", "positions.png"): assert name in first, name
+    for table in ("results", "dynamics", "positions"): assert f"tables/{table}.csv" in first, table
 
     page = first["report.md"].decode()
-    assert "**NoPE**: " in page and "## What the models write" in page and "`no_norm/0.01-s0`, because its config.json says arm 'silu'" in page
+    assert "**NoPE**: " in page
+    assert "## What the models write" in page
+    assert "`no_norm/0.01-s0`, because its config.json says arm 'silu'" in page
     assert "not those that study.json describes" not in page
-    shown = json.dumps([c["outputs"] for c in json.loads((tmp_path / "analysis.ipynb").read_text())["cells"] if c["cell_type"] == "code"])
-    assert "image/png" in shown and "Rotary positions (RoPE) make no measurable difference" in shown
+    outputs = json.dumps([c["outputs"] for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"])
+    assert "image/png" in outputs
+    assert "Rotary positions (RoPE) make no measurable difference" in outputs
 
 
 def test_a_study_json_of_other_settings_is_named(small):
@@ -52,4 +56,5 @@ def test_a_study_json_of_other_settings_is_named(small):
     (small / "study.json").write_text(json.dumps(json.loads(before) | dict(overrides=dict(n_steps=70))))
     page = write_report(small).read_text()
     (small / "study.json").write_text(before)
-    assert "not those that study.json describes" in page and "where it says 70" in page
+    assert "not those that study.json describes" in page
+    assert "where it says 70" in page

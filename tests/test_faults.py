@@ -9,86 +9,121 @@ import time
 
 import psutil
 import pytest
-from engines import HEAD, LONG, engine, kernels, project, results, undisturbed, wait_for, write  # noqa: F401  undisturbed is the fixture `long`
+from conftest import succeeded
+from engines import HEAD, LONG, checkpoints, engine, kernels, left, project, results, wait_for, write
+from engines import undisturbed  # noqa: F401  the fixture `long`
+
+STUDY = "studies/long.toml"
 
 
 @pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_killed_engine_leaves_no_kernel_and_goes_on(tmp_path, env, sh, long, signum, status):
     root = project(tmp_path)
     process = engine(root, env, write(root, "long", LONG))
-    wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.safetensors"))) >= 2)
+    wait_for(lambda: len(checkpoints(root)) >= 2)
     running = kernels(process)
     assert len(running) >= 2
     process.send_signal(signum)
     out, _ = process.communicate(timeout=30)
-    assert process.returncode == status and ("Interrupted" in out) == (status > 0)
+    assert process.returncode == status
+    assert ("Interrupted" in out) == (status > 0)
     psutil.wait_procs(running, timeout=10)
     assert not any(k.is_running() for k in running)
-    half = {p.parent: p.read_text().splitlines() for p in root.glob("outputs/*/*/*/metrics.jsonl") if not (p.parent / "result.json").exists() and (p.parent / "checkpoint.safetensors").exists()}
-    assert half
-    assert sh("ablation", "run", "studies/long.toml", cwd=root).returncode == 0
+
+    half_done = [p.parent for p in checkpoints(root) if not p.with_name("result.json").exists()]
+    before = {folder: rows(folder) for folder in half_done if (folder / "metrics.jsonl").exists()}
+    assert before
+    succeeded(sh("ablation", "run", STUDY, cwd=root))
     assert results(root, "long-builtin") == long
-    for folder, before in half.items():  # resumed from the checkpoint, not begun anew: the rows before it are the old ones, wall clock and all
-        assert (folder / "metrics.jsonl").read_text().splitlines()[:10] == before[:10]
+    # resumed from the checkpoint, not begun anew: the rows before it are the old ones, wall clock and all
+    for folder, old in before.items(): assert rows(folder)[:10] == old[:10]
+
+
+def rows(folder):
+    "The rows of a run's metrics, wall-clock times included."
+    return (folder / "metrics.jsonl").read_text().splitlines()
 
 
 @pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_while_the_text_is_prepared(tmp_path, env, signum, status):
     root = project(tmp_path)
-    process = engine(root, {**env, "ABLATION_CACHE": str(tmp_path / "cache")}, write(root, "text", HEAD + 'arms = ["nope"]\nseeds = [0]\n'), "--corpus", "builtin:50000")
+    own = {**env, "ABLATION_CACHE": str(tmp_path / "cache")}
+    study = write(root, "text", HEAD + 'arms = ["nope"]\nseeds = [0]\n')
+    process = engine(root, own, study, "--corpus", "builtin:50000")
     wait_for(lambda: list(tmp_path.glob("cache/.*.tmp")))
     process.send_signal(signum)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == status and out.count("\n") == 1 and out.startswith("Interrupted") and not err, out + err
+    assert process.returncode == status, out + err
+    assert out.startswith("Interrupted")
+    assert out.count("\n") == 1
+    assert not err
 
 
 def test_a_killed_kernel_stops_no_other_run(tmp_path, env, sh, long):
     "What the system does to a kernel that takes too much memory."
     root = project(tmp_path)
     process = engine(root, env, write(root, "long", LONG))
-    wait_for(lambda: list(root.glob("outputs/*/*/*/checkpoint.safetensors")))
-    for k in (running := kernels(process)):  # their five channels are ipc; the one port is ipykernel's own, for what child processes print, and chosen by the system
-        assert len([c for c in k.net_connections("inet") if c.status == psutil.CONN_LISTEN]) <= 1
+    wait_for(lambda: checkpoints(root))
+    running = kernels(process)
+    # their five channels are ipc; the one port is ipykernel's own, for what child processes print, chosen by the system
+    for k in running:
+        listening = [c for c in k.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        assert len(listening) <= 1
         assert len({c.laddr for c in k.net_connections("unix") if "/ipc-" in c.laddr}) == 5
-    victim = running[0]
-    victim.kill()
+    running[0].kill()
     out, err = process.communicate(timeout=200)
-    assert process.returncode == 1 and err.count("its kernel was killed") == 1
+    assert process.returncode == 1
+    assert err.count("its kernel was killed") == 1
     failed = err.split(":")[1].strip()
-    assert failed.startswith("outputs/long-builtin/") and "3 of 4 usable" in out
-    assert not (root / failed / "result.json").exists() and len(results(root, "long-builtin")) == 3
-    assert sh("ablation", "run", "studies/long.toml", cwd=root).returncode == 0
+    assert failed.startswith("outputs/long-builtin/")
+    assert "3 of 4 usable" in out
+    assert not (root / failed / "result.json").exists()
+    assert len(results(root, "long-builtin")) == 3
+    succeeded(sh("ablation", "run", STUDY, cwd=root))
     assert results(root, "long-builtin") == long
 
 
 def test_a_killed_nursery_costs_its_kernels_and_no_more(tmp_path, env, sh, long):
     root = project(tmp_path)
     process = engine(root, env, write(root, "long", LONG))
-    wait_for(lambda: list(root.glob("outputs/*/*/*/checkpoint.safetensors")))
+    wait_for(lambda: checkpoints(root))
     psutil.Process(process.pid).children()[0].kill()
     process.communicate(timeout=200)
-    assert process.returncode == 1 and len(results(root, "long-builtin")) >= 2
-    assert sh("ablation", "run", "studies/long.toml", cwd=root).returncode == 0
+    assert process.returncode == 1
+    assert len(results(root, "long-builtin")) >= 2
+    succeeded(sh("ablation", "run", STUDY, cwd=root))
     assert results(root, "long-builtin") == long
+
+
+HUGE = HEAD + """
+arms = ["baseline"]
+seeds = [0]
+[[grid]]
+d_ff = 64
+[[grid]]
+d_ff = 100000000000
+"""
 
 
 def test_a_run_that_asks_for_too_much_memory_or_raises_is_named(tmp_path, sh):
     root = project(tmp_path)
-    file = write(root, "huge", HEAD + 'arms = ["baseline"]\nseeds = [0]\n[[grid]]\nd_ff = 64\n[[grid]]\nd_ff = 100000000000\n')
-    done = sh("ablation", "run", file, cwd=root)
-    assert done.returncode == 1 and "outputs/huge-builtin/d_ff-100000000000/baseline/0.01-s0: RuntimeError" in done.stderr and "allocate" in done.stderr
+    done = sh("ablation", "run", write(root, "huge", HUGE), cwd=root)
+    assert done.returncode == 1
+    assert "outputs/huge-builtin/d_ff-100000000000/baseline/0.01-s0: RuntimeError" in done.stderr
+    assert "allocate" in done.stderr
     assert list(results(root, "huge-builtin")) == ["d_ff-64/baseline/0.01-s0"]
 
 
 @pytest.fixture
 def small_disk(tmp_path):
     "A real disk of a few megabytes."
-    where = tmp_path / "disk"
-    where.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", where], capture_output=True).returncode:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs the rights of root")
-    yield where
-    subprocess.run(["umount", "-l", where])
+    yield disk
+    subprocess.run(["umount", "-l", disk])
 
 
 @pytest.mark.parametrize("free", [250_000, 0])
@@ -101,49 +136,70 @@ def test_a_full_disk_fails_runs_and_spoils_none(tmp_path, small_disk, sh, long, 
             f.write(bytes(4096))
     file = write(root, "long", LONG)
     done = sh("ablation", "run", file, cwd=root)
-    assert done.returncode == 1 and "No space left" in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert all(line.startswith("ablation: outputs/long-builtin") for line in done.stderr.splitlines() if "No space" in line), done.stderr
-    assert all(long[k] == v for k, v in results(root, "long-builtin").items()) and len(results(root, "long-builtin")) < 4
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    no_space = [line for line in done.stderr.splitlines() if "No space" in line]
+    assert no_space, done.stderr
+    assert "No space left" in done.stderr
+    for line in no_space: assert line.startswith("ablation: outputs/long-builtin"), done.stderr
+
+    whole = results(root, "long-builtin")
+    assert len(whole) < 4
+    for run, numbers in whole.items(): assert long[run] == numbers, run
     assert not [p for p in small_disk.rglob("*.tmp") if p.name.startswith(".")]
-    for p in small_disk.rglob("*.json"):
-        json.loads(p.read_text())
+    for p in small_disk.rglob("*.json"): json.loads(p.read_text())
     filler.unlink()
-    again = sh("ablation", "run", file, cwd=root)
-    assert again.returncode == 0, again.stderr
+    succeeded(sh("ablation", "run", file, cwd=root))
     assert results(root, "long-builtin") == long
 
 
-def two_engines(root, env, *argv):
-    "Both do the same study at once: the results that were seen, and how many runs each engine says it made."
-    seen, stop = set(), threading.Event()
+class Watch(threading.Thread):
+    "Notes every result that appears below a root: each file with the time of its writing."
 
-    def watch():
-        while not stop.is_set():
-            for p in root.glob("outputs/*/*/*/result.json"):
-                with contextlib.suppress(OSError):
-                    seen.add((p, p.stat().st_mtime_ns))
+    def __init__(self, root):
+        super().__init__()
+        self.root, self.results, self.stop = root, set(), threading.Event()
+
+    def run(self):
+        while not self.stop.is_set():
+            for p in left(self.root, "result.json"):
+                with contextlib.suppress(OSError): self.results.add((p, p.stat().st_mtime_ns))
             time.sleep(0.02)
-    thread = threading.Thread(target=watch)
-    thread.start()
+
+
+def two_engines(root, env, *argv):
+    "Both do the same study at once: the results that appeared, and how many runs each engine says it made."
+    watch = Watch(root)
+    watch.start()
     both = [engine(root, env, *argv) for _ in range(2)]
     ends = [p.communicate(timeout=400) for p in both]
-    stop.set()
-    thread.join()
-    assert [p.returncode for p in both] == [0, 0], ends
-    return seen, [int(re.search(r"(\d+) runs in", out)[1]) for out, _ in ends]
+    watch.stop.set()
+    watch.join()
+    for process, (out, err) in zip(both, ends, strict=True): assert process.returncode == 0, out + err
+    return watch.results, [int(re.search(r"(\d+) runs in", out)[1]) for out, _ in ends]
 
 
 def test_two_engines_share_a_study(tmp_path, env, long):
-    "Each run is trained by one of them, once, and its notebook is that of the training. So it is when they replace what is stale."
+    """Each run is trained by one of them, once, and its notebook is that of the training.
+    So it is when they replace what is stale."""
     root = project(tmp_path)
     first, counts = two_engines(root, env, write(root, "long", LONG))
-    assert len(first) == 4 and sum(counts) == 4 and results(root, "long-builtin") == long
+    assert len(first) == 4
+    assert sum(counts) == 4
+    assert results(root, "long-builtin") == long
+
     file = write(root, "long", LONG.replace("n_steps = 800", "n_steps = 600"))
-    both, counts = two_engines(root, env, file, "--rerun-stale")
-    assert len(both - first) == 4 and sum(counts) == 4
-    assert {r[0]["steps"] for r in results(root, "long-builtin").values()} == {600}
-    notebooks = list(root.glob("outputs/*/*/*/run.ipynb"))
-    assert len(notebooks) == 4 and all("(new)" in p.read_text() and "600/600" in p.read_text() for p in notebooks)
+    second, counts = two_engines(root, env, file, "--rerun-stale")
+    assert len(second - first) == 4
+    assert sum(counts) == 4
+    steps = {numbers["steps"] for numbers, _, _ in results(root, "long-builtin").values()}
+    assert steps == {600}
+    notebooks = left(root, "run.ipynb")
+    assert len(notebooks) == 4
+    for notebook in notebooks:
+        text = notebook.read_text()
+        assert "(new)" in text, notebook
+        assert "600/600" in text, notebook
 
 
 def test_an_engine_takes_over_from_one_that_died(tmp_path, env, long):
@@ -151,7 +207,7 @@ def test_an_engine_takes_over_from_one_that_died(tmp_path, env, long):
     file = write(root, "long", LONG)
     first = engine(root, env, file)
     second = engine(root, env, file)
-    wait_for(lambda: len(list(root.glob("outputs/*/*/*/checkpoint.safetensors"))) >= 2)
+    wait_for(lambda: len(checkpoints(root)) >= 2)
     assert first.poll() is None
     first.kill()
     first.communicate()

@@ -15,24 +15,31 @@ import nbformat
 import psutil
 import pytest
 from browser import CHROMIUM, NONE, browser  # noqa: F401  browser is a fixture
-from conftest import ROOT
+from conftest import ROOT, copied
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason=NONE)
 
 TOKEN = "tests"
 LAST = "folder: out/"  # what the last cell prints
-ERROR = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"  # JupyterLab shows errors and standard error alike
+OUTPUT = ".jp-OutputArea-output"
+ERROR = f"{OUTPUT}[data-mime-type='application/vnd.jupyter.stderr']"  # JupyterLab shows errors and standard error alike
+KERNEL = ".jp-Notebook-ExecutionIndicator"
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     "A scratch copy of the project: what a notebook writes stays in it."
-    there = tmp_path_factory.mktemp("lab") / "project"
-    shutil.copytree(ROOT / "nbs", there / "nbs", ignore=shutil.ignore_patterns(".*"))
-    for name in ("settings.ini", "pyproject.toml"):
-        shutil.copy(ROOT / name, there)
-    shutil.copy(there / "nbs" / "train.ipynb", there / "nbs" / "mistyped.ipynb")
-    return there
+    root = copied(tmp_path_factory.mktemp("lab") / "project")
+    shutil.copy(root / "nbs" / "train.ipynb", root / "nbs" / "mistyped.ipynb")
+    return root
+
+
+def make_lab(project):
+    "The command that `make lab` runs."
+    installed = ("--old-file=install", f"BIN={Path(sys.executable).parent}")
+    make = ["make", "-f", ROOT / "Makefile", "-n", "lab", *installed]
+    recipe = subprocess.run(make, cwd=project, capture_output=True, text=True, check=True).stdout
+    return shlex.split(next(line for line in recipe.splitlines() if "jupyter lab" in line))
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +48,10 @@ def lab(browser, project, env, tmp_path_factory):  # noqa: F811
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    own = {f"{name}_DIR": str(tmp_path_factory.mktemp(name)) for name in ("JUPYTER_CONFIG", "JUPYTER_RUNTIME", "JUPYTERLAB_SETTINGS", "JUPYTERLAB_WORKSPACES")}
-    told = subprocess.run(["make", "-f", ROOT / "Makefile", "-n", "lab", "--old-file=install", f"BIN={Path(sys.executable).parent}"], cwd=project, capture_output=True, text=True, check=True).stdout
-    argv = [*shlex.split(next(line for line in told.splitlines() if "jupyter lab" in line)), f"--port={port}", "--ServerApp.port_retries=0", "--no-browser", f"--IdentityProvider.token={TOKEN}"]
+    folders = ("JUPYTER_CONFIG", "JUPYTER_RUNTIME", "JUPYTERLAB_SETTINGS", "JUPYTERLAB_WORKSPACES")
+    own = {f"{name}_DIR": str(tmp_path_factory.mktemp(name)) for name in folders}
+    here = [f"--port={port}", "--ServerApp.port_retries=0", "--no-browser", f"--IdentityProvider.token={TOKEN}"]
+    argv = [*make_lab(project), *here]
     log = open(project.parent / "lab.log", "w")
     server = subprocess.Popen(argv, cwd=project, env={**env, **own}, stdout=log, stderr=log)
     try:
@@ -53,7 +61,8 @@ def lab(browser, project, env, tmp_path_factory):  # noqa: F811
                 break
             assert server.poll() is None, (project.parent / "lab.log").read_text()
             time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}/lab/workspaces/{{0}}/tree/nbs/{{0}}.ipynb?token={TOKEN}"  # a workspace of its own has no other tab open
+        workspace = f"http://127.0.0.1:{port}/lab/workspaces/{{0}}"  # one of its own has no other tab open
+        yield f"{workspace}/tree/nbs/{{0}}.ipynb?token={TOKEN}"
     finally:
         for p in [*psutil.Process(server.pid).children(recursive=True), server]:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -78,28 +87,44 @@ def type_over(page, start, line):
     raise AssertionError(f"{line} could not be typed")
 
 
+def start(page, address, changes):
+    "Open the notebook, write `name = value` lines over those of the parameters cell, and run all cells."
+    page.goto(address)
+    page.wait_for_selector(f"{KERNEL}[data-status=idle]", timeout=120_000)
+    for name, value in changes.items():
+        type_over(page, f"{name} = ", f"{name} = {value!r}")
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def came_to_an_end(page):
+    """Whether the last cell has spoken, or one has failed, while the kernel was busy.
+    Not `wait_for`, which asks at every frame: on a busy machine there are few."""
+    ended = page.locator(OUTPUT, has_text=LAST).or_(page.locator(ERROR))
+    busy = page.locator(f"{KERNEL}[data-status=busy]")
+    begun = at_work = time.time()
+    while not ended.count() and time.time() < min(at_work + 15, begun + 170):
+        if busy.count():
+            at_work = time.time()
+        page.wait_for_timeout(250)
+    return bool(ended.count())
+
+
 def run_all(window, address, shot, **changes):
-    "Open the notebook, write `name = value` lines over those of the parameters cell, run all cells, and wait until the last one has spoken, or one has failed. The page."
-    for _ in range(4):  # a click that a busy page has lost, or a run whose connection JupyterLab has dropped, is made again in a new window
-        page = window()
-        page.goto(address)
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=120_000)
-        for name, value in changes.items():
-            type_over(page, f"{name} = ", f"{name} = {value!r}")
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        ended = page.locator(".jp-OutputArea-output", has_text=LAST).or_(page.locator(ERROR))
-        busy = page.locator(".jp-Notebook-ExecutionIndicator[data-status=busy]")
-        begun = seen = time.time()
-        while not ended.count() and time.time() < min(seen + 15, begun + 170):  # not `wait_for`, which asks at every frame: on a busy machine there are few
-            seen = time.time() if busy.count() else seen
-            page.wait_for_timeout(250)
+    """The page of a notebook that was run to its end.
+    A click that a busy page lost, or a run whose connection JupyterLab dropped, is made again in a new window."""
+    for _ in range(4):
+        page, begun = window(), time.time()
+        start(page, address, changes)
+        done = came_to_an_end(page)
         page.screenshot(path=shot)
-        if ended.count():
+        if done:
             return page
-        said = {k: page.locator(k).all_inner_texts() for k in (".jp-InputArea-prompt", ".jp-OutputArea-output", ".jp-Dialog", "#jp-main-statusbar")}
-        warnings.warn(f"The notebook did not come to an end after {time.time() - begun:.0f} s: {said}", stacklevel=2)
-    raise AssertionError(f"the notebook did not come to an end in four windows: {said}")
+        parts = (".jp-InputArea-prompt", OUTPUT, ".jp-Dialog", "#jp-main-statusbar")
+        shown = {part: page.locator(part).all_inner_texts() for part in parts}
+        took = time.time() - begun
+        warnings.warn(f"The notebook did not come to an end after {took:.0f} s: {shown}", stacklevel=2)
+    raise AssertionError(f"the notebook did not come to an end in four windows: {shown}")
 
 
 @pytest.fixture
@@ -125,24 +150,26 @@ def saved(page, notebook, wanted):
         with contextlib.suppress(ValueError, nbformat.reader.NotJSONError):  # half a file, while it is being written
             text = notebook.read_text(encoding="utf-8")
             if wanted in text:
-                return [o for c in nbformat.reads(text, as_version=4).cells if c.cell_type == "code" for o in c.outputs]
+                cells = nbformat.reads(text, as_version=4).cells
+                return [o for c in cells if c.cell_type == "code" for o in c.outputs]
         page.wait_for_timeout(500)
     raise AssertionError(f"{wanted} was not saved")
 
 
 def test_change_the_arm_run_all_and_see_the_result(window, lab, project, tmp_path):
     page = run_all(window, lab.format("train"), tmp_path / "lab.png", ablation="nope", scale="smoke")
-    assert page.locator(".jp-OutputArea-output", has_text=LAST).count() == 1 and page.locator(ERROR).count() == 0
-    curve = page.locator(".jp-OutputArea-output img").first
+    assert page.locator(OUTPUT, has_text=LAST).count() == 1
+    assert page.locator(ERROR).count() == 0
+    curve = page.locator(f"{OUTPUT} img").first
     curve.scroll_into_view_if_needed()
     assert curve.evaluate("i => i.naturalWidth") > 300
     page.screenshot(path=tmp_path / "curve.png")
     outputs = saved(page, project / "nbs" / "train.ipynb", LAST)
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
-    results = list((project / "out" / "nope").glob("*/result.json"))
-    assert len(results) == 1 and json.loads(results[0].read_text())["status"] == "done"
-    told = next(o.text for o in outputs if LAST in o.get("text", ""))
-    assert results[0].parent.relative_to(project).as_posix() in told
+    (result,) = (project / "out" / "nope").glob("*/result.json")
+    assert json.loads(result.read_text())["status"] == "done"
+    last = next(o.text for o in outputs if LAST in o.get("text", ""))
+    assert result.parent.relative_to(project).as_posix() in last
 
 
 def test_a_mistyped_arm_is_one_sentence_in_the_notebook(window, lab, project, tmp_path):
@@ -150,6 +177,10 @@ def test_a_mistyped_arm_is_one_sentence_in_the_notebook(window, lab, project, tm
     error = page.locator(ERROR)
     error.first.scroll_into_view_if_needed()
     page.screenshot(path=tmp_path / "error.png")
-    words = error.first.inner_text()
-    assert error.count() == 1 and "Unknown arm 'nopee'" in words and "Did you mean 'nope'?" in words and "Traceback" not in words
-    assert len([o for o in saved(page, project / "nbs" / "mistyped.ipynb", "Unknown arm 'nopee'") if o.output_type == "error"]) == 1
+    assert error.count() == 1
+    sentence = error.first.inner_text()
+    assert "Unknown arm 'nopee'" in sentence
+    assert "Did you mean 'nope'?" in sentence
+    assert "Traceback" not in sentence
+    outputs = saved(page, project / "nbs" / "mistyped.ipynb", "Unknown arm 'nopee'")
+    assert len([o for o in outputs if o.output_type == "error"]) == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, losses, numbers, refused, succeeded, train_command
 from papermill import PapermillExecutionError
 
 from ablation_nb.kernels import run_notebook
@@ -19,54 +19,49 @@ from ablation_nb.layers import ONEDNN, linear
 REAL_TEXT = os.environ.get("ABLATION_CORPUS", "")
 
 
-def losses(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
-
-
-def numbers(folder):
-    result = json.loads((folder / "result.json").read_text())
-    return {k: v for k, v in result.items() if "second" not in k}
-
-
 @pytest.fixture(scope="module")
 def nope(train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "nope"
-    done = train(folder, ablation="nope")
-    assert done.returncode == 0, done.stderr
+    succeeded(train(folder, ablation="nope"))
     return folder
 
 
 def test_a_run_leaves_everything(nope):
-    assert {f.name for f in nope.iterdir() if f.name != ".lock"} == {"config.json", "env.json", "metrics.jsonl", "doc_losses.npy", "position_losses.npy", "result.json", "weights.safetensors"}
+    documents = {"config.json", "env.json", "metrics.jsonl", "result.json"}
+    arrays = {"doc_losses.npy", "position_losses.npy", "weights.safetensors"}
+    assert {f.name for f in nope.iterdir() if f.name != ".lock"} == documents | arrays
     result = numbers(nope)
-    assert result["status"] == "done" and result["final_val_loss"] < result["initial_val_loss"] - 0.5
-    assert all(c["passed"] for c in result["checks"]) and len(result["checks"]) >= 8
+    assert result["status"] == "done"
+    assert result["final_val_loss"] < result["initial_val_loss"] - 0.5
+    assert len(result["checks"]) >= 8
+    for c in result["checks"]: assert c["passed"], c
     assert json.loads((nope / "config.json").read_text())["model"]["position"] == "none"
 
 
 def test_the_executed_notebook_shows_the_run(nope):
     cells = json.loads(nope.with_suffix(".ipynb").read_text())["cells"]
     outputs = [o for c in cells if c["cell_type"] == "code" for o in c["outputs"]]
-    assert any("image/png" in o.get("data", {}) for o in outputs)
-    assert any("".join(o["data"].get("text/markdown", "")).startswith("> ") for o in outputs if "data" in o)
+    data = [o["data"] for o in outputs if "data" in o]
+    assert any("image/png" in d for d in data)
+    assert any("".join(d.get("text/markdown", "")).startswith("> ") for d in data)
     assert not any(o["output_type"] == "error" for o in outputs)
 
 
 def test_same_seed_same_numbers_to_the_bit(nope, train, tmp_path):
-    assert train(tmp_path / "again", ablation="no_pos_emb").returncode == 0  # by its other name
-    assert losses(tmp_path / "again") == losses(nope) and numbers(tmp_path / "again") == numbers(nope)
+    again = tmp_path / "again"
+    succeeded(train(again, ablation="no_pos_emb"))  # by its other name
+    assert losses(again) == losses(nope)
+    assert numbers(again) == numbers(nope)
 
 
 def test_another_seed_other_numbers(nope, train, tmp_path):
-    assert train(tmp_path / "other", ablation="nope", seed=1).returncode == 0
+    succeeded(train(tmp_path / "other", ablation="nope", seed=1))
     assert losses(tmp_path / "other") != losses(nope)
 
 
 def test_bad_input_is_one_sentence_from_papermill(train, tmp_path):
-    done = train(tmp_path / "bad", ablation="rope")
-    assert done.returncode != 0
-    assert "AblationError: Unknown arm 'rope'" in done.stderr and "baseline, no_norm, post_norm, nope, silu" in done.stderr
+    arms = "baseline, no_norm, post_norm, nope, silu"
+    done = refused(train(tmp_path / "bad", ablation="rope"), "AblationError: Unknown arm 'rope'", arms)
     assert "Traceback" not in done.stderr.split("AblationError:")[0].split("Exception encountered")[-1]
     assert not (tmp_path / "bad").exists()
 
@@ -86,34 +81,47 @@ def test_bad_input_is_one_sentence_from_papermill(train, tmp_path):
     (dict(ablation="no_norm+post_norm"), ["none to move"]),
 ])
 def test_bad_input_is_one_sentence_before_any_training(env, tmp_path, parameters, words):
+    folder, own = tmp_path / "bad", {k: env[k] for k in ("ABLATION_CACHE", "ABLATION_CORPUS")}
+    parameters = {"scale": "smoke", "out": str(folder), **parameters}
     with pytest.raises(PapermillExecutionError) as e:  # in a forked kernel, as the engine does it
-        run_notebook(ROOT / "nbs" / "train.ipynb", tmp_path / "bad.ipynb", ROOT, {"scale": "smoke", "out": str(tmp_path / "bad"), **parameters}, {k: env[k] for k in ("ABLATION_CACHE", "ABLATION_CORPUS")})
-    assert e.value.ename == "AblationError" and all(w in e.value.evalue for w in words) and "\n" not in e.value.evalue, e.value.evalue
-    assert not any("Traceback" in line for line in e.value.traceback) and not (tmp_path / "bad").exists()
+        run_notebook(ROOT / "nbs" / "train.ipynb", tmp_path / "bad.ipynb", ROOT, parameters, own)
+    message = e.value.evalue
+    assert e.value.ename == "AblationError"
+    for w in words: assert w in message, message
+    assert "\n" not in message, message
+    assert not any("Traceback" in line for line in e.value.traceback)
+    assert not folder.exists()
 
 
 def test_killed_at_any_moment_and_started_again(train, env, tmp_path):
-    """SIGKILL to papermill and its kernel, again and again: before the first checkpoint, then twice between checkpoints.
-    What a checkpoint had reached is kept as it was, wall-clock times included, and the end is that of an undisturbed run."""
-    steps = {"ablation": "silu", "n_steps": 1200, "checkpoint_every": 50, "eval_every": 100}
-    assert train(tmp_path / "whole", **steps).returncode == 0
-    argv = ["papermill", "nbs/train.ipynb", str(tmp_path / "cut.ipynb")]
-    for k, v in {"scale": "smoke", "threads": 1, "out": tmp_path / "cut", **steps}.items():
-        argv += ["-p", k, str(v)]
-    rows, kept = tmp_path / "cut" / "metrics.jsonl", []
+    """SIGKILL to papermill and its kernel, again and again.
+    It comes before the first checkpoint, then twice between checkpoints. What a checkpoint had reached is kept as it
+    was, wall-clock times included, and the end is that of an undisturbed run."""
+    settings = {"ablation": "silu", "n_steps": 1200, "checkpoint_every": 50, "eval_every": 100}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    succeeded(train(whole, **settings))
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rows, kept = cut / "metrics.jsonl", []
+
+    def has_reached(step): return any(step_of(r) >= step for r in whole_lines(rows))
     for step in (10, 170, 330):
-        process = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not any(json.loads(r)["step"] >= step for r in whole_lines(rows)):
+        process = subprocess.Popen(train_command(cut, **settings), cwd=ROOT, env=env, **quiet)
+        while process.poll() is None and not has_reached(step):
             time.sleep(0.005)
         assert process.poll() is None, "the run ended before it could be killed"
         kill_with_children(process)
-        assert not (tmp_path / "cut" / "result.json").exists()
+        assert not (cut / "result.json").exists()
         now = whole_lines(rows)
         assert now[:len(kept)] == kept, "the run began anew"
-        kept = [r for r in now if json.loads(r)["step"] <= step // 50 * 50] if step >= 50 else []
-    assert train(tmp_path / "cut", **steps).returncode == 0
+        checkpoint = step // 50 * 50
+        kept = [r for r in now if step_of(r) <= checkpoint] if checkpoint else []
+    succeeded(train(cut, **settings))
     assert whole_lines(rows)[:len(kept)] == kept
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole") and numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+    assert losses(cut) == losses(whole)
+    assert numbers(cut) == numbers(whole)
+
+
+def step_of(row): return json.loads(row)["step"]
 
 
 def whole_lines(path):
@@ -123,31 +131,38 @@ def whole_lines(path):
     return []
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler, and there is no g++ here")
+needs_a_compiler = pytest.mark.skipif(
+    not shutil.which("g++"), reason="torch.compile needs a C++ compiler, and there is no g++ here")
+
+
+@needs_a_compiler
 def test_compiled_follows_the_plain_model(train, nope, tmp_path):
-    assert train(tmp_path / "compiled", ablation="nope", compile=True).returncode == 0
-    for a, b in zip(losses(nope), losses(tmp_path / "compiled"), strict=True):
-        assert all(abs(a[k] - b[k]) < 1e-3 for k in ("train_loss", "val_loss") if k in a)
+    succeeded(train(tmp_path / "compiled", ablation="nope", compile=True))
+    for plain, compiled in zip(losses(nope), losses(tmp_path / "compiled"), strict=True):
+        for loss in {"train_loss", "val_loss"} & set(plain):
+            assert abs(plain[loss] - compiled[loss]) < 1e-3, plain["step"]
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler, and there is no g++ here")
+@needs_a_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch
 def test_large_products_stay_with_onednn_when_compiled():
     "Forward, and both gradients: three calls, and what plain torch says."
-    x_NK, w_MK = torch.randn(256, 64, requires_grad=True), torch.randn(512, 64, requires_grad=True)
-    with torch.profiler.profile() as seen:
-        ours = torch.autograd.grad(torch.compile(lambda x, w: linear(x, w).square().mean())(x_NK, w_MK), (x_NK, w_MK))
-    assert [e.count for e in seen.key_averages() if e.key == "mkldnn::_linear_pointwise"] == ([3] if ONEDNN else [])
-    plain = torch.autograd.grad(torch.nn.functional.linear(x_NK, w_MK).square().mean(), (x_NK, w_MK))
+    leaves = torch.randn(256, 64, requires_grad=True), torch.randn(512, 64, requires_grad=True)  # x_NK, w_MK
+    compiled = torch.compile(lambda x_NK, w_MK: linear(x_NK, w_MK).square().mean())
+    with torch.profiler.profile() as profile: ours = torch.autograd.grad(compiled(*leaves), leaves)
+    calls = [e.count for e in profile.key_averages() if e.key == "mkldnn::_linear_pointwise"]
+    assert calls == ([3] if ONEDNN else [])
+    plain = torch.autograd.grad(torch.nn.functional.linear(*leaves).square().mean(), leaves)
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_that_is_no_number_from_the_start_is_a_result(train, tmp_path):
     "Without norms every gated layer squares what it gets: a deep enough stack overflows before the first step."
-    done = train(tmp_path / "deep", ablation="no_norm", n_layers=24)
-    assert done.returncode == 0, done.stderr
+    succeeded(train(tmp_path / "deep", ablation="no_norm", n_layers=24))
     result = numbers(tmp_path / "deep")
-    assert (result["status"], result["diverged_at"], result["steps"]) == ("diverged", 0, 0)
+    assert result["status"] == "diverged"
+    assert result["diverged_at"] == 0
+    assert result["steps"] == 0
 
 
 def kill_with_children(process):
@@ -158,30 +173,38 @@ def kill_with_children(process):
     process.wait()
 
 
-def test_arms_share_batches_and_common_tensors_at_step_0(sh):
-    "Across arms, from the outside: the same first batch and the same common weights."
-    code = """
+SHARED = """
 import torch
 from ablation_nb.config import ARMS, run_config
 from ablation_nb.data import prepare, batch
 from ablation_nb.model import FlexibleTransformerLM
 base = run_config("baseline", scale="smoke")
 data = prepare(base.corpus, base.model.vocab_size)
+
+def first_batch(cfg):
+    return batch(data.train, cfg.train.seed, 0, cfg.train.batch_size, cfg.model.context_length)[0]
+
 for arm in ARMS:
     cfg = run_config(arm, scale="smoke")
-    x = [batch(data.train, c.train.seed, 0, c.train.batch_size, c.model.context_length)[0] for c in (base, cfg)]
-    assert (x[0] == x[1]).all()
+    assert (first_batch(base) == first_batch(cfg)).all(), arm
     a, b = (FlexibleTransformerLM(c.model, 0).state_dict() for c in (base, cfg))
     common = [k for k in a.keys() & b.keys() if a[k].shape == b[k].shape]
-    assert len(common) >= 10 and all(torch.equal(a[k], b[k]) for k in common), arm
+    assert len(common) >= 10, arm
+    for k in common: assert torch.equal(a[k], b[k]), (arm, k)
 """
-    done = sh("python", "-c", code)
-    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not REAL_TEXT or not Path(REAL_TEXT).is_dir(), reason="no real text at hand: ABLATION_CORPUS names no folder")
+def test_arms_share_batches_and_common_tensors_at_step_0(sh):
+    "Across arms, from the outside: the same first batch and the same common weights."
+    succeeded(sh("python", "-c", SHARED))
+
+
+is_real_text = bool(REAL_TEXT) and Path(REAL_TEXT).is_dir()
+
+
+@pytest.mark.skipif(not is_real_text, reason="no real text at hand: ABLATION_CORPUS names no folder")
 def test_real_text(train, tmp_path):
-    done = train(tmp_path / "real", corpus=REAL_TEXT)
-    assert done.returncode == 0, done.stderr
-    assert numbers(tmp_path / "real")["final_val_loss"] < numbers(tmp_path / "real")["initial_val_loss"] - 0.5
-    assert os.path.abspath(REAL_TEXT) not in (tmp_path / "real" / "config.json").read_text()
+    real = tmp_path / "real"
+    succeeded(train(real, corpus=REAL_TEXT))
+    assert numbers(real)["final_val_loss"] < numbers(real)["initial_val_loss"] - 0.5
+    assert os.path.abspath(REAL_TEXT) not in (real / "config.json").read_text()
