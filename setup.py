@@ -17,8 +17,9 @@ setup(
     author_email=meta["author_email"],
     license=meta["license"],
     python_requires=f">={meta['min_python']}",
-    packages=[meta["lib_name"]],
-    package_data={meta["lib_name"]: ["py.typed"]},
+    packages=[meta["lib_name"], f"{meta['lib_name']}.reference"],  # what is known of the replicated report comes along
+    package_dir={f"{meta['lib_name']}.reference": "reference"},
+    package_data={meta["lib_name"]: ["py.typed"], f"{meta['lib_name']}.reference": ["*.toml", "*.csv"]},
     install_requires=meta["requirements"].split(),
     extras_require={name: meta[f"{name}_requirements"].split() for name in ("dev", "cluster", "hf", "tensorboard")},
     entry_points={"console_scripts": meta["console_scripts"].split()},

@@ -1,4 +1,13 @@
-"Which parts of a Transformer matter, by how much, and how sure one can be."
+"Which parts of a modern Transformer matter, by how much, and how sure one can be."
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads, so before any module of ours can load it: idle threads that spin made steps up to 20 times slower on two shared cores
+# Read when torch loads, so it is set before any module of ours can load it: idle threads that spin made steps up to
+# 20 times slower on two shared cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def __getattr__(name: str) -> str:
+    "`__version__`, from the metadata of the installed package, whose one place is settings.ini."
+    if name != "__version__": raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version
+    return version(__name__)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PACKED', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'Archive', 'has', 'content', 'read_json', 'read_rows',
            'read_array', 'run_folders', 'who', 'cut_short', 'load_runs', 'load_metrics', 'load_stories', 'load_arrays',
-           'load_doc_losses', 'load_position_losses', 'pack_runs']
+           'load_doc_losses', 'load_position_losses', 'point_fields', 'fault', 'why_not', 'trusted_runs', 'pack_runs']
 
 # %% ../nbs/11_results.ipynb #464e9732
 import io, json, os, re, zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import lru_cache
@@ -18,7 +19,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .config import ARMS, AblationError
+from .config import ARMS, AblationError, Arm, ModelConfig, parse_arm
+from .model import parameter_count
+from .provenance import device_kind, identity_of, same_code, torch_release
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -224,6 +227,144 @@ def load_position_losses(study: Path | str, folders: Folders = None) -> pd.DataF
         trained = d.shape[1] // 2
         return dict(length=trained * 2**level, position=position, loss=d[level, position].astype(float))
     return load_arrays(study, folders, "position_losses.npy", ["length", "position", "loss"], rows)
+
+# %% ../nbs/11_results.ipynb #5c1e0a03
+def point_fields(point: str) -> dict:
+    "What the name of a grid's point says: 'n_layers-8_lr-0.01' -> {'n_layers': '8', 'lr': '0.01'}."
+    return dict(re.findall(r"([a-z][a-z0-9]*(?:_[a-z0-9]+)*)-([^_]+)", point))
+
+# %% ../nbs/11_results.ipynb #5c1e0a05
+def settings_fault(run: pd.Series, parts: list[Arm], config: dict, env: dict) -> str | None:
+    "Where the settings of a run disagree with its path, its arm or its identity."
+    own = {**config["model"], **config["train"]}
+    if Path(run.folder).parts[-2:] != (run.arm, f"{run.lr:g}-s{run.seed}"):
+        return f"its config.json says arm '{run.arm}', learning rate {run.lr:g}, seed {run.seed}"
+    for name, value in point_fields(run.point).items():
+        if str(own.get(name)) != value: return f"its config.json says {name}={own.get(name)!r}"
+    for name, value in (change for part in parts for change in part.change.items()):
+        if own[name] != value: return f"its model has {name}={own[name]!r}, where '{run.arm}' means {value!r}"
+    if env["identity"] != identity_of(config, env["data_hash"], env["tokenizer_hash"]):
+        return "its settings and hashes do not give the identity in its env.json"
+    return None
+
+def losses_fault(folder: Path, result: dict, logged: Any) -> str | None:
+    "Where the final loss of a finished run is not that of its documents or of its log."
+    docs, final = folder / "doc_losses.npy", result["final_val_loss"]
+    if has(docs):
+        mean = np.divide(*read_array(docs).sum(0))
+        if not np.isclose(mean, final, rtol=1e-6):
+            return f"its doc_losses.npy gives a loss of {mean:.6f}, its result.json {final:.6f}"
+    if logged != final: return f"its metrics.jsonl ends at a loss of {logged}, its result.json at {final}"
+    return None
+
+def result_fault(folder: Path, config: dict, env: dict, done: bool) -> str | None:
+    "Where the result of a run disagrees with its identity, its model, its log or its losses."
+    result, rows = read_json(folder / "result.json"), read_rows(folder / "metrics.jsonl")
+    if result["identity"] != env["identity"]: return f"its result.json belongs to another run ({result['identity']})"
+    recorded, expected = result["parameters"], parameter_count(ModelConfig(**config["model"]))
+    if recorded != expected: return f"its result.json counts {recorded:,} parameters, its settings make {expected:,}"
+    failed = [check["name"] for check in result["checks"] if not check["passed"]]
+    if failed: return f"its treatment check '{failed[0]}' failed"
+    last = rows[-1] if rows else {"step": "none"}
+    if last["step"] != result["steps"]:
+        return f"its metrics.jsonl ends at step {last['step']}, its result.json at {result['steps']}"
+    positions = folder / "position_losses.npy"
+    if has(positions): read_array(positions)             # one that is damaged is an error
+    return losses_fault(folder, result, last.get("val_loss")) if done else None
+
+# %% ../nbs/11_results.ipynb #5493e6f9
+def fault(
+    root: Path,     # the study's folder
+    run: pd.Series, # a row of `load_runs`
+) -> str | None:    # what is wrong, as the end of a sentence
+    "The first reason not to trust the folder of a run; None if there is none."
+    try: parts = parse_arm(run.arm)
+    except AblationError: return f"there is no arm '{run.arm}' any more; register it again, or remove the folder"
+    folder = root / run.folder
+    config, env = read_json(folder / "config.json"), read_json(folder / "env.json")
+    why = settings_fault(run, parts, config, env)
+    if why or run.status == "partial": return why
+    if run.status not in ("done", "diverged"): return f"its result.json has a status that is none: {run.status!r}"
+    return result_fault(folder, config, env, done=run.status == "done")
+
+# %% ../nbs/11_results.ipynb #8d14c36c
+def shared_settings(root: Path, run: pd.Series, code: str) -> dict:
+    """All that must agree between the runs of a point, by name; what the arm changes is left out.
+
+    `code` stands for all code that behaves alike."""
+    config = read_json(root / run.folder / "config.json")
+    apart = {name for part in parse_arm(run.arm) for name in part.change} | {"lr", "seed", "threads"}
+    if "ffn" in apart: apart.add("d_ff")
+    both = config["model"] | config["train"]
+    return {"scale": config["scale"],
+            "corpus": config["corpus"],
+            **{name: value for name, value in both.items() if name not in apart},
+            "data_hash": run.data_hash,
+            "tokenizer_hash": run.tokenizer_hash,
+            "code": code,
+            "torch": torch_release(run.torch),
+            "kind of device": device_kind(run.device)}
+
+def code_names(root: Path, runs: pd.DataFrame) -> dict:
+    "Folder -> hash of the first version of the code that makes the same numbers as the run's own."
+    versions, names = list[dict](), dict[str, str]()
+    for r in runs.itertuples():
+        env = read_json(root / r.folder / "env.json")
+        version = next((v for v in versions if same_code(r.arm, r.precision, v, env)), None)
+        if version is None:
+            of_this_text = sum(v["package_hash"] == env["package_hash"] for v in versions)  # it is arms.py that differs
+            name = env["package_hash"] + f" ({of_this_text + 1})" * bool(of_this_text)
+            version = env | dict(fingerprint={}, name=name)
+            versions.append(version)
+        version["own_hash"] = version.get("own_hash") or env.get("own_hash")
+        known = version["fingerprint"]
+        for arm, numbers in env.get("fingerprint", {}).items(): known[arm] = {**numbers, **known.get(arm, {})}
+        names[r.folder] = version["name"]
+    return names
+
+# %% ../nbs/11_results.ipynb #5c1e0a06
+BECAUSE = {"torch": ", and under another torch a seed draws other initial weights",
+           "kind of device": ", and the two round differently"}
+
+def usual_settings(several: list[dict]) -> dict:
+    "What most of several runs have, by name."
+    def usual(name: str) -> Any:
+        return Counter(s[name] for s in several if name in s).most_common(1)[0][0]
+    return {name: usual(name) for name in dict.fromkeys(name for s in several for name in s)}
+
+def strangers(root: Path, runs: pd.DataFrame) -> dict:
+    "Folder -> how its settings depart from those of most runs at its point."
+    code, odd = code_names(root, runs), dict[str, str]()
+    own = {r.folder: shared_settings(root, r, code[r.folder]) for _, r in runs.iterrows()}
+    for point in runs.point.unique():
+        here = list(runs.folder[runs.point == point])
+        usual = usual_settings([own[f] for f in here])
+        for folder in here:
+            name = next((name for name, value in own[folder].items() if value != usual[name]), None)
+            if name is None: continue
+            odd[folder] = (f"it has {name}={own[folder][name]!r} where the other runs have "
+                           f"{usual[name]!r}{BECAUSE.get(name, '')}")
+    return odd
+
+# %% ../nbs/11_results.ipynb #7a01c3d1
+def why_not(folder: Path, run: pd.Series) -> str | None:
+    "`fault`, or that a file cannot be read."
+    try: return fault(folder, run)
+    except (LookupError, TypeError, ValueError, EOFError) as e:
+        return f"a file in it is damaged ({type(e).__name__}: {e}); remove the folder and run the study again"
+
+def trusted_runs(
+    folder: Path,                  # a study's folder, or that of one point of its grid
+) -> tuple[pd.DataFrame, dict]:    # the runs as `load_runs` gives them, and folder -> why for each of the others
+    "The runs of a study that count."
+    runs, refused = load_runs(folder), dict[str, str]()
+    if runs.empty: return runs, refused
+    for _, run in runs.iterrows():
+        if why := why_not(folder, run): refused[run.folder] = why
+    runs = runs[~runs.folder.isin(refused)]
+    if runs.empty: return runs, refused
+    odd = strangers(folder, runs)
+    return runs[~runs.folder.isin(odd)].reset_index(drop=True), refused | odd
 
 # %% ../nbs/11_results.ipynb #54a32d0b
 def write_archive(path: Path, files: dict[str, bytes]) -> None:

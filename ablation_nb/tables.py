@@ -243,19 +243,23 @@ def tuning_effects(
 def reference_file(
     name: str,  # report.csv, untrained.csv or claims.toml
 ) -> Path:
-    "A file of `reference/`: of the project that one works in, or else of the one that the package lies in."
-    roots = project_root(), Path(ablation_nb.__file__).parents[1]
-    files = [file for root in roots if (file := root / "reference" / name).is_file()]
-    if files: return files[0]
-    raise AblationError(f"There is no reference/{name} in {roots[0]}: what is known of the replicated report lies in a "
-                        "clone of this project, and not in the installed package; go to a clone.")
+    "A file of `reference/`: of the project that one works in, or else what came with the package."
+    package = Path(ablation_nb.__file__).parent
+    folders = [project_root() / "reference", package.parent / "reference", package / "reference"]
+    file = next((f / name for f in folders if (f / name).is_file()), None)
+    if file is None:
+        raise AblationError(f"There is no {name} in {folders[0]}, nor with the package in {package}; take the folder "
+                            "reference/ from git again, or install the package again.")
+    return file
 
 class SeedReport:
     "The table of the replicated report, an arm a row: a data frame that is read when it is first asked for something."
     @cached_property
     def table(self) -> pd.DataFrame:
         "reference/report.csv, and `delta`: the best loss against the baseline's, in per cent."
-        table = pd.read_csv(reference_file("report.csv"), comment="#", index_col="arm", float_precision="round_trip")
+        table = pd.read_csv(reference_file("report.csv"), comment="#", index_col="arm", dtype=str)
+        numbers = table.columns.drop("component")
+        table[numbers] = table[numbers].astype(float)
         table.insert(1, "delta", 100 * (table.best_val_loss / table.best_val_loss["baseline"] - 1))
         return table
 

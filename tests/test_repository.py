@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, succeeded
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
@@ -25,9 +25,7 @@ def copy(tmp_path_factory, sh):
         shutil.copytree(ROOT / name, there / name, ignore=shutil.ignore_patterns("__pycache__", ".*", "*.safetensors"))
     for name in ("pyproject.toml", "settings.ini"):
         shutil.copy(ROOT / name, there)
-    for command in ("nbdev-export", "nbdev-clean"):
-        done = sh(command, cwd=there)
-        assert done.returncode == 0, done.stderr
+    for command in ("nbdev-export", "nbdev-clean"): succeeded(sh(command, cwd=there))
     return there
 
 
@@ -69,21 +67,21 @@ def test_the_committed_ledger_regenerates_byte_for_byte(copy):
 
 
 def test_readme_is_what_index_says(copy, sh):
-    for name in ("Makefile", "CITATION.cff", "studies"):
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, copy / name)
-    done = sh("make", "readme", "--old-file=install", f"BIN={Path(sys.executable).parent}", cwd=copy)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (copy / "README.md").read_text() == (ROOT / "README.md").read_text(), "run make readme"
-    assert (copy / "outputs" / "front.png").read_bytes() == (ROOT / "outputs" / "front.png").read_bytes(), "run make readme"
+    for name in ("Makefile", "CITATION.cff"): shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "studies", copy / "studies")
+    succeeded(sh("make", "readme", "--old-file=install", f"BIN={Path(sys.executable).parent}", cwd=copy))
+    for name in ("README.md", "outputs/front.png"):
+        assert (copy / name).read_bytes() == (ROOT / name).read_bytes(), f"{name}: run make readme"
     assert "\n\n\n" not in (ROOT / "README.md").read_text()
 
 
 def test_make_lab_opens_the_first_page_on_this_machine_only(sh):
-    done = sh("make", "-n", "lab", "--old-file=install")
-    assert done.returncode == 0, done.stderr
+    done = succeeded(sh("make", "-n", "lab", "--old-file=install"))
     argv = next(shlex.split(line) for line in done.stdout.splitlines() if "jupyter lab" in line)
     assert f"--ServerApp.root_dir={ROOT}" in argv, "links out of nbs/ lead nowhere otherwise"
-    assert [a for a in argv if a.startswith("--") and "ip" in a.partition("=")[0]] == ["--ip=127.0.0.1"] and argv[-1] == "nbs/index.ipynb" and (ROOT / argv[-1]).is_file()
+    assert [a for a in argv if a.startswith("--") and "ip" in a.partition("=")[0]] == ["--ip=127.0.0.1"]
+    assert argv[-1] == "nbs/index.ipynb"
+    assert (ROOT / argv[-1]).is_file()
     assert not [a for a in argv if "token" in a or "password" in a], "JupyterLab's own token guards it"
 
 
@@ -118,24 +116,26 @@ def test_metadata_has_one_place():
 def test_the_text_of_the_project_names_no_machine():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     for f in tracked:
-        if f in (".ci/run", "tests/test_repository.py") or f.endswith((".png", ".npy", ".zip")):
-            continue
+        if f in (".ci/run", "tests/test_repository.py") or f.endswith((".png", ".npy", ".zip")): continue
         text = (ROOT / f).read_text(encoding="utf-8")
-        assert "../shared" not in text and "/work/" not in text and str(ROOT) not in text, f
+        for place in ("../shared", "/work/", str(ROOT)): assert place not in text, f"{f} speaks of {place}"
 
 
 def test_import_is_light(sh):
     "The package itself is there at once, and what a script needs to plan runs loads neither torch nor pandas."
-    took = sh("python", "-c", "import time; t = time.perf_counter(); import ablation_nb; print(time.perf_counter() - t)")
+    code = "import time; t = time.perf_counter(); import ablation_nb; print(time.perf_counter() - t)"
+    took = sh("python", "-c", code)
     assert float(took.stdout) < 0.2
-    code = "import sys, ablation_nb.config as c; c.run_config('nope', scale='smoke'); assert not {'torch', 'pandas'} & set(sys.modules)"
-    assert sh("python", "-c", code).returncode == 0
+    heavy = "assert not {'torch', 'pandas'} & set(sys.modules)"
+    code = f"import sys, ablation_nb.config as c; c.run_config('nope', scale='smoke'); {heavy}"
+    succeeded(sh("python", "-c", code))
 
 
 def test_the_repository_stays_small():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
     assert len(tracked) < 1500, "pack the runs of finished studies: `ablation pack outputs/NAME`"
-    assert sum((ROOT / f).stat().st_size for f in tracked if f.startswith("outputs/") and (ROOT / f).exists()) < 45e6
+    outputs = [ROOT / f for f in tracked if f.startswith("outputs/")]
+    assert sum(f.stat().st_size for f in outputs if f.exists()) < 45e6
 
 
 def test_a_packed_run_is_small():
@@ -159,11 +159,12 @@ def test_committed_runs_stand_by_proof():
 def built(tmp_path_factory, sh):
     "A wheel and an sdist of what git tracks."
     there = tmp_path_factory.mktemp("built")
-    for f in subprocess.run(["git", "ls-files", "ablation_nb", "reference", "*.py", "*.ini", "*.toml", "*.in", "*.md", "*.txt", "LICENSE"], cwd=ROOT, capture_output=True, text=True).stdout.split():
+    sources = ["ablation_nb", "reference", "*.py", "*.ini", "*.toml", "*.in", "*.md", "*.txt", "LICENSE"]
+    tracked = subprocess.run(["git", "ls-files", *sources], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    for f in tracked:
         (there / "src" / f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / f, there / "src" / f)
-    done = sh("python", "-m", "build", "--no-isolation", "--outdir", there / "dist", there / "src")
-    assert done.returncode == 0, done.stderr
+    succeeded(sh("python", "-m", "build", "--no-isolation", "--outdir", there / "dist", there / "src"))
     return there / "dist"
 
 
@@ -178,15 +179,19 @@ def test_sdist_holds_the_replicated_report(built):
 def test_wheel_and_sdist_install_in_an_empty_environment(built, kind, sh, tmp_path):
     "The package alone is installed there; what it depends on is lent by the environment of the tests."
     (file,) = built.glob(f"*.{kind}")
-    assert sh("python", "-m", "venv", tmp_path / "env").returncode == 0
+    succeeded(sh("python", "-m", "venv", tmp_path / "env"))
     python, lent = tmp_path / "env" / "bin" / "python", sysconfig.get_path("purelib")
     (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
     (site / "lent.pth").write_text(f"import sys; sys.path += [{lent!r}]")
-    done = sh(python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", file)
-    assert done.returncode == 0, done.stderr
-    where = "import ablation_nb, ablation_nb.interop; print(ablation_nb.__file__)"
-    assert sh(python, "-c", where, cwd=tmp_path).stdout.strip().startswith(str(site))
-    unread = sh(python, "-c", "import ablation_nb.report; from ablation_nb.tables import SEED_REPORT; SEED_REPORT.hours", cwd=tmp_path)
-    assert f"AblationError: There is no reference/report.csv in {tmp_path}" in unread.stderr
-    done = sh(tmp_path / "env" / "bin" / "ablation", "--help", cwd=tmp_path)
-    assert done.returncode == 0 and all(word in done.stdout for word in ("plan", "run", "status", "report", "export"))
+    succeeded(sh(python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", file))
+
+    def says(code): return succeeded(sh(python, "-c", code, cwd=tmp_path)).stdout.strip()
+    assert says("import ablation_nb, ablation_nb.interop; print(ablation_nb.__file__)").startswith(str(site))
+    assert says("import ablation_nb; print(ablation_nb.__version__)") == version("ablation_nb")
+    for name in ("report.csv", "claims.toml", "untrained.csv"):
+        file = Path(says(f"from ablation_nb.tables import reference_file; print(reference_file({name!r}))"))
+        assert file.is_relative_to(site)
+        assert file.read_bytes() == (ROOT / "reference" / name).read_bytes()
+    assert says("from ablation_nb.tables import SEED_REPORT; print(SEED_REPORT.hours['baseline'])") == "2.1"
+    shown = succeeded(sh(tmp_path / "env" / "bin" / "ablation", "--help", cwd=tmp_path)).stdout
+    for word in ("plan", "run", "status", "report", "export"): assert word in shown

@@ -16,16 +16,18 @@ import pytest
 import yaml
 from browser import browser  # noqa: F401  a fixture
 from bs4 import BeautifulSoup
-from conftest import ROOT
+from conftest import ROOT, succeeded
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+MADE = (".git", ".venv", ".cache", "build", "_docs", "_proc", "out", "*.pt",
+        "__pycache__", ".pytest_cache", ".ipynb_checkpoints")
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     "What is committed, without anything that a build could have left."
     there = tmp_path_factory.mktemp("site") / "project"
-    shutil.copytree(ROOT, there, ignore=shutil.ignore_patterns(".git", ".venv", ".cache", "build", "_docs", "_proc", "out", "*.pt", "__pycache__", ".pytest_cache", ".ipynb_checkpoints"))
+    shutil.copytree(ROOT, there, ignore=shutil.ignore_patterns(*MADE))
     return there
 
 
@@ -33,60 +35,70 @@ def copy(tmp_path_factory):
 def site(copy, sh):
     "The site that `make docs` builds there, with every way to the network closed."
     closed = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    done = sh("make", "docs", "--old-file=install", f"BIN={Path(sys.executable).parent}", cwd=copy, **closed)
-    assert done.returncode == 0, done.stdout + done.stderr
+    succeeded(sh("make", "docs", "--old-file=install", f"BIN={Path(sys.executable).parent}", cwd=copy, **closed))
     return copy / "_docs"
 
 
 @pytest.fixture(scope="module")
 def pages(site):
     "Each page of the site, parsed."
-    return {p.relative_to(site).as_posix(): BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser") for p in sorted(site.rglob("*.html")) if "_static" not in p.parts}
+    files = [p for p in sorted(site.rglob("*.html")) if "_static" not in p.parts]
+    return {p.relative_to(site).as_posix(): BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser") for p in files}
 
 
 def test_nothing_was_trained_or_executed(copy, site):
-    assert not (copy / "out").exists() and not (copy / ".cache").exists()
-    for n in NOTEBOOKS:
-        assert (copy / "nbs" / n.name).read_bytes() == n.read_bytes()
+    assert not (copy / "out").exists()
+    assert not (copy / ".cache").exists()
+    for n in NOTEBOOKS: assert (copy / "nbs" / n.name).read_bytes() == n.read_bytes()
 
 
 def test_every_notebook_and_every_report_is_a_page(pages):
-    assert {"index.html", *(f"nbs/{n.stem}.html" for n in NOTEBOOKS if n.stem != "index")} <= pages.keys()
+    notebooks = {f"nbs/{n.stem}.html" for n in NOTEBOOKS if n.stem != "index"}
+    assert not {"index.html", *notebooks} - pages.keys()
     reports = {f"{r.parent.relative_to(ROOT).as_posix()}/report.html" for r in (ROOT / "outputs").glob("*/report.md")}
-    assert reports and reports <= pages.keys()
+    assert reports
+    assert not reports - pages.keys()
     for report in reports:
-        assert pages[report].select("article img") and len(pages[report].select("article table")) >= 3
+        assert pages[report].select("article img")
+        assert len(pages[report].select("article table")) >= 3
         assert pages[report].select("a.download[href$='.csv']")
 
 
 def test_notebooks_that_are_run_with_parameters_show_or_name_a_run(pages):
     article = pages["nbs/train.html"].select_one("article")
-    assert article.select("div.cell_output img") and article.select("div.cell_output table") and "folder:" in article.get_text()
+    assert article.select("div.cell_output img")
+    assert article.select("div.cell_output table")
+    assert "folder:" in article.get_text()
     for name, example in dict(train="/run.html", analysis="/report.html", benchmark="31_bench.html").items():
         section = pages[f"nbs/{name}.html"].select_one("article section")
         before = section.select_one("div.cell").find_all_previous("a")
         assert any(example in a.get("href", "") for a in before if a.find_parent("article")), name
 
 
+LINKS = (("a", "href"), ("img", "src"), ("script", "src"), ("link", "href"), ("source", "src"))
+
+
+def link_fault(tag, link, page, site, ids):
+    "What is wrong with a link of a page; None if nothing is. `ids` has the places of each page."
+    url = urlsplit(link)
+    if url.scheme or url.netloc: return None if tag == "a" or url.scheme == "data" else "is fetched from elsewhere"
+    target = Path(os.path.normpath((site / page).parent / unquote(url.path))) if url.path else site / page
+    if target.is_dir(): target /= "index.html"
+    if not target.exists(): return "does not exist"
+    places = ids.get(target.relative_to(site).as_posix())
+    if tag == "a" and url.fragment and places is not None and unquote(url.fragment) not in places:
+        return "has no such place"
+    return None
+
+
 def test_every_link_leads_somewhere_and_every_file_is_in_the_site(site, pages):
     ids = {page: {e["id"] for e in soup.select("[id]")} for page, soup in pages.items()}
     faults = []
     for page, soup in pages.items():
-        for tag, attribute in (("a", "href"), ("img", "src"), ("script", "src"), ("link", "href"), ("source", "src")):
-            for e in soup.select(f"{tag}[{attribute}]"):
-                url = urlsplit(e[attribute])
-                if url.scheme or url.netloc:
-                    if tag != "a" and url.scheme != "data":
-                        faults.append(f"{page}: {e[attribute]} is fetched from elsewhere")
-                    continue
-                target = Path(os.path.normpath((site / page).parent / unquote(url.path))) if url.path else site / page
-                if target.is_dir():
-                    target /= "index.html"
-                name = target.relative_to(site).as_posix()
-                if not target.exists():
-                    faults.append(f"{page}: {e[attribute]} does not exist")
-                elif url.fragment and name in ids and unquote(url.fragment) not in ids[name] and tag == "a" and url.fragment != "":
-                    faults.append(f"{page}: {e[attribute]} has no such place")
+        for tag, attribute in LINKS:
+            for link in (e[attribute] for e in soup.select(f"{tag}[{attribute}]")):
+                fault = link_fault(tag, link, page, site, ids)
+                if fault: faults.append(f"{page}: {link} {fault}")
     assert not faults, "\n".join(faults)
 
 
@@ -106,34 +118,44 @@ def test_the_story_can_be_read_from_page_to_page(pages):
     assert walked[start:start + len(numbered)] == numbered
 
 
+def name_at(pages, href):
+    "The module and the name of an entry of the API's index, as the link to its source says."
+    page, _, anchor = href.partition("#")
+    entry = pages[page].find(id=anchor)
+    section = entry if entry.name == "section" else entry.find_parent("section")
+    module, line = re.search(r"source/(\w+)\.html#L-(\d+)$", section.select_one("a.source")["href"]).groups()
+    lines = (ROOT / "ablation_nb" / f"{module}.py").read_text(encoding="utf-8").splitlines()
+    around = "\n".join(lines[int(line) - 1:int(line) + 2])
+    return module, re.search(r"\b(?:def|class) (\w+)\b", around)[1]
+
+
 def test_every_exported_name_has_an_entry_with_its_source(site, pages):
-    "Two modules may use the same name: each has an entry of its own. What is exported for use within the package has none."
+    """Two modules may use the same name: each has an entry of its own.
+    What is exported for use within the package has none."""
     from ablation_nb._modidx import d
-    listed, told = [r["href"] for r in pages["api.html"].select("tbody tr td:first-child a.reference")], {}
-    for href in listed:
-        page, _, anchor = href.partition("#")
-        entry = pages[page].find(id=anchor)
-        source = (entry if entry.name == "section" else entry.find_parent("section")).select_one("a.source")["href"]
-        module, line = re.search(r"source/(\w+)\.html#L-(\d+)$", source).groups()
-        lines = (ROOT / "ablation_nb" / f"{module}.py").read_text(encoding="utf-8").splitlines()
-        told[module, re.search(r"\b(?:def|class) (\w+)\b", "\n".join(lines[int(line) - 1:int(line) + 2]))[1]] = href
-    defined = [n.split(".")[1:] for names in d["syms"].values() for n in names if n.count(".") == 2]
+    listed = [r["href"] for r in pages["api.html"].select("tbody tr td:first-child a.reference")]
+    entries = {name_at(pages, href) for href in listed}
+    defined = {tuple(n.split(".")[1:]) for names in d["syms"].values() for n in names if n.count(".") == 2}
     doors = {(m, name) for m, name in defined if name in import_module(f"ablation_nb.{m}").__all__}
-    inner = {(m, name) for m, name in defined} - doors
     assert len(listed) > 100
-    assert not doors - told.keys()
-    assert not inner & told.keys(), "a name that is no door has an entry"
+    assert not doors - entries
+    assert not (defined - doors) & entries, "a name that is no door has an entry"
 
 
 def test_pages_of_code_show_what_nbdev_says_and_the_source(pages):
     page = pages["nbs/03_layers.html"]
     entry = next(h for h in page.select("h3") if h.get_text().startswith("RMSNorm")).find_parent("section")
-    assert "Root-mean-square normalisation" in entry.get_text() and "def RMSNorm(" in entry.get_text()
-    cells = [c for c in page.select("div.cell_input, details.hide") if re.search(r"^(?:class|def) ", c.get_text(), re.M)]
-    open_ones, folded = ([c for c in cells if bool(c.name == "details" or c.find_parent("details")) is f] for f in (False, True))
+    assert "Root-mean-square normalisation" in entry.get_text()
+    assert "def RMSNorm(" in entry.get_text()
+    cells = page.select("div.cell_input, details.hide")
+    cells = [c for c in cells if re.search(r"^(?:class|def) ", c.get_text(), re.M)]
+    folded = [c for c in cells if c.name == "details" or c.find_parent("details")]
+    open_ones = [c for c in cells if c not in folded]
     assert any("class RMSNorm(nn.Module)" in c.get_text() for c in open_ones), "a short cell is folded"
     assert all(len(c.find("pre").get_text().strip().splitlines()) > 20 for c in folded)
-    assert not any(re.search(r"^#\|", p.get_text(), re.M) for soup in pages.values() for p in soup.select("div.cell pre")), "a directive is left"
+    for name, soup in pages.items():
+        code = [p.get_text() for p in soup.select("div.cell pre")]
+        assert not [c for c in code if re.search(r"^#\|", c, re.M)], f"{name}: a directive is left"
 
 
 @pytest.fixture(scope="module")
@@ -142,19 +164,25 @@ def look(browser, site):  # noqa: F811
     contexts = []
 
     def open_page(name, width=1280, dark=False):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+        scheme = "dark" if dark else "light"
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
         page.faults = []
-        page.on("console", lambda m: page.faults.append(m.text) if m.type in ("error", "warning") else None)
+
+        def on_console(m):
+            if m.type in ("error", "warning"): page.faults.append(m.text)
+
+        def on_request(r):
+            if not r.url.startswith(("file:", "data:", "blob:")): page.faults.append(f"{r.url} is asked for")
+        page.on("console", on_console)
+        page.on("request", on_request)
         page.on("pageerror", lambda e: page.faults.append(str(e)))
         page.on("requestfailed", lambda r: page.faults.append(f"{r.url} failed"))
-        page.on("request", lambda r: page.faults.append(f"{r.url} is asked for") if not r.url.startswith(("file:", "data:", "blob:")) else None)
         page.goto(f"{site.as_uri()}/{name}")
         return page
     yield open_page
-    for context in contexts:
-        context.close()
+    for context in contexts: context.close()
 
 
 LOOKS = """async () => {
@@ -164,84 +192,107 @@ LOOKS = """async () => {
     wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     broken: [...document.images].filter(i => !i.naturalWidth).map(i => i.src),
     bad_maths: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent),
-    raw_maths: [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).map(e => e.textContent),
+    raw_maths: [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container'))
+      .map(e => e.textContent),
   }
 }"""
 
 
-def test_every_page_on_a_phone_and_in_the_dark(look, pages):
-    "No page is wider than a phone, lacks a picture, shows a formula raw, or complains; each is dark where that is asked for."
-    page, faults = look("index.html", width=390, dark=True), []
+def on_every_page(page, pages):
+    "Go from page to page; for each its name and what is wrong with its looks or was complained of on the way."
+    root = page.url.rpartition("_docs/")[0] + "_docs/"
     for name in pages:
-        page.goto(page.url.rpartition("_docs/")[0] + "_docs/" + name)
-        seen = page.evaluate(LOOKS)
-        faults += [f"{name}: {what} {value}" for what, value in seen.items() if value]
-        faults += [f"{name}: {f}" for f in page.faults]
+        page.goto(root + name)
+        faults = [f"{name}: {what} {value}" for what, value in page.evaluate(LOOKS).items() if value]
+        yield name, faults + [f"{name}: {f}" for f in page.faults]
         page.faults.clear()
+
+
+def test_every_page_on_a_phone_and_in_the_dark(look, pages):
+    """No page is wider than a phone, lacks a picture, shows a formula raw, or complains.
+    Each is dark where that is asked for."""
+    page, faults = look("index.html", width=390, dark=True), []
+    for name, wrong in on_every_page(page, pages):
+        faults += wrong
         ground, text = (page.evaluate(f"getComputedStyle(document.body).{c}") for c in ("backgroundColor", "color"))
-        if not brightness(ground) < 0.05 < 0.4 < brightness(text):
-            faults.append(f"{name}: {text} on {ground} in the dark")
+        is_dark = brightness(ground) < 0.05 < 0.4 < brightness(text)
+        if not is_dark: faults.append(f"{name}: {text} on {ground} in the dark")
     assert not faults, "\n".join(faults)
 
 
 def brightness(colour):
     "Relative luminance of a CSS colour rgb(r, g, b)."
-    linear = [c / 12.92 if c <= .04045 else ((c + .055) / 1.055)**2.4 for c in (int(v) / 255 for v in re.findall(r"\d+", colour)[:3])]
-    return sum(w * c for w, c in zip((.2126, .7152, .0722), linear, strict=True))
+    def linear(c): return c / 12.92 if c <= .04045 else ((c + .055) / 1.055)**2.4
+    rgb = [int(v) / 255 for v in re.findall(r"\d+", colour)[:3]]
+    return sum(w * linear(c) for w, c in zip((.2126, .7152, .0722), rgb, strict=True))
 
 
 COLOURS = """() => {
-  const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (!/, 0\\)$|transparent/.test(c)) return c; } return 'rgb(255, 255, 255)'; };
+  const ground = e => {
+    for (; e; e = e.parentElement) {
+      const c = getComputedStyle(e).backgroundColor;
+      if (!/, 0\\)$|transparent/.test(c)) return c;
+    }
+    return 'rgb(255, 255, 255)';
+  };
   const says = e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
-  const seen = [...document.querySelectorAll('article :is(p, li, :is(pre, code), :is(pre, code) span, td, th, th button, a)')].filter(e => says(e) && e.offsetParent !== null);
-  return [...new Set(seen.map(e => [getComputedStyle(e).color, ground(e), e.localName + '.' + e.className].join('|')))];
+  const words = 'article :is(p, li, :is(pre, code), :is(pre, code) span, td, th, th button, a)';
+  const visible = [...document.querySelectorAll(words)].filter(e => says(e) && e.offsetParent !== null);
+  const look = e => [getComputedStyle(e).color, ground(e), e.localName + '.' + e.className].join('|');
+  return [...new Set(visible.map(look))];
 }"""
+
+
+def first_report(site): return next(p.relative_to(site).as_posix() for p in sorted(site.glob("outputs/*/report.html")))
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_text_code_and_tables_stand_out_from_their_ground(look, site, dark):
     "WCAG asks for a contrast of 4.5."
     page, faults, looked_at = look("index.html", dark=dark), set(), set()
-    for name in ("index", "nbs/03_layers", "nbs/tour", "outputs/ledger", next(p.parent.relative_to(site).as_posix() + "/report" for p in sorted(site.glob("outputs/*/report.html")))):
-        page.goto(f"{site.as_uri()}/{name}.html")
+    for name in ("index.html", "nbs/03_layers.html", "nbs/tour.html", "outputs/ledger.html", first_report(site)):
+        page.goto(f"{site.as_uri()}/{name}")
         for words in page.evaluate(COLOURS):
             text, ground, what = words.split("|")
             looked_at.add(what.partition(".")[0])
             light, dim = sorted((brightness(text), brightness(ground)), reverse=True)
-            if (ratio := (light + .05) / (dim + .05)) < 4.5:
-                faults.add(f"{name}: {what} {text} on {ground}: {ratio:.2f}")
-    assert {"p", "td", "button", "span", "a"} <= looked_at and not faults, "\n".join(sorted(faults))
+            ratio = (light + .05) / (dim + .05)
+            if ratio < 4.5: faults.add(f"{name}: {what} {text} on {ground}: {ratio:.2f}")
+    assert not {"p", "td", "button", "span", "a"} - looked_at
+    assert not faults, "\n".join(sorted(faults))
+
+
+CUT_CODE = "[...document.querySelectorAll('article .highlight pre')].some(e => e.scrollWidth > e.clientWidth + 1)"
+BEYOND_THE_EDGE = """
+  [...document.querySelectorAll('article th')].filter(e => e.textContent.trim() === 'verdict').map(e =>
+    e.getBoundingClientRect().right - e.closest('.pst-scrollable-table-container').getBoundingClientRect().right)
+"""
 
 
 def test_every_page_on_a_desk_in_the_light(look, pages):
     "No page is wider than the window, nor is code; the verdict of a report is seen without pushing its table aside."
     page, faults, verdicts = look("index.html"), [], 0
-    for name in pages:
-        page.goto(page.url.rpartition("_docs/")[0] + "_docs/" + name)
-        seen = page.evaluate(LOOKS)
-        faults += [f"{name}: {what} {value}" for what, value in seen.items() if value]
-        faults += [f"{name}: {f}" for f in page.faults]
-        page.faults.clear()
-        if not brightness(page.evaluate("getComputedStyle(document.body).backgroundColor")) > 0.9:
-            faults.append(f"{name} is not light")
-        if page.evaluate("[...document.querySelectorAll('article .highlight pre')].some(e => e.scrollWidth > e.clientWidth + 1)"):
-            faults.append(f"{name}: code is cut off")
+    for name, wrong in on_every_page(page, pages):
+        faults += wrong
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        if brightness(ground) <= 0.9: faults.append(f"{name} is not light")
+        if page.evaluate(CUT_CODE): faults.append(f"{name}: code is cut off")
         if name.endswith("/report.html"):
-            beyond = page.evaluate("""[...document.querySelectorAll('article th')].filter(e => e.textContent.trim() === 'verdict')
-                .map(e => e.getBoundingClientRect().right - e.closest('.pst-scrollable-table-container').getBoundingClientRect().right)""")
+            beyond = page.evaluate(BEYOND_THE_EDGE)
             verdicts += len(beyond)
             faults += [f"{name}: the verdict is {b:.0f} px beyond the edge" for b in beyond if b > 0]
-    assert verdicts and not faults, "\n".join(faults)
+    assert verdicts
+    assert not faults, "\n".join(faults)
 
 
 def test_a_table_that_goes_on_says_so_and_keeps_its_first_column(look):
-    page = look("index.html", width=390)
-    box = page.locator("article .pst-scrollable-table-container").first
-    page.wait_for_function("document.querySelector('article .pst-scrollable-table-container').classList.contains('more')")
+    page, table = look("index.html", width=390), "article .pst-scrollable-table-container"
+    box, goes_on = page.locator(table).first, f"document.querySelector('{table}').classList.contains('more')"
+    page.wait_for_function(goes_on)
     arm = box.locator("tbody tr").first.locator("td, th").first
     before = arm.bounding_box()["x"]
     box.evaluate("e => e.scrollLeft = e.scrollWidth")
-    page.wait_for_function("!document.querySelector('article .pst-scrollable-table-container').classList.contains('more')")
+    page.wait_for_function(f"!{goes_on}")
     assert abs(arm.bounding_box()["x"] - before) < 2
 
 
@@ -249,8 +300,8 @@ def test_screenshots_for_a_person(look, site):
     "Nobody but a person sees whether a page is beautiful: `build/screens/`."
     screens = ROOT / "build" / "screens"
     screens.mkdir(parents=True, exist_ok=True)
-    report = next(p.relative_to(site).as_posix() for p in sorted(site.glob("outputs/*/report.html")))
-    for name in ("index.html", "nbs/tour.html", "nbs/03_layers.html", "nbs/train.html", report, "outputs/ledger.html"):
+    notebooks = ("nbs/tour.html", "nbs/03_layers.html", "nbs/train.html")
+    for name in ("index.html", *notebooks, first_report(site), "outputs/ledger.html"):
         for kind, width, dark in (("desktop", 1280, False), ("phone", 390, False), ("dark", 1280, True)):
             page = look(name, width, dark)
             page.evaluate(LOOKS)
@@ -280,55 +331,73 @@ def test_search_finds_a_word_with_its_surroundings(look, site):
         page.goto(f"http://127.0.0.1:{server.server_port}/search.html?q=rotary")
         page.wait_for_selector("#search-results li p.context")
         server.shutdown()
-    for found in (from_file, page):
-        names, around = (found.locator(f"#search-results li {part}").all_inner_texts() for part in ("a", "p.context"))
-        assert any("layers" in n for n in names) and not any(n.endswith(".py") for n in names)
-        assert len(around) == len(names) and all("rotary" in words.lower() for words in around), around
+    for results in (from_file, page):
+        names = results.locator("#search-results li a").all_inner_texts()
+        around = results.locator("#search-results li p.context").all_inner_texts()
+        assert any("layers" in n for n in names)
+        assert not any(n.endswith(".py") for n in names)
+        assert len(around) == len(names)
+        assert all("rotary" in words.lower() for words in around), around
     assert not from_file.faults, from_file.faults
+
+
+def unsorted_column(look, report):
+    "The cells and button of a report's first column of differences, if three or more are not sorted already; else None."
+    page = look(report)
+    table = page.locator("article table.sortable").first
+    heads = table.locator("thead th").all_inner_texts()
+    column = next((i for i, h in enumerate(heads) if "difference" in h), None)
+    if column is None: return None
+
+    def cells(): return [r.locator("td, th").nth(column).inner_text() for r in table.locator("tbody tr").all()]
+    numbers = [float(c.split()[0]) for c in cells() if c != "–"]
+    is_sorted = numbers in (sorted(numbers), sorted(numbers, reverse=True))
+    if len(numbers) < 3 or is_sorted: return None
+    return cells, numbers, table.locator("thead th").nth(column).get_by_role("button")
 
 
 def test_tables_of_a_report_can_be_sorted(look, pages):
     "Up, down, and back: by value, with what has no value last."
-    for report in (p for p in pages if p.endswith("/report.html")):  # the first whose table does not happen to be sorted
-        page = look(report)
-        table = page.locator("article table.sortable").first
-        heads = table.locator("thead th").all_inner_texts()
-        column = next((i for i, h in enumerate(heads) if "difference" in h), None)
-        if column is None:
-            continue
-        cells = lambda: [r.locator("td, th").nth(column).inner_text() for r in table.locator("tbody tr").all()]
-        first, button = cells(), table.locator("thead th").nth(column).get_by_role("button")
-        numbers = [float(c.split()[0]) for c in first if c != "–"]
-        if len(numbers) >= 3 and numbers not in (sorted(numbers), sorted(numbers, reverse=True)):
-            break
-    else:
-        pytest.fail("no report has a table that is not sorted already")
-    for wanted in (sorted(numbers), sorted(numbers, reverse=True)):
+    reports = (unsorted_column(look, p) for p in pages if p.endswith("/report.html"))
+    cells, numbers, button = next(r for r in reports if r is not None)
+    first = cells()
+    for expected in (sorted(numbers), sorted(numbers, reverse=True)):
         button.click()
-        assert [float(c.split()[0]) for c in cells()[:len(numbers)]] == wanted and cells()[len(numbers):] == [c for c in first if c == "–"]
+        assert [float(c.split()[0]) for c in cells()[:len(numbers)]] == expected
+        assert cells()[len(numbers):] == [c for c in first if c == "–"]
     button.press("Enter")  # a button is a button for the keyboard too
     assert cells() == first
 
 
+BEFORE_QUARTO = """
+from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar
+from nbdev.serve import proc_nbs
+if __name__ == "__main__":
+    refresh_quarto_yml()
+    nbdev_sidebar.__wrapped__()
+    proc_nbs(n_workers=2)
+"""
+
+
 def test_quarto_could_render_the_same_notebooks(copy, sh):
     "`nbdev-docs` needs Quarto, which few machines have. Up to the call of it, all goes well."
-    code = "from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar\nfrom nbdev.serve import proc_nbs\nif __name__ == '__main__':\n    refresh_quarto_yml(); nbdev_sidebar.__wrapped__(); proc_nbs(n_workers=2)\n"
-    (copy / "quarto.py").write_text(code)
-    done = sh("python", "quarto.py", cwd=copy)
-    assert done.returncode == 0, done.stderr
+    (copy / "quarto.py").write_text(BEFORE_QUARTO)
+    succeeded(sh("python", "quarto.py", cwd=copy))
     website = {}
     for name in ("_quarto.yml", *yaml.safe_load((copy / "nbs" / "_quarto.yml").read_text())["metadata-files"]):
         website |= yaml.safe_load((copy / "nbs" / name).read_text())["website"].get("sidebar", {})
-    assert set(website["contents"]) == {n.name for n in NOTEBOOKS} and website["style"] == "floating"
-    for n in NOTEBOOKS:
-        assert json.loads((copy / "_proc" / n.name).read_text())["cells"]
+    assert set(website["contents"]) == {n.name for n in NOTEBOOKS}
+    assert website["style"] == "floating"
+    for n in NOTEBOOKS: assert json.loads((copy / "_proc" / n.name).read_text())["cells"]
 
 
 def test_citation_and_changelog_agree_with_the_metadata():
     meta = configparser.ConfigParser(delimiters=["="])
     meta.read(ROOT / "settings.ini")
     version, cff = meta["DEFAULT"]["version"], yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert cff["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= cff.keys()
+    assert cff["cff-version"] == "1.2.0"
+    assert not {"message", "title", "authors"} - cff.keys()
     assert (str(cff["version"]), cff["license"]) == (version, meta["DEFAULT"]["license"])
     changes = (ROOT / "CHANGELOG.md").read_text()
-    assert re.search(r"^## \[Unreleased\]$", changes, re.M) and version in changes
+    assert re.search(r"^## \[Unreleased\]$", changes, re.M)
+    assert re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changes, re.M)
