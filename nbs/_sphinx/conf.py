@@ -1,17 +1,12 @@
-"How Sphinx renders the pages that pages.py has written. Every file that a reader's browser asks for is in the site itself."
+"""How Sphinx renders the pages that pages.py has written.
+
+Every file that a reader's browser asks for is in the site itself."""
 import configparser
 import json
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from bs4 import BeautifulSoup
-from sphinx.highlighting import PygmentsBridge
-
-sys.path.append(str(Path(__file__).parent))
-from lines import LinesFormatter
-
-PygmentsBridge.html_formatter = LinesFormatter
 
 meta = configparser.ConfigParser(delimiters=["="])
 meta.read(Path(__file__).parents[2] / "settings.ini")
@@ -26,14 +21,22 @@ myst_heading_anchors = 3
 suppress_warnings = ["myst.header", "mystnb.lexer"]  # a page may go from # to ###; cleaned notebooks name no lexer
 
 mathjax_path = "tex-svg.js"  # MathJax in one file, fonts included
-html_static_path = ["static", str(Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax" / mathjax_path)]
+mathjax = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
+html_static_path = ["static", str(mathjax / mathjax_path)]
 html_css_files, html_js_files = ["site.css"], ["tables.js", "search.js"]
 
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system asks
 html_theme, html_title = "pydata_sphinx_theme", project
 html_show_sphinx = html_copy_source = html_use_index = False
-html_theme_options = dict(logo=dict(text=project), navbar_align="left", header_links_before_dropdown=6, show_toc_level=2, secondary_sidebar_items=["page-toc"],
-                          footer_start=["copyright"], footer_end=[], primary_sidebar_end=[])
+html_theme_options = dict(
+    logo=dict(text=project),
+    navbar_align="left",
+    header_links_before_dropdown=6,
+    show_toc_level=2,
+    secondary_sidebar_items=["page-toc"],
+    footer_start=["copyright"],
+    footer_end=[],
+    primary_sidebar_end=[])
 html_sidebars = {page: [] for page in ("index", "api", "nbs/tour")}
 
 
@@ -48,6 +51,12 @@ def keep_text(app, page, template, context, doctree):
     texts[page] = " ".join(soup.get_text(" ").split())
 
 
+def write_texts(app, exception):
+    "The words of all pages, as a script that a page opened from a folder can load."
+    script = f"texts({json.dumps(texts, ensure_ascii=False)})\n"
+    (Path(app.outdir) / "_static" / "texts.js").write_text(script, encoding="utf-8")
+
+
 def setup(app):
     app.connect("html-page-context", keep_text)
-    app.connect("build-finished", lambda app, _: (Path(app.outdir) / "_static" / "texts.js").write_text(f"texts({json.dumps(texts, ensure_ascii=False)})\n", encoding="utf-8"))
+    app.connect("build-finished", write_texts)
