@@ -823,6 +823,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ablation_nb.runs.clear': ('runs.html#clear', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.differences': ('runs.html#differences', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.model_of': ('runs.html#model_of', 'ablation_nb/runs.py'),
+                                  'ablation_nb.runs.names_asked': ('runs.html#names_asked', 'ablation_nb/runs.py'),
+                                  'ablation_nb.runs.names_set': ('runs.html#names_set', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.open_run': ('runs.html#open_run', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.read_parameters': ('runs.html#read_parameters', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.refuse_replaced': ('runs.html#refuse_replaced', 'ablation_nb/runs.py'),

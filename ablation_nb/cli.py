@@ -37,7 +37,8 @@ def show_cost(study: Study, workers: int | None, console: Console) -> int:
     todo = [j for j in jobs if j.state in TODO]
     unusable = sum(j.state in ("stale", "damaged") for j in jobs)
     if unusable:
-        say(f"{unusable} runs are stale or damaged: `ablation run` leaves them out, with --rerun-stale it replaces them.")
+        say(f"{unusable} runs are stale or damaged: `ablation run` leaves them out, "
+            "with --rerun-stale it replaces them.")
     if not todo:
         console.print("Nothing is left to do.")
         return 0

@@ -255,8 +255,8 @@ def fingerprint(
         try: numbers = numbers_of(arm, precision, tiny_text(folder / "text"), train_cells())
         except AblationError: raise
         except Exception as e:
-            why = f"{type(e).__name__}: {e}"
-            raise AblationError(f"nbs/train.ipynb does not get as far as the end of its training ({why}); mend it.") from None
+            why = f"does not get as far as the end of its training ({type(e).__name__}: {e})"
+            raise AblationError(f"nbs/train.ipynb {why}; mend it.") from None
     folder.mkdir(parents=True, exist_ok=True)
     write_json(kept, numbers)
     return numbers

@@ -8,7 +8,7 @@ __all__ = ['PROMPTS', 'OPTIONS', 'differences', 'run_state', 'run_folder', 'Busy
            'load_position_losses', 'load_runs', 'load_stories', 'read_json', 'read_rows', 'run_folders']
 
 # %% ../nbs/12_runs.ipynb #3fd2d023
-import json, math, os, shutil, sys
+import ast, json, math, os, shutil, sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -356,10 +356,12 @@ def read_parameters(
     known: Sequence[str],  # the names that may be set
 ) -> dict:                 # name -> value
     "The parameters of a notebook; a new or changed plain value under another name is an error."
+    asked = names_asked(now.get("In", []), known)
     for name, value in now.items():
         plain = isinstance(value, PLAIN) and value is not before
         unchanged = name in before and before[name] is value
-        if unchanged or not plain or name.startswith("_") or name in known: continue
+        left_over = asked is not None and name not in asked
+        if unchanged or left_over or not plain or name.startswith("_") or name in known: continue
         raise AblationError(f"There is no parameter '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
     return {k: now[k] for k in known if k in now}
 
@@ -367,6 +369,7 @@ def open_run(now: dict, before: dict) -> Run:
     "The run that the parameters of `train.ipynb` describe."
     p = {**OPTIONS, **read_parameters(now, before, (*OPTIONS, *MODEL_FIELDS, *TRAIN_FIELDS))}
     for name, kind in OPTION_TYPES.items():
+        if kind is bool and p[name] in ("true", "false"): p[name] = p[name] == "true"   # as TOML and YAML spell them
         value = p[name]
         if isinstance(value, kind) or (name, value) == ("fresh", "stale"): continue
         wanted = "true or false" if kind is bool else "a text"
@@ -375,6 +378,21 @@ def open_run(now: dict, before: dict) -> Run:
     return Run(run_config(**p), out, fresh, tensorboard)
 
 # %% ../nbs/12_runs.ipynb #1d7224c6
+def names_set(code: str) -> set[str]:
+    "The names that a cell assigns."
+    try: nodes = ast.walk(ast.parse(code))
+    except SyntaxError: return set()
+    return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+def names_asked(cells: Sequence[str], known: Sequence[str]) -> set[str] | None:
+    """Where the cell that runs now has run before in this kernel, the names that parameters cells have set since.
+
+    None on its first pass. `cells` are those that the kernel has executed, the one that runs now as the last."""
+    passes = [i for i, cell in enumerate(cells) if cell == cells[-1]]
+    if len(passes) < 2: return None
+    since = map(names_set, cells[passes[-2] + 1:-1])
+    return set().union(*(names for names in since if names & set(known)))
+
 PLAIN = (str, int, float, bool, list, tuple, dict, type(None))  # what papermill can pass
 
 OPTION_TYPES: dict[str, Any] = dict(

@@ -7,10 +7,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 import torch
 from conftest import ROOT, losses, numbers, refused, succeeded, train_command
+from nbclient import NotebookClient
 from papermill import PapermillExecutionError
 
 from ablation_nb.kernels import run_notebook
@@ -45,6 +47,23 @@ def test_the_executed_notebook_shows_the_run(nope):
     assert any("image/png" in d for d in data)
     assert any("".join(d.get("text/markdown", "")).startswith("> ") for d in data)
     assert not any(o["output_type"] == "error" for o in outputs)
+
+
+def test_another_arm_in_the_same_kernel(env, tmp_path):
+    "As in JupyterLab: run all, change the parameters cell, and run it and all below once more."
+    notebook = nbformat.read(ROOT / "nbs" / "train.ipynb", 4)
+    parameters = next(i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", []))
+
+    def set_parameters(arm):
+        settings = dict(ablation=arm, scale="smoke", threads=1, out=str(tmp_path / arm))
+        notebook.cells[parameters].source = "\n".join(f"{name} = {value!r}" for name, value in settings.items())
+
+    client = NotebookClient(notebook, timeout=300, resources=dict(metadata=dict(path=str(ROOT))))
+    with client.setup_kernel(env=env):
+        for arm, first in (("baseline", 0), ("nope", parameters)):
+            set_parameters(arm)
+            for i, cell in list(enumerate(notebook.cells))[first:]: client.execute_cell(cell, i)
+    assert numbers(tmp_path / "nope")["final_val_loss"] != numbers(tmp_path / "baseline")["final_val_loss"]
 
 
 def test_same_seed_same_numbers_to_the_bit(nope, train, tmp_path):

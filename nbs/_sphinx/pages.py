@@ -220,12 +220,12 @@ def with_curve(nb, run):
 
 
 def executed_train(page):
-    "`train.ipynb` with the outputs of a committed run of the baseline, cell by cell where the two are the same."
+    "`train.ipynb` with the outputs that its cells had in a committed run of the baseline."
     run = min((ROOT / "outputs").glob("*/baseline/*/run.ipynb"))
     nb, ran = (json.loads(f.read_text(encoding="utf-8")) for f in (ROOT / "nbs" / "train.ipynb", run))
-    left = {"".join(c["source"]): c["outputs"] for c in ran["cells"] if c["cell_type"] == "code"}
+    left = {c["id"]: c["outputs"] for c in ran["cells"] if c["cell_type"] == "code"}
     for cell in nb["cells"]:
-        if cell["cell_type"] == "code": cell["outputs"] = left.get("".join(cell["source"]), [])
+        if cell["cell_type"] == "code": cell["outputs"] = left.get(cell["id"], [])
     name, link = run.parent.relative_to(ROOT / "outputs").as_posix(), run.relative_to(ROOT).as_posix()
     says = f"What stands below the cells is what one run left: [{name}](../{link})."
     nb["cells"].insert(1, dict(mk_cell(says, "markdown"), metadata={}))
