@@ -124,10 +124,10 @@ def arrow(up: bool) -> str:
 
 def end_words(
     arm: str,
-    value: float,  # where its line ends
-    y: float,      # the same within the panel: 0 is its lower edge, 1 its upper one
-    fmt: str = "", # of a value behind the name; empty: only what lies beyond the panel has its value
-    note: str = "",# words behind the name
+    value: float,   # where its line ends
+    y: float,       # the same within the panel: 0 is its lower edge, 1 its upper one
+    fmt: str = "",  # of a value behind the name; empty: only what lies beyond the panel has its value
+    note: str = "", # words behind the name
 ) -> str:
     "What is written at the end of a line: 'NoPE 3.14 ↑'."
     words = arm_label(arm) + note
