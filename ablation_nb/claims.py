@@ -28,11 +28,11 @@ import torch
 from scipy import stats
 from scipy.special import log_softmax
 
-from .config import arm_label, model_config, parse_arm, train_config
-from .figures import arm_order
+from .config import arm_label, arm_order, model_config, parse_arm, train_config
 from .model import (
     FlexibleTransformerLM, ffn_matrices, flops_per_token, parameter_count, reference_logits)
-from .report import RUN, Results, count_words, evaluations_table, of, on_the_ladder, points
+from .report import Results, count_words, evaluations_table, of, on_the_ladder, points
+from .results import RUN
 from .statistics import (
     Interval, mean_interval, noise_budget,
     paired_differences, paired_effects, paired_trend, verdicts)

@@ -8,8 +8,9 @@ __all__ = ['PRECISIONS', 'MAY_BE_ZERO', 'FEED_FORWARDS', 'NORMS', 'Part', 'ARMS'
            'ModelConfig', 'TrainConfig', 'is_of_type', 'check_types', 'check_value', 'swiglu_width', 'plain_width',
            'matched_width', 'FeedForward', 'Norm', 'silu', 'unit_rms', 'named_part', 'register_part',
            'register_feed_forward', 'register_norm', 'Arm', 'register_arm', 'arm_names', 'parse_arm', 'check_parts',
-           'arm_name', 'arm_label', 'Scale', 'resolve_scale', 'native_precision', 'model_config', 'train_config',
-           'known_fields', 'RunConfig', 'run_config', 'project_root', 'own_arms', 'fault_of', 'import_file']
+           'arm_name', 'arm_label', 'arm_order', 'compared_arms', 'Scale', 'resolve_scale', 'native_precision',
+           'model_config', 'train_config', 'known_fields', 'RunConfig', 'run_config', 'project_root', 'own_arms',
+           'fault_of', 'import_file']
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
 import difflib, importlib.util, math, os, re, sys, traceback
@@ -314,6 +315,20 @@ def arm_label(name: str) -> str:
     "The arm's name for people, as figures and tables show it; of an arm that is registered no more, its name."
     try: return " + ".join(a.label for a in parse_arm(name))
     except AblationError: return name
+
+# %% ../nbs/00_config.ipynb #b0826614
+def arm_order(arms: Iterable[str]) -> list[str]:
+    "Each arm once: the baseline, then A/A, then the order of the registry, composed arms last."
+    names = arm_names()
+    place_of = {name: k for k, name in enumerate(names)}
+    def place(arm: str) -> tuple[bool, bool, int, list[int]]:
+        parts = [place_of.get(a, len(names)) for a in arm.split("+")]
+        return arm != "baseline", arm != "aa", len(parts), parts
+    return sorted(set(arms), key=place)
+
+def compared_arms(arms: Iterable[str]) -> list[str]:
+    "Each arm once and in order, without the baseline that they are compared with."
+    return [a for a in arm_order(arms) if a != "baseline"]
 
 # %% ../nbs/00_config.ipynb #c57b37a2
 @dataclass(frozen=True)

@@ -35,14 +35,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .config import AblationError, arm_label, parse_arm, project_root, run_config
-from .figures import (RUN, ablation_comparison, arm_order, dynamics_figure, effects_figure, front_figure,
-                                 interactions_figure, main_lr, positions_figure, save_figure, sensitivity_figure,
-                                 signed, sweep_figure)
-from .results import (load_doc_losses, load_metrics, load_position_losses, load_stories, point_fields,
-                                 read_json, trusted_runs)
+from .config import AblationError, arm_label, arm_order, parse_arm, project_root, run_config
+from .figures import (ablation_comparison, dynamics_figure, effects_figure, front_figure,
+                                 interactions_figure, positions_figure, save_figure, sensitivity_figure, sweep_figure)
+from .results import (RUN, load_doc_losses, load_metrics, load_position_losses, load_stories, main_lr,
+                                 point_fields, read_json, trusted_runs)
 from .runs import PROMPTS
-from .statistics import best_of_evaluations, mean_interval, noise_budget, paired_differences
+from .statistics import best_of_evaluations, mean_interval, noise_budget, paired_differences, signed
 from .tables import (against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
                                 factorial, for_reading, interactions_table, interval_words, judged, md_table,
                                 overview_table, parts_combined, positions_table, precision_table, rates_long,

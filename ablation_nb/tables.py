@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 
 import ablation_nb
-from .config import AblationError, arm_label, parse_arm, project_root
-from .figures import RUN, arm_order, gaps, signed
+from .config import AblationError, arm_label, arm_order, parse_arm, project_root
+from .results import RUN, gaps
 from .statistics import (add_factors, crossed_effects, factorial_effects, mean_interval, paired_differences,
-                                    paired_effects, paired_trend, ratio_interval, smallest_effect, verdicts)
+                                    paired_effects, paired_trend, ratio_interval, signed, smallest_effect, verdicts)
 
 # %% ../nbs/22_tables.ipynb #5c1d0a09
 def duration(seconds: float) -> str:

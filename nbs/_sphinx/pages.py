@@ -28,8 +28,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from ablation_nb.config import arm_label
-from ablation_nb.figures import arm_order
+from ablation_nb.config import arm_label, arm_order
 from ablation_nb.report import study_question
 from ablation_nb.results import read_rows
 
