@@ -173,7 +173,8 @@ def open_archive(archive: Path) -> Iterator[tarfile.TarFile]:
         with tarfile.open(archive, "r:") as tar: yield tar
     except AblationError: raise
     except Exception as e:   # OSError, TarError, ValueError, RecursionError, and what else a header can bring about
-        raise AblationError(f"{archive} cannot be read as an archive of runs ({e}); copy it again, uncompressed.") from None
+        what = f"{archive} cannot be read as an archive of runs"
+        raise AblationError(f"{what} ({e}); copy it again, uncompressed.") from None
 
 def must_hold(archive: Path, name: str, folder: Path) -> None:
     "An archive that holds another result of a run than its folder is an error."
@@ -423,14 +424,16 @@ def state_here(here: Path, files: dict[str, bytes]) -> str:
     has_env, has_result = (has(here / name) for name in ("env.json", "result.json"))
     def is_the_same(name: str) -> bool: return json_object(content(here / name)) == json_object(files[name])
     if has_result and not (has_env and is_the_same("result.json")):
-        raise AblationError(f"{here} holds another result than the archive, or a damaged one; move one of the two away.")
+        other = "another result than the archive, or a damaged one"
+        raise AblationError(f"{here} holds {other}; move one of the two away.")
     if not has_env:
         strange = [name for name in (*RUN_FILES, *OWN_FILES, "tensorboard") if os.path.lexists(here / name)]
         if strange: raise AblationError(f"{here} holds {strange[0]}, but no run; move it away.")
         return "new"
     env_here, env = (json_object(data) or {} for data in (content(here / "env.json"), files["env.json"]))
     if env_here.get("identity") != env["identity"]:
-        raise AblationError(f"{here} holds a run with other settings, another text, or a damaged env.json; move it away.")
+        other = "a run with other settings, another text, or a damaged env.json"
+        raise AblationError(f"{here} holds {other}; move it away.")
     return "known" if has_result else "new"
 
 # %% ../nbs/32_visit.ipynb #7a1c000d
