@@ -7,13 +7,13 @@ __all__ = ['END', 'LONGEST', 'split_stories', 'read_stories', 'Source', 'write_t
            'corpus_name', 'train_tokenizer', 'encode_stories', 'TokenData', 'cache_folder', 'prepare', 'batch']
 
 # %% ../nbs/02_data.ipynb #c0e02caf
-import gzip, hashlib, io, json, os, re, secrets, shutil, time
+import gzip, hashlib, io, json, os, re, secrets, shutil, time, unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -60,32 +60,79 @@ def _open_binary(path: Path, packed: str) -> Any:
     if packed == "gz": return gzip.open(path, "rb")
     return open(path, "rb")
 
+# %% ../nbs/02_data.ipynb #501a1ae0
+SMALL = 1 << 26          # characters that any file may unpack to
+TIMES = 200              # a larger text may have so many characters a byte of its file
+LONGEST_LINE = 1 << 26   # characters of a row of .jsonl
+
+def room(path: Path) -> int:
+    "Characters that a text in this file may have."
+    return max(SMALL, TIMES * path.stat().st_size)
+
+def bomb(path: Path) -> AblationError:
+    size = path.stat().st_size
+    return AblationError(f"its {size:,} bytes unpack to more than {TIMES} times as many characters, which no text does; "
+                         f"unpack it yourself, and see what it holds.")
+
+def bounded(pieces: Iterable[Any], path: Path) -> Iterator[Any]:
+    "The pieces of a file; an error as soon as they are more than a text could be."
+    most, size = room(path), 0
+    for piece in pieces:
+        if isinstance(piece, str): size += len(piece)
+        if size > most: raise bomb(path)
+        yield piece
+
 # %% ../nbs/02_data.ipynb #53ef3f96
 def _text_lines_or_pieces(path: Path, kind: str, packed: str) -> Iterator[str]:
     with _open_binary(path, packed) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as text:
-        if kind == "jsonl": yield from text
+        if kind == "jsonl": yield from iter(lambda: _line(text), "")
         else: yield from iter(lambda: text.read(1 << 20), "")
+
+def _line(text: io.TextIOWrapper) -> str:
+    line = text.readline(LONGEST_LINE)
+    if len(line) < LONGEST_LINE: return line
+    raise AblationError(f"a line has {LONGEST_LINE:,} characters or more; put one story a line.")
 
 def _rows(path: Path) -> Iterator[object]:
     import pyarrow.parquet as pq
-    with pq.ParquetFile(path) as file:
-        columns = file.schema_arrow.names
-        if "text" not in columns:
-            raise AblationError(f"there is no column 'text', only {', '.join(columns)}; "
-                                f"rename the one with the stories.")
-        for rows in file.iter_batches(1_000, columns=["text"]): yield from rows.column(0).to_pylist()
+    columns = pq.read_schema(path).names
+    if "text" not in columns:
+        raise AblationError(f"there is no column 'text', only {', '.join(columns)}; rename the one with the stories.")
+    with pq.ParquetFile(path, read_dictionary=["text"]) as file:  # a value that rows share is in memory once
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        chunks = [g.column(i) for g in groups for i in range(g.num_columns)]
+        sizes = [c.total_uncompressed_size for c in chunks if c.path_in_schema == "text"]
+        if sum(sizes) > room(path): raise bomb(path)   # before a page of it is unpacked
+        for rows in file.iter_batches(1_000, columns=["text"]):
+            for value in rows.column(0): yield value.as_py()
 
 def _row_text(row: object, n: int) -> str:
     if not isinstance(row, str):
         raise AblationError(f"row {n} has no string in 'text'; every row needs one story there.")
     row.encode()  # a lone surrogate is no text
-    return row + END
+    return row.replace("\r\n", "\n").replace("\r", "\n") + END
 
 def _pieces(path: Path, kind: str, packed: str) -> Iterator[str]:
-    if kind == "parquet": return (_row_text(row, n) for n, row in enumerate(_rows(path), 1))
-    pieces = _text_lines_or_pieces(path, kind, packed)
+    if kind == "parquet": return (_row_text(row, n) for n, row in enumerate(bounded(_rows(path), path), 1))
+    pieces = bounded(_text_lines_or_pieces(path, kind, packed), path)
     if kind == "txt": return pieces
     return (_row_text(json.loads(line).get("text"), n) for n, line in enumerate(pieces, 1) if line.strip())
+
+# %% ../nbs/02_data.ipynb #53ef3f98
+LONGEST_WORD = 1 << 15  # bytes; some tenths of a second
+RUN = re.compile(r"\s+|\S+")
+WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)  # the tokenizer's own idea of words
+
+def refuse_long_word(story: str, n: int) -> None:
+    "A word that would take the tokenizer minutes is an error."
+    if 4 * len(story) <= LONGEST_WORD: return   # a character has up to four bytes
+    for run in RUN.findall(story):
+        if 4 * len(run) <= LONGEST_WORD: continue
+        for start in range(0, len(run), LONGEST_WORD):   # slices overlap: a word fits into one, or fills half of it
+            words = WORDS.pre_tokenize_str(run[start:start + 2 * LONGEST_WORD])
+            if max(len(word) for word, _ in words) < LONGEST_WORD: continue
+            raise AblationError(f"story {n} has a word of {LONGEST_WORD:,} bytes or more, in '{run[start:start + 12]}...', "
+                                f"for which the tokenizer would take too long; break it up, or leave the story out.")
 
 # %% ../nbs/02_data.ipynb #24e3ba00
 def read_stories(
@@ -97,7 +144,9 @@ def read_stories(
     n = 0
     try:
         stories = split_stories(_pieces(path, kind, packed))
-        for n, s in enumerate(stories, 1): yield s  # noqa: B007 (an error below says how far it came)
+        for n, s in enumerate(stories, 1):   # an error below says how far it came
+            refuse_long_word(s, n)
+            yield s
     except AblationError as e: raise AblationError(f"'{path}': {e}") from None
     except UnicodeDecodeError as e:
         before = e.object[max(0, e.start - 30):e.start].decode(errors="ignore")
@@ -187,11 +236,23 @@ def known_sha256(
     return sha
 
 # %% ../nbs/02_data.ipynb #6373d03d
-def _one(folder: Path, *stems: str) -> Path:  # the only readable file of that stem
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.split(".")[0].lower() in stems)
-    if len(files) == 1: return files[0]
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<all>\d+)(-[0-9a-f]+)?")
+
+def _place(file: Path) -> tuple[str, int, int]:  # stem, number and how many there are; a file that is no shard is 0 of 0
+    name = file.name.split(".")[0].lower()
+    m = SHARD.fullmatch(name)
+    return (m["stem"], int(m["number"]), int(m["all"])) if m else (name, 0, 0)
+
+def _side(folder: Path, *stems: str) -> list[Path]:  # the only readable file of that stem, or all its shards
+    found = [[p for p in place.glob("*") if p.is_file() and _place(p)[0] in stems] for place in (folder, folder / "data")]
+    files = sorted(found[0] or found[1], key=lambda p: (_place(p), p.name))
+    n, places = len(files), [_place(p)[1:] for p in files]
+    if places == [(0, 0)] or n and places == [(i, n) for i in range(n)]: return files
     wanted = " or ".join(f"{s}.*" for s in stems)
     names = ", ".join(p.name for p in files)
+    if any(of for _, of in places):
+        raise AblationError(f"'{folder}' holds {names}, which is not every shard of one set once; "
+                            f"add those that are missing, or remove what does not belong to it.")
     raise AblationError(f"'{folder}' holds {len(files) or 'no'} files {wanted}{': ' * bool(files)}{names}; "
                         f"it needs exactly one ({FORMATS}).")
 
@@ -216,14 +277,16 @@ def file_source(
         hint = did_you_mean(str(path), ("builtin", "tinystories"))
         raise AblationError(f"There is no corpus '{path}'.{hint} "
                             f"It must be builtin, builtin:STORIES, tinystories, or the path of a file or folder.")
-    files = [_one(path, "train"), _one(path, "valid", "validation")] if path.is_dir() else [path]
-    rows = tuple((p.name, p.stat().st_size, known_sha256(p, cache)) for p in files)
-    key = _digest("files", [(_kind(p), sha) for p, (_, _, sha) in zip(files, rows)])
-    if len(files) == 1:
-        return Source(f"file {path.name}, its last twentieth for validation", key, *split_file(path), rows)
-    train, valid = files
-    streams = (lambda: read_stories(train)), (lambda: read_stories(valid))
-    return Source(f"files {train.name} and {valid.name}", key, *streams, rows)
+    sides = [_side(path, "train"), _side(path, "valid", "validation")] if path.is_dir() else [[path]]
+    rows = {p: (p.name, p.stat().st_size, known_sha256(p, cache)) for p in chain(*sides)}
+    contents = [[(_kind(p), rows[p][2]) for p in side] for side in sides]
+    key = _digest("files", [c if len(c) > 1 else c[0] for c in contents])
+    if len(sides) == 1:
+        return Source(f"file {path.name}, its last twentieth for validation", key, *split_file(path), (*rows.values(),))
+    train, valid = sides
+    streams = (lambda: chain.from_iterable(map(read_stories, train))), (lambda: chain.from_iterable(map(read_stories, valid)))
+    names = [" to ".join(dict.fromkeys((side[0].name, side[-1].name))) for side in sides]
+    return Source(f"files {names[0]} and {names[1]}", key, *streams, (*rows.values(),))
 
 # %% ../nbs/02_data.ipynb #b1c78b46
 HUB_REPO, HUB_REVISION = "roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
@@ -331,8 +394,9 @@ def encode_stories(
 
 # %% ../nbs/02_data.ipynb #90afa4f0
 def normalised_hash(text: str) -> bytes:
-    "16 bytes that are equal for stories that differ in case and white space only."
-    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()
+    "16 bytes that are equal for stories that differ in case, white space and composed accents only."
+    apart = unicodedata.normalize("NFD", unicodedata.normalize("NFD", text).casefold())
+    return hashlib.blake2b(" ".join(apart.split()).encode(), digest_size=16).digest()
 
 def without_leaks(
     stories: Iterable[str], # for training
