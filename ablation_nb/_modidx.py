@@ -291,6 +291,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ablation_nb.data.publish': ('data.html#publish', 'ablation_nb/data.py'),
                                   'ablation_nb.data.read_stories': ('data.html#read_stories', 'ablation_nb/data.py'),
                                   'ablation_nb.data.refuse_long_word': ('data.html#refuse_long_word', 'ablation_nb/data.py'),
+                                  'ablation_nb.data.refuse_short_validation': ('data.html#refuse_short_validation', 'ablation_nb/data.py'),
                                   'ablation_nb.data.room': ('data.html#room', 'ablation_nb/data.py'),
                                   'ablation_nb.data.sha256_file': ('data.html#sha256_file', 'ablation_nb/data.py'),
                                   'ablation_nb.data.split_file': ('data.html#split_file', 'ablation_nb/data.py'),

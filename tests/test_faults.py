@@ -181,9 +181,13 @@ def make_study(folder, env, *variables):
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("way", ["given", "environment", "relative"])
-def test_make_hands_on_the_text_and_the_study_as_they_were_typed(tmp_path, env, name, way):
+WAYS = [("given", name) for name in NAMES]
+WAYS += [("environment", name) for name in ("tiny stories", "5 $(x) ${y} $$")]
+WAYS += [("relative", name) for name in ("tiny stories", "it's here")]
+
+
+@pytest.mark.parametrize("way, name", WAYS)
+def test_make_hands_on_the_text_and_the_study_as_they_were_typed(tmp_path, env, way, name):
     for folder in (name, "tiny"):
         (tmp_path / folder).mkdir()
     corpus = f"../{name}" if way == "relative" else str(tmp_path / name)
