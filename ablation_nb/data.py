@@ -239,7 +239,7 @@ def known_sha256(
 # %% ../nbs/02_data.ipynb #6373d03d
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<all>\d+)(-[0-9a-f]+)?")
 
-def _place(file: Path) -> tuple[str, int, int]:  # stem, number and how many there are; a file that is no shard is 0 of 0
+def _place(file: Path) -> tuple[str, int, int]:  # stem, number and how many there are; 0 of 0 if it is no shard
     name = file.name.split(".")[0].lower()
     m = SHARD.fullmatch(name)
     return (m["stem"], int(m["number"]), int(m["all"])) if m else (name, 0, 0)

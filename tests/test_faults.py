@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT
 from engines import HEAD, LONG, engine, kernels, project, results, undisturbed, wait_for, write  # noqa: F401  undisturbed is the fixture `long`
 
+from ablation_nb.stories import story
+
 
 @pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_killed_engine_leaves_no_kernel_and_goes_on(tmp_path, env, sh, long, signum, status):
@@ -207,3 +209,15 @@ def test_make_hands_on_the_text_and_the_study_as_they_were_typed(tmp_path, env, 
 def test_make_hands_on_a_word_as_it_is(tmp_path, env, asked, reaches):
     told = make_study(tmp_path, {**env, "ABLATION_CORPUS": "from outside"}, *asked)
     assert [told[0], told[3]] == [reaches, reaches]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, sh):
+    "As some editors save UTF-8: an arm, a study and a text."
+    root, mark = project(tmp_path), "\ufeff"
+    arm = 'Arm("slow_rope", "Slow RoPE", "RoPE with a base of 100", {"rope_theta": 100.0})'
+    (root / "arms.py").write_text(f"{mark}from ablation_nb.config import Arm, register_arm\nregister_arm({arm})\n")
+    (root / "text.txt").write_text(mark + "\n<|endoftext|>\n".join(map(story, range(100))))
+    file = write(root, "marked", f'{mark}{HEAD}corpus = "text.txt"\narms = ["slow_rope"]\nseeds = [0]\n')
+    done = sh("ablation", "run", file, cwd=root, ABLATION_CORPUS="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(results(root, "marked")) == 1
