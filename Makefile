@@ -1,9 +1,15 @@
 # Each target installs what it needs into .venv, pinned. CORPUS is a path to text, "tinystories" or "builtin" (the default of the laptop study).
 PYTHON ?= python3
 STUDY  ?= studies/laptop.toml
-CORPUS ?= $(ABLATION_CORPUS)
 BIN    := .venv/bin
-export ABLATION_CORPUS := $(or $(realpath $(CORPUS)),$(CORPUS))
+
+# A path may hold spaces, quotes and dollars: it is taken as it was typed, and reaches a shell as one word.
+quoted = '$(subst ','\'',$(1))'
+override STUDY  := $(value STUDY)
+override CORPUS := $(value $(if $(filter undefined,$(origin CORPUS)),ABLATION_CORPUS,CORPUS))
+PLACE := import os, sys; p = os.path.expanduser(sys.argv[1]); print(os.path.realpath(p) if os.path.exists(p) else p)
+override ABLATION_CORPUS := $(if $(CORPUS),$(or $(shell $(PYTHON) -c '$(PLACE)' $(call quoted,$(CORPUS))),$(CORPUS)))
+export ABLATION_CORPUS
 
 .PHONY: install study test lint bench gpu wheels lab docs readme clean
 
@@ -17,8 +23,8 @@ install: .venv/.installed
 	touch $@
 
 study: install  ## run the laptop study (or STUDY=...) and print its table
-	$(BIN)/ablation run $(STUDY)
-	$(BIN)/ablation report $(STUDY)
+	$(BIN)/ablation run $(call quoted,$(STUDY))
+	$(BIN)/ablation report $(call quoted,$(STUDY))
 
 test: lint  ## lint, then the notebooks' own tests, then end to end
 	$(BIN)/nbdev-test --skip-file-re '^(train|analysis|index|benchmark)' --n-workers 2 --timing
@@ -42,7 +48,7 @@ LIMIT ?= 560
 VISITOR := $(if $(wildcard .whl),$(PYTHON),$(BIN)/python)
 gpu: $(if $(wildcard .whl),,install)  ## a short visit to a card: checks, race, then STUDY for LIMIT seconds in all; results in $OUT or out/visit
 	if [ -d .whl ]; then $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --find-links .whl --requirement requirements-gpu.txt; fi
-	$(VISITOR) -m ablation_nb.visit run $(STUDY) --time-limit $(LIMIT) $(VISIT)
+	$(VISITOR) -m ablation_nb.visit run $(call quoted,$(STUDY)) --time-limit $(call quoted,$(LIMIT)) $(VISIT)
 
 wheels: install  ## .whl, for carrying: what requirements-gpu.txt lists, for Python 3.12 on Linux
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none \

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from .checks import blueprint, certificate, check_treatment, require
 from .config import MODEL_FIELDS, TRAIN_FIELDS, AblationError, RunConfig
 from .config import did_you_mean, project_root, run_config
-from .data import TokenData, prepare, write_atomic
+from .data import TokenData, prepare, refuse_short_validation, write_atomic
 from .model import FlexibleTransformerLM, generate_batch
 from .provenance import TAKING, code_now, described, environment, fingerprint, identity
 from .provenance import is_own, replaced, same_code, write_json
@@ -175,6 +175,7 @@ class Run:
         refuse_replaced(cfg)
         self.data = prepare(cfg.corpus, cfg.model.vocab_size)
         refuse_short(cfg, len(self.data.train))
+        refuse_short_validation(self.data.first_stories(cfg.train.valid_stories))
         self.env = environment(cfg, self.data)
         lone = run_folder(project_root() / "out", cfg)
         self.folder = project_root() / out if out else lone.with_name(f"{lone.name}-{self.env['identity'][:6]}")

@@ -269,7 +269,7 @@ def read_toml(path: Path) -> dict:
     if not path.is_file():
         others = ", ".join(sorted(p.name for p in path.parent.glob("*.toml"))) or "none"
         raise AblationError(f"There is no study file {path}; the ones at hand are in {path.parent}: {others}.")
-    try: return tomllib.loads(path.read_text(encoding="utf-8"))
+    try: return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as e: raise AblationError(f"{path} is not valid TOML: {e}.") from None
     except UnicodeDecodeError as e:
         place = f"byte {e.object[e.start]:#04x} at {e.start}"
