@@ -511,13 +511,13 @@ def check_treatment(
     t = Case(model, arm_name(arm), expected_config(arm, built, cfg), seed)
     with undisturbed(t.device): return [outcome(check, t) for check in CHECKS]
 
-def require(checks: list[Check]) -> None:
+def require(checks: list[Check], fault: str = "The model is not what its arm says") -> None:
     "Raise `AblationError` with the sentences of all failed checks, if there are any."
     failed = [c for c in checks if not c.passed]
     if not failed: return
     count = f"{len(failed)} of {len(checks)} checks failed"
     sentences = " ".join(f"[{c.name}] {c.says}" for c in failed)
-    raise AblationError(f"The model is not what its arm says ({count}). {sentences}")
+    raise AblationError(f"{fault} ({count}). {sentences}")
 
 # %% ../nbs/05_checks.ipynb #d35b7bbc
 def certificate(

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from .checks import Check, outcome, shaken_copy
+from .checks import Check, listed, outcome, shaken_copy
 from .config import ModelConfig, TrainConfig
 from .data import batch
 from .model import reference_logits
@@ -178,13 +178,12 @@ def check_batches(t: Trainer) -> tuple[bool, str]:
     cfg, T = t.cfg, t.model.cfg.context_length
     key = cfg.seed if cfg.order is None else cfg.order
     numbers = sorted({0, 1 % cfg.n_steps, cfg.n_steps // 2, cfg.n_steps - 1})
-    which = f"batches {', '.join(map(str, numbers))}"
     for i in numbers:
         mine = t.batch(torch.tensor([i], device=t.device))
         due = batch(t.data.train, key, i, cfg.batch_size, T)
         if all(np.array_equal(a.cpu().numpy(), b) for a, b in zip(mine, due)): continue
         return False, f"Batch {i} is not the one that seed {key} gives."
-    return True, f"The {which} are those that seed {key} gives."
+    return True, f"Batches {', '.join(map(str, numbers))} are those that seed {key} gives."
 
 def check_rates(t: Trainer) -> tuple[bool, str]:
     "The learning rates of all steps are warm-up and cosine."
@@ -234,16 +233,17 @@ def check_gradients(s: FirstStep) -> tuple[bool, str]:
     "The gradients of the step are the slopes of the definition's loss."
     due, precision = s.bounds, s.train.precision
     dead = [group for group, g in s.groups.items() if not length(g) > 0]
-    if dead: return False, f"The step has no gradient for {', '.join(dead)}."
+    if dead: return False, f"The step has no gradient for {listed(dead)}."
     total = length(s.gradient)
     if not abs(total / s.norm - 1) < 1e-3:
         return False, f"The step reports a gradient norm of {s.norm:.6g} and works with {total:.6g}."
     gaps = along(s)
     wrong = [group for group, gap in gaps.items() if not abs(gap) < due.along]
+    wrong.sort(key=lambda group: -abs(gaps[group]))
     if wrong:
         g = length(s.groups[wrong[0]])
         slope = g / (1 + gaps[wrong[0]])
-        what = f"The gradient of {', '.join(wrong)} is wrong: along it the loss should rise by"
+        what = f"The gradient of {listed(wrong)} is wrong: along the first the loss should rise by"
         return False, f"{what} {compared(g, slope, due.along, precision)}."
     odd, worst = across(s), max(map(abs, gaps.values()))
     if not odd < due.across:
