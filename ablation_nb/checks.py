@@ -489,7 +489,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         with torch.random.fork_rng(cards), torch.autocast(device.type, enabled=False), torch.no_grad(): yield
     finally: torch.set_float32_matmul_precision(precision)
 
-def outcome(check: Callable[[Case], tuple[bool, str]], t: Case) -> Check:
+def outcome(check: Callable[[Any], tuple[bool, str]], t: Any) -> Check:
     "The result of `check`; an exception is a result, too."
     try: passed, sentence = check(t)
     except Exception as e:

@@ -68,10 +68,11 @@ def bounds(precision: str, tokens: int) -> Bounds:
     u, root = ROUNDOFF[precision], tokens ** .5
     return Bounds(max(1e-5, (1 / 4 + 4 / root) * u), max(1e-4, (4 + 16 / root) * u), max(1e-4, 50 * u))
 
-# %% ../nbs/07_step.ipynb #48d734b4
+# %% ../nbs/07_step.ipynb #07c0ffe3
 TOKENS = 256    # of different windows in the batch that is examined: two windows at least
 SHARPER = 8     # the output layer's factor
 
+# %% ../nbs/07_step.ipynb #48d734b4
 @dataclass
 class FirstStep:
     "What a trainer's first step from empty moments had, and what it left: on the CPU, weights in float64."
@@ -106,20 +107,21 @@ class FirstStep:
         return {name: m * self.clip / (1 - self.train.beta1) for name, m in self.mean.items()}
 
     @cached_property
-    def groups(self) -> dict[str, Direction]:
+    def groups(self) -> dict[str, dict[str, torch.Tensor]]:
         "The gradient by kind of weight."
         groups = dict[str, dict[str, torch.Tensor]]()
         for name, g in self.gradient.items(): groups.setdefault(kind_of_weight(name, g), {})[name] = g
         return groups
 
-    def loss_at(self, d: Direction, h: float = 0.0) -> float:
-        "The definition's loss at the used weights plus `h` times `d`."
-        moved = {name: w + h * d[name] if name in d else w for name, w in self.used.items()}
-        return definition_loss(moved, self.model, self.ids, self.targets, self.share)
+# %% ../nbs/07_step.ipynb #07c0ffe1
+def loss_at(s: FirstStep, d: Direction, h: float = 0.0) -> float:
+    "The definition's loss at the weights that a step used plus `h` times `d`."
+    moved = {name: w + h * d[name] if name in d else w for name, w in s.used.items()}
+    return definition_loss(moved, s.model, s.ids, s.targets, s.share)
 
-    def slope(self, d: Direction, h: float = 1e-4) -> float:
-        "By what the definition's loss rises a unit along `d`, a direction of length 1."
-        return (self.loss_at(d, h) - self.loss_at(d, -h)) / (2 * h)
+def slope(s: FirstStep, d: Direction, h: float = 1e-4) -> float:
+    "By what the definition's loss rises a unit along `d`, a direction of length 1."
+    return (loss_at(s, d, h) - loss_at(s, d, -h)) / (2 * h)
 
 # %% ../nbs/07_step.ipynb #432398cf
 def copied(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -211,20 +213,20 @@ def across(s: FirstStep) -> float:
     d = random_direction(s)
     size = length(d)
     unit = {name: v / size for name, v in d.items()}
-    return abs(dot(s.gradient, unit) - s.slope(unit)) * size / len(s.groups) ** .5
+    return abs(dot(s.gradient, unit) - slope(s, unit)) * size / len(s.groups) ** .5
 
 def along(s: FirstStep) -> dict[str, float]:
     "Group -> length of its gradient against the definition's slope along it, as a relative difference."
     gaps = {}
     for group, g in s.groups.items():
         size = length(g)
-        gaps[group] = size / s.slope({name: v / size for name, v in g.items()}) - 1
+        gaps[group] = size / slope(s, {name: v / size for name, v in g.items()}) - 1
     return gaps
 
 # %% ../nbs/07_step.ipynb #229627e8
 def check_loss(s: FirstStep) -> tuple[bool, str]:
     "The loss that the step reports is the definition's."
-    due, most = s.loss_at({}), s.bounds.loss
+    due, most = loss_at(s, {}), s.bounds.loss
     gap = abs(s.loss / due - 1)
     if gap < most: return True, f"The loss of a step agrees with the float64 definition to {gap:.0e}."
     return False, f"The loss of a step is {compared(s.loss, due, most, s.train.precision)}."
@@ -242,9 +244,9 @@ def check_gradients(s: FirstStep) -> tuple[bool, str]:
     wrong.sort(key=lambda group: -abs(gaps[group]))
     if wrong:
         g = length(s.groups[wrong[0]])
-        slope = g / (1 + gaps[wrong[0]])
+        rise = g / (1 + gaps[wrong[0]])
         what = f"The gradient of {listed(wrong)} is wrong: along the first the loss should rise by"
-        return False, f"{what} {compared(g, slope, due.along, precision)}."
+        return False, f"{what} {compared(g, rise, due.along, precision)}."
     odd, worst = across(s), max(map(abs, gaps.values()))
     if not odd < due.across:
         what = "Along a random direction the gradients are off the definition by"
