@@ -9,7 +9,7 @@ __all__ = ['lr_at', 'resolve_device', 'use_precision', 'working_copy', 'keep_mem
 
 # %% ../nbs/06_trainer.ipynb #3c7b0f50
 import contextlib, copy, ctypes, json, math, os, shutil, sys, time, warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,7 @@ class Trainer:
         self.forward: Callable[..., torch.Tensor] = self.work
         self.loss: Callable[..., torch.Tensor] = self.chunked_loss
         self.choose_functions()
+        self.replay: Callable[[], None] | None = None   # of the recorded step, on a card
         self.token_losses = np.empty(0)  # of the last evaluation
         self.state: dict[str, Any] = dict(step=0, last_row=0, seconds=0.0, eval_seconds=0.0, min_train_loss=math.inf,
                                           best_val_loss=math.inf, best_val_step=0)
@@ -270,27 +271,40 @@ def round_weights(self: Trainer) -> None:
 
 # %% ../nbs/06_trainer.ipynb #a0e1375e
 @patch
+@contextlib.contextmanager
+def undone(self: Trainer) -> Iterator[None]:
+    "What changes inside is taken back at the end: weights, buffers, optimiser, counters, windows."
+    models = self.model, self.work
+    weights = [t for m in models for t in (*m.parameters(), *m.buffers())]
+    moments = [t for s in self.optimizer.state.values() for t in s.values()]
+    rates = [group["lr"] for group in self.optimizer.param_groups]
+    state = [*weights, *moments, *rates, self.starts, self.at, self.buffer]
+    kept = [t.detach().clone() for t in state]
+    try: yield
+    finally:
+        with torch.no_grad(): torch._foreach_copy_(state, kept)
+
+@patch
 def recorded(self: Trainer) -> Callable[[], None]:
     "The step as a function that replays a CUDA graph of it; weights, optimiser and counters stay as they are."
-    moments = [t for s in self.optimizer.state.values() for t in s.values()]
-    state = [*self.model.parameters(), *self.work.parameters(), self.at, self.buffer, *moments]
-    kept = [t.detach().clone() for t in state]
-    here, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
-    side.wait_stream(here)
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            self.at.zero_()
-            self.step()
-    here.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): self.step()
-    with torch.no_grad(): torch._foreach_copy_(state, kept)
+    with self.undone():
+        here, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.at.zero_()
+                self.step()
+        here.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph): self.step()
     return graph.replay
 
 @patch
 def stepper(self: Trainer) -> Callable[[], None]:
-    "The step that `fit` runs: on a card the recorded one, elsewhere `step` itself."
-    return self.recorded() if self.device.type == "cuda" else self.step
+    "The step that `fit` runs: on a card the recorded one (recorded once), elsewhere `step` itself."
+    if self.device.type != "cuda": return self.step
+    if self.replay is None: self.replay = self.recorded()
+    return self.replay
 
 # %% ../nbs/06_trainer.ipynb #dabe4110
 def due(step: int, every: int, last: int) -> bool:
