@@ -872,17 +872,22 @@ def interaction_figures(r: Results) -> Figures:
     return {"interactions": interactions_figure(factorial(r.shown, r.margin), r.margin)}
 
 def interaction_tables(r: Results) -> Tables:
-    return dict(interactions=factorial(r.shown, r.margin), together=against_the_sum(r.shown, r.margin))
+    tables = dict(interactions=factorial(r.shown, r.margin))
+    together = against_the_sum(r.shown, r.margin)
+    if not together.empty: tables["together"] = together   # else no combination has all its parts alone beside it
+    return tables
 
 @section("Together", combines, interaction_figures, interaction_tables)
 def interactions(r: Results) -> list[str]:
     "What removals cost together, where they were combined."
-    return ["![Main effects and interactions](interactions.svg)",
-            "A main effect is the mean cost of a removal over all settings of the others; an interaction is how much "
-            "more two removals cost together than one by one.",
-            md_table(interactions_table(factorial(r.shown, r.margin))),
-            "What each combination costs beyond the sum of what its parts cost alone:",
-            md_table(together_table(against_the_sum(r.shown, r.margin)))]
+    tables = interaction_tables(r)
+    parts = ["![Main effects and interactions](interactions.svg)",
+             "A main effect is the mean cost of a removal over all settings of the others; an interaction is how much "
+             "more two removals cost together than one by one.",
+             md_table(interactions_table(tables["interactions"]))]
+    if "together" not in tables: return parts
+    return [*parts, "What each combination costs beyond the sum of what its parts cost alone:",
+            md_table(together_table(tables["together"]))]
 
 # %% ../nbs/23_report.ipynb #f10c4796
 def noise_table(r: Results) -> pd.DataFrame:
