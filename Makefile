@@ -26,7 +26,8 @@ study: install  ## run the laptop study (or STUDY=...) and print its table
 	$(BIN)/ablation run $(call quoted,$(STUDY))
 	$(BIN)/ablation report $(call quoted,$(STUDY))
 
-test: export OMP_NUM_THREADS := 1  # several tests run at a time; threads that wait for busy cores took four times as long
+# Several tests run at a time: threads that wait for each other on busy cores took four times as long.
+test: export OMP_NUM_THREADS := 1
 test: lint  ## lint, then the notebooks' own tests, then end to end
 	$(BIN)/nbdev-test --skip-file-re '^(train|analysis|index|benchmark)' --n-workers 2 --timing
 	$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadfile --durations 10 tests
