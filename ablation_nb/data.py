@@ -467,6 +467,7 @@ def load(folder: Path) -> TokenData | None:
         return TokenData(folder, manifest, train, valid, starts, sizes)
     except (OSError, ValueError, LookupError, TypeError): return None
 
+# %% ../nbs/02_data.ipynb #53203dc3
 def publish(work: Path, folder: Path) -> None:
     "Rename `work` to `folder`; one that is whole already stays, a broken one is removed."
     for p in (*work.iterdir(), work): write_through(p)
