@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORKERS', 'PROVE', 'show_cost', 'show_status', 'report', 'one_rate', 'result_table', 'run', 'show_proof', 'pack',
-           'export', 'bring_home', 'add_study_commands', 'add_command', 'add_other_commands', 'add_visit',
+           'export', 'bring_home', 'add_command', 'add_study_commands', 'add_other_commands', 'add_visit',
            'check_numbers', 'main']
 
 # %% ../nbs/33_cli.ipynb #c1100003
@@ -133,6 +133,15 @@ def bring_home(archives: list[str]) -> int:
     for folder, state in unpack([Path(a) for a in archives]).items(): print(f"{state:6} {folder}")
     return 0
 
+# %% ../nbs/33_cli.ipynb #c11000a1
+def add_command(sub: Any, name: str, text: str, call: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    "A command that calls `call` with what was typed."
+    p = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    p.set_defaults(call=call)
+    return p
+
+WORKERS = "runs at a time (default: one a core, or up to six a CUDA card, as its memory allows)"
+
 # %% ../nbs/33_cli.ipynb #c1100017
 def add_study_commands(sub: Any) -> None:
     "The commands that get a study's file."
@@ -166,14 +175,6 @@ def add_study_commands(sub: Any) -> None:
                       help="keep the rows for TensorBoard too, in each run's folder")
     work.add_argument("--scheduler", metavar="ADDRESS",
                       help="of a dask cluster whose workers were started with --nthreads 1 --resources run=1")
-
-def add_command(sub: Any, name: str, text: str, call: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-    "A command that calls `call` with what was typed."
-    p = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    p.set_defaults(call=call)
-    return p
-
-WORKERS = "runs at a time (default: one a core, or up to six a CUDA card, as its memory allows)"
 
 # %% ../nbs/33_cli.ipynb #c1100018
 PROVE = ("prove that the code as it stands makes the same numbers as a committed version, "
