@@ -11,16 +11,25 @@ PLACE := import os, sys; p = os.path.expanduser(sys.argv[1]); print(os.path.real
 override ABLATION_CORPUS := $(if $(CORPUS),$(or $(shell $(PYTHON) -c '$(PLACE)' $(call quoted,$(CORPUS))),$(CORPUS)))
 export ABLATION_CORPUS
 
-.PHONY: install study test lint bench gpu wheels lab docs readme clean
+PINNED := \# What the project was tested with on Python 3.11, made by `make pins`. torch has a file of its own; settings.ini holds the ranges.
+
+.PHONY: install pins study test lint bench gpu wheels lab docs readme clean
 
 install: .venv/.installed
 
-.venv/.installed: requirements.txt settings.ini setup.py pyproject.toml
+.venv/.installed: requirements.txt requirements-torch.txt settings.ini setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"make install pins packages for Python 3.11 or newer, this is {v[0]}.{v[1]}: pass PYTHON=/path/to/python3.11, or use pip install -e . for the ranges of settings.ini.")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-torch.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
+
+pins: install  ## requirements.txt anew: what lies in .venv, each file with its hash on PyPI
+	$(PYTHON) -m venv build/uv && build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip list --disable-pip-version-check --format freeze --exclude-editable --exclude pip --exclude torch > build/pins.in
+	(echo '$(PINNED)'; build/uv/bin/uv pip compile --quiet --no-deps --generate-hashes --no-annotate --no-header --python-version 3.11 build/pins.in) > build/requirements.txt
+	mv build/requirements.txt requirements.txt
 
 study: install  ## run the laptop study (or STUDY=...) and print its table
 	$(BIN)/ablation run $(call quoted,$(STUDY))
