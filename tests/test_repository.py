@@ -130,6 +130,13 @@ def test_every_pin_has_a_hash_and_none_is_forgotten():
         assert not names - pinned, f"{kind}: run make pins"
 
 
+def test_every_lab_note_is_listed_by_its_topic():
+    text = (ROOT / "LOG.md").read_text()
+    notes = re.findall(r"^## \S+ · (.+)$", text, re.M)
+    listed = re.findall(r"^  \[(.+)\]\(#", text, re.M)
+    assert sorted(listed) == sorted(notes)
+
+
 def test_the_text_of_the_project_names_no_machine():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     for f in tracked:
