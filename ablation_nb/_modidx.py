@@ -971,6 +971,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.tables.factorial': ('tables.html#factorial', 'ablation_nb/tables.py'),
                                     'ablation_nb.tables.for_reading': ('tables.html#for_reading', 'ablation_nb/tables.py'),
                                     'ablation_nb.tables.gap_columns': ('tables.html#gap_columns', 'ablation_nb/tables.py'),
+                                    'ablation_nb.tables.inert': ('tables.html#inert', 'ablation_nb/tables.py'),
                                     'ablation_nb.tables.interactions_table': ('tables.html#interactions_table', 'ablation_nb/tables.py'),
                                     'ablation_nb.tables.interval_words': ('tables.html#interval_words', 'ablation_nb/tables.py'),
                                     'ablation_nb.tables.judged': ('tables.html#judged', 'ablation_nb/tables.py'),

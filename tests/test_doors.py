@@ -4,11 +4,16 @@ import re
 import shlex
 import socket
 import subprocess
+import zipfile
 
 import psutil
 import pytest
-from conftest import ROOT, as_in_a_terminal, refused, succeeded
+from bs4 import BeautifulSoup
+from conftest import ROOT, as_in_a_terminal, copied, refused, succeeded
 from engines import project, wait_for, write
+from markdown_it.renderer import RendererHTML
+from myst_parser.config.main import MdParserConfig
+from myst_parser.parsers.mdit import create_md_parser
 
 pytest.importorskip("distributed")
 ONE_RUN = 'scale = "smoke"\narms = ["nope"]\nseeds = [0]\n[overrides]\nn_steps = 10\n'
@@ -117,3 +122,119 @@ def test_a_cluster_of_several_machines_lets_in_who_has_the_key(started, sh, env,
     plain = refused(sh(*run, address.replace("tls", "tcp"), cwd=root), "No dask scheduler answers", status=2)
     assert "Traceback" not in plain.stderr
     assert "1 of 1 usable" in succeeded(sh(*run, address, cwd=root, **tls)).stdout
+
+
+SCRIPT = "<script>plant()</script>"
+PLANT = "\n\n".join((
+    f"{SCRIPT}<img src=x onerror=plant()> [x](javascript:plant()) ![x](https://plant.example/x.png) | `",
+    r"$\href{javascript:plant()}{x}$ {download}`/etc/passwd` </td></table>" + SCRIPT,
+    f"```{{raw}} html\n{SCRIPT}\n```",
+    "```{math}\n\\href{javascript:plant()}{x}\n```",
+    "- [plant]: https://plant.example\n\n[plant]"))
+WHICH_RUN = ("arm", "status", "norm", "placement", "position", "ffn", "package_hash")  # with others it is no run
+
+
+def planted(value, *kept):
+    "The same with the plant in every text, those of some fields left out."
+    if isinstance(value, dict): return {k: v if k in kept else planted(v, *kept) for k, v in value.items()}
+    if isinstance(value, list): return [planted(v, *kept) for v in value]
+    return value + PLANT if isinstance(value, str) else value
+
+
+def plant_in_run(folder, *kept):
+    "Plant it in every file of a run, which stays one run by its identity, and in every output of its notebook."
+    from ablation_nb.provenance import identity_of
+    files = {name: planted(json.loads((folder / name).read_text()), *kept) for name in RUN_JSON}
+    config, env, result = files.values()
+    identity = identity_of(config, env["data_hash"], env["tokenizer_hash"])
+    env["identity"] = result["identity"] = identity
+    result["stories"] = {prompt + PLANT: text for prompt, text in result["stories"].items()}
+    for name, content in files.items(): (folder / name).write_text(json.dumps(content))
+    rows = [planted(json.loads(line), *kept) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r | {"note": PLANT}) + "\n" for r in rows))
+    notebook = json.loads((folder / "run.ipynb").read_text())
+    for cell in notebook["cells"]:
+        cell["metadata"]["mystnb"] = {"execution_mode": "force"}
+        if cell["cell_type"] == "markdown": cell["source"] = "".join(cell["source"]) + PLANT
+        else:
+            draws = "run.metrics" in "".join(cell["source"])
+            cell |= dict(source=EXECUTED + "".join(cell["source"]), outputs=[] if draws else HOSTILE_OUTPUTS)
+    notebook["metadata"]["mystnb"] = {"execution_mode": "force"}
+    (folder / "run.ipynb").write_text(json.dumps(notebook))
+
+
+RUN_JSON = ("config.json", "env.json", "result.json")
+KINDS = ("text/html", "text/markdown", "text/plain", "text/latex", "image/svg+xml", "application/javascript")
+HOSTILE_OUTPUTS = [
+    *(dict(output_type="display_data", metadata={}, data={kind: PLANT}) for kind in KINDS),
+    dict(output_type="stream", name="stdout", text=PLANT),
+    dict(output_type="error", ename="Error" + PLANT, evalue=PLANT, traceback=[PLANT])]
+EXECUTED = "open('executed', 'w').close()\n"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    "A project whose one study has the plant in every field: usable runs in what they say, one in what it is, too."
+    root = copied(tmp_path_factory.mktemp("hostile"), "outputs/laptop-tinystories", "studies", "ablation_nb")
+    study = root / "outputs" / "laptop-tinystories"
+    with zipfile.ZipFile(study / "runs.zip") as archive: archive.extractall(study)
+    (study / "runs.zip").unlink()
+    for result in study.rglob("result.json"): plant_in_run(result.parent, *WHICH_RUN)
+    plant_in_run(study / "silu" / "0.01-s2")
+    arms = ("baseline", "nope", "silu")
+    tuning = {"": {arm: dict(lr=.01, edge="low", curve=[dict(lr=.01, losses={}, mean=3.0, diverged=0)]) for arm in arms}}
+    speed = dict(device="CPU", torch="2", precision="fp32", threads=1, steps=5, tokens=2048, seconds={"baseline": [1, 2]})
+    plan = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps(planted(plan, "arms")))
+    (study / "tuning.json").write_text(json.dumps(planted(tuning)))
+    (study / "speed.json").write_text(json.dumps(planted(speed)))
+    return root
+
+
+def alive(html):
+    "What a browser would act on of what was planted: elements, attributes and addresses, and math that holds it."
+    soup = BeautifulSoup(html, "html.parser")
+    acts = [tag for tag in soup("script") if "plant" in tag.get_text()]
+    acts += [tag for tag in soup(True) if any(name.startswith("on") for name in tag.attrs)]
+    leads = [(tag, tag.get(name, "#")) for tag in soup(True) for name in ("href", "src")]
+    acts += [tag for tag, to in leads if re.search("plant|passwd", to) and not to.startswith("#")]
+    acts += [tag for tag in soup.select(".math") if "plant" in tag.get_text()]
+    return acts
+
+
+def as_html(page):
+    "A page as the site's parser reads it."
+    return create_md_parser(MdParserConfig(enable_extensions=["dollarmath", "amsmath"]), RendererHTML).render(page)
+
+
+def test_words_of_a_run_folder_are_no_more_than_words_on_the_report(hostile):
+    from ablation_nb.report import write_report
+    page = write_report(hostile / "outputs" / "laptop-tinystories").read_text()
+    assert page.count("plant()") > 50, "it stands there, as words"
+    for place in ("- **Device**:", "Times are measured apart", "- not used: `silu/0.01-s2`"):
+        line = next(line for line in page.splitlines() if place in line)
+        assert "&lt;script>plant()" in line, place
+    assert alive(as_html(page)) == []
+
+
+def test_words_of_a_run_folder_are_no_more_than_words_on_the_site(hostile, sh):
+    "A report and its executed notebooks, rendered as the site renders them; nothing that the folder brings is executed."
+    from ablation_nb.report import write_report
+    study = hostile / "outputs" / "laptop-tinystories"
+    write_report(study)
+    code = ("import sys; sys.path.insert(0, 'nbs/_sphinx')\n"
+            "import pages\nout = pages.Path('pages')\n"
+            "pages.write(out / 'nbs' / 'train.ipynb', '')\n"
+            "pages.study_page(out, pages.ROOT / 'outputs/laptop-tinystories/report.md')\n"
+            "pages.executed_train(out / 'nbs' / 'train.ipynb')\n"
+            "index = pages.in_short(pages.ROOT / 'outputs/laptop-tinystories/report.md')\n"
+            "toc = pages.toctree('outputs/laptop-tinystories/report', 'nbs/train')\n"
+            "pages.write(out / 'index.md', f'# Studies\\n\\n{index}\\n{toc}')\n")
+    succeeded(sh("python", "-c", code, cwd=hostile, PYTHONPATH=str(hostile)))
+    succeeded(sh("python", "-m", "sphinx", "-q", "-E", "-c", "nbs/_sphinx", "pages", "site", cwd=hostile))
+    assert not list(hostile.rglob("executed"))
+    rendered = sorted(p for p in (hostile / "site").rglob("*.html") if "_static" not in p.parts)
+    assert len([p for p in rendered if p.name == "run.html"]) == 6
+    for p in rendered: assert alive(p.read_text()) == [], p
+    words = "".join(p.read_text() for p in rendered)
+    assert words.count("plant()") > 100, "it stands there, as words"
