@@ -6,8 +6,8 @@
 __all__ = ['ARM_COLOURS', 'AGAIN', 'HALO', 'EDGE', 'RUN', 'STYLE', 'arm_colour', 'ink', 'arm_order', 'spread', 'signed', 'short',
            'end_labels', 'reach', 'height', 'curve_limits', 'mark_excursions', 'curves_of', 'draw_bands',
            'draw_diverged', 'plot_losses', 'plot_schedule', 'interval_limits', 'plot_intervals', 'draw_interval',
-           'name_rows', 'difference_rows', 'simple_arms', 'plot_differences', 'difference_words', 'main_lr',
-           'new_figure', 'scale_words', 'name_scales', 'settled', 'ablation_comparison', 'effects_figure',
+           'name_rows', 'difference_rows', 'simple_arms', 'plot_differences', 'difference_words', 'our_style',
+           'main_lr', 'new_figure', 'scale_words', 'name_scales', 'settled', 'ablation_comparison', 'effects_figure',
            'sensitivity_figure', 'gaps', 'plot_gaps', 'plot_gradients', 'plot_runs', 'dynamics_figure', 'by_position',
            'plot_by_position', 'positions_figure', 'interactions_figure', 'grid_places', 'sweep_limits',
            'place_effects', 'draw_swept', 'beyond_words', 'draw_sweep', 'sweep_figure', 'save_figure', 'plot_setups',
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -380,6 +381,10 @@ def difference_words(
 STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 12, "axes.titlesize": 13, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
          "axes.spines.right": False, "axes.edgecolor": "#666666", "axes.grid": True, "grid.color": "#e8e8e8", "axes.axisbelow": True, "figure.facecolor": "white", "svg.hashsalt": "ablation_nb"}
 
+def our_style(**more: Any) -> Any:
+    "Matplotlib's defaults with `STYLE` and `more`, whatever a matplotlibrc says on this machine. Also a decorator."
+    return mpl.style.context(["default", STYLE | more])
+
 # %% ../nbs/21_figures.ipynb #19d4f7a8
 def main_lr(runs: pd.DataFrame) -> float:
     "The learning rate with the most finished runs; of several, the one with the lowest mean loss."
@@ -413,7 +418,7 @@ def settled(fig: Figure) -> Figure:
     return fig
 
 # %% ../nbs/21_figures.ipynb #3de4a8c8
-@mpl.rc_context(STYLE)
+@our_style()
 def ablation_comparison(
     runs: pd.DataFrame,      # a row a run, at most one an arm and seed
     metrics: pd.DataFrame,   # a row a log line, as `load_metrics` gives it
@@ -435,7 +440,7 @@ def ablation_comparison(
     return settled(fig)
 
 # %% ../nbs/21_figures.ipynb #0696d576
-@mpl.rc_context(STYLE)
+@our_style()
 def effects_figure(
     setups: dict,         # title -> runs, at most one an arm and seed
     margin: float = .005, # differences smaller than this count as none
@@ -452,7 +457,7 @@ def effects_figure(
     return settled(fig)
 
 # %% ../nbs/21_figures.ipynb #c767d7e2
-@mpl.rc_context(STYLE)
+@our_style()
 def sensitivity_figure(
     runs: pd.DataFrame,               # a row a run, at several learning rates
     chosen: Mapping[str, float] = {}, # arm -> the learning rate that was chosen for it
@@ -555,7 +560,7 @@ def plot_runs(ax: Axes, runs: pd.DataFrame, column: str, how: str) -> None:
     name_rows(ax, [arm_label(a) for a in arms], [arm_colour(a) for a in arms])
     ax.margins(x=.08)
 
-@mpl.rc_context(STYLE)
+@our_style()
 def dynamics_figure(
     runs: pd.DataFrame,    # a row a run, at most one an arm and seed
     metrics: pd.DataFrame, # their rows of metrics
@@ -612,7 +617,7 @@ def plot_by_position(
     ax.minorticks_off()
 
 # %% ../nbs/21_figures.ipynb #be40917d
-@mpl.rc_context(STYLE)
+@our_style()
 def positions_figure(
     positions: pd.DataFrame,          # as `load_position_losses` gives it, at most one run an arm and seed
     runs: pd.DataFrame | None = None, # a row a run: arms that all diverged are named; None: they are left out
@@ -637,7 +642,7 @@ def positions_figure(
     return settled(fig)
 
 # %% ../nbs/21_figures.ipynb #ddd36c89
-@mpl.rc_context(STYLE)
+@our_style()
 def interactions_figure(
     effects: pd.DataFrame, # rows of `factorial_effects` with verdicts
     margin: float = .005,  # effects smaller than this count as none
@@ -754,7 +759,7 @@ def draw_sweep(
     end_labels(ax, ends, notes=notes, lost=lost)
 
 # %% ../nbs/21_figures.ipynb #b5d80f12
-@mpl.rc_context(STYLE)
+@our_style()
 def sweep_figure(
     effects: pd.DataFrame,     # rows of `paired_effects` at each point: arm, point, mean, lo, hi, n_diverged
     differences: pd.DataFrame, # the pairs behind them: arm, point, difference
@@ -775,7 +780,7 @@ def save_figure(
 ) -> list[Path]:       # the PNG (150 dots per inch) and the SVG
     "Write `fig` as PNG and SVG; the same figure gives the same bytes."
     png, svg, pixels = Path(f"{stem}.png"), Path(f"{stem}.svg"), io.BytesIO()
-    with mpl.rc_context(STYLE):
+    with our_style():
         fig.savefig(pixels, dpi=150)
         fig.savefig(svg, metadata={"Date": None, "Creator": None})
     few = Image.open(pixels).convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)   # a third of the size
@@ -799,7 +804,7 @@ def plot_setups(ax: Axes, setups: dict, margin: float) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     ax.set(xlabel=",  ".join(f"{mark} {title}" for mark, title in zip("◆◇", setups)))
 
-@mpl.rc_context(STYLE | {"font.size": 10, "axes.titlesize": 11})
+@our_style(**{"font.size": 10, "axes.titlesize": 11})
 def front_figure(
     setups: dict,         # title -> runs, at most one an arm and seed: one or two, such as "own best rate" and "3e-4"
     sweeps: dict,         # what is swept, in words -> (effects, differences, labels), as `sweep_figure` takes them

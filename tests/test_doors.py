@@ -1,4 +1,4 @@
-"What the project opens to others: the ports of a cluster that is started as the documents say."
+"What comes in from outside: through ports, through folders that others have sent, through settings of the machine."
 import json
 import re
 import shlex
@@ -182,8 +182,10 @@ def hostile(tmp_path_factory):
     for result in study.rglob("result.json"): plant_in_run(result.parent, *WHICH_RUN)
     plant_in_run(study / "silu" / "0.01-s2")
     arms = ("baseline", "nope", "silu")
-    tuning = {"": {arm: dict(lr=.01, edge="low", curve=[dict(lr=.01, losses={}, mean=3.0, diverged=0)]) for arm in arms}}
-    speed = dict(device="CPU", torch="2", precision="fp32", threads=1, steps=5, tokens=2048, seconds={"baseline": [1, 2]})
+    curve = [dict(lr=.01, losses={}, mean=3.0, diverged=0)]
+    tuning = {"": {arm: dict(lr=.01, edge="low", curve=curve) for arm in arms}}
+    speed = dict(device="CPU", torch="2", precision="fp32", threads=1, steps=5, tokens=2048)
+    speed["seconds"] = {"baseline": [1, 2]}
     plan = json.loads((study / "study.json").read_text())
     (study / "study.json").write_text(json.dumps(planted(plan, "arms")))
     (study / "tuning.json").write_text(json.dumps(planted(tuning)))
@@ -218,7 +220,7 @@ def test_words_of_a_run_folder_are_no_more_than_words_on_the_report(hostile):
 
 
 def test_words_of_a_run_folder_are_no_more_than_words_on_the_site(hostile, sh):
-    "A report and its executed notebooks, rendered as the site renders them; nothing that the folder brings is executed."
+    "A report and its executed notebooks, as the site renders them; nothing that the folder brings is executed."
     from ablation_nb.report import write_report
     study = hostile / "outputs" / "laptop-tinystories"
     write_report(study)
@@ -238,3 +240,19 @@ def test_words_of_a_run_folder_are_no_more_than_words_on_the_site(hostile, sh):
     for p in rendered: assert alive(p.read_text()) == [], p
     words = "".join(p.read_text() for p in rendered)
     assert words.count("plant()") > 100, "it stands there, as words"
+
+
+def test_a_matplotlibrc_of_this_machine_changes_no_run_and_no_figure(sh, tmp_path):
+    "One that needs LaTeX, which is not there, and another look: runs end, and the report has the same pictures."
+    root = project(tmp_path / "project")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nlines.linewidth: 9\nsavefig.bbox: tight\n")
+    study, rc = write(root, "one", ONE_RUN), {"MATPLOTLIBRC": str(tmp_path)}
+    succeeded(sh("ablation", "run", study, cwd=root, **rc))
+    (run,) = root.glob("outputs/*/nope/*/run.ipynb")
+    assert '"image/png"' in run.read_text()
+    pictures = []
+    for own in (rc, {}):
+        succeeded(sh("ablation", "report", study, cwd=root, **own))
+        pictures.append({f.name: f.read_bytes() for f in root.glob("outputs/*/*.[ps][nv]g")})
+    assert pictures[0]
+    assert pictures[0] == pictures[1]
