@@ -43,7 +43,7 @@ from .results import (RUN, load_doc_losses, load_metrics, load_position_losses, 
 from .runs import PROMPTS
 from .statistics import best_of_evaluations, mean_interval, noise_budget, paired_differences, signed
 from .tables import (against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
-                                factorial, for_reading, interactions_table, interval_words, judged, md_table,
+                                factorial, for_reading, inert, interactions_table, interval_words, judged, md_table,
                                 overview_table, parts_combined, positions_table, precision_table, rates_long,
                                 rates_table, results_table, side_by_side, sureness_table, together_table,
                                 tuning_effects)
@@ -1078,8 +1078,8 @@ def grid_files(r: Results) -> tuple[str, dict, dict]:
 
 # %% ../nbs/23_report.ipynb #5c1e0c26
 def write_text(path: Path, text: str) -> Path:
-    "Write UTF-8 with bare line feeds, on every system."
-    path.write_bytes(text.encode())
+    "Write UTF-8 with bare line feeds, on every system; in a page, words of run folders are no more than words."
+    path.write_bytes((inert(text) if path.suffix == ".md" else text).encode())
     return path
 
 def write_report(
@@ -1153,7 +1153,7 @@ def front_findings(
         tuned = f"; with tuning the difference {change}" if change else ""
         axes = "".join(also_along(arm, r) for r in others)
         sentences.append(f"**{arm_label(arm)}** is {joined(settings)}{tuned}.{axes}")
-    return [*sentences, *filter(None, map(together_sentence, others))]
+    return [inert(s) for s in (*sentences, *map(together_sentence, others)) if s]
 
 # %% ../nbs/23_report.ipynb #5c1e0d01
 def finished_seeds(runs: pd.DataFrame) -> str: return count_words(runs.seed[runs.status == "done"].nunique(), "seed")
@@ -1169,7 +1169,8 @@ def front_setting(outputs: Path, study: str = FRONT[0]) -> str:
         where = f"at {rate_of(name)} for all"
         if name == "tuned": where = "*tuned*, each arm at its own best learning rate"
         settings.append(f"{where} ({finished_seeds(runs)})")
-    return (f"What was found at {size} of {text} ({device}), {' and '.join(settings)}; "
+    where = inert(f"{size} of {text} ({device})")
+    return (f"What was found at {where}, {' and '.join(settings)}; "
             "in nats per token against the baseline, paired by seed, with 95 % intervals:")
 
 def front_table(outputs: Path, study: str = FRONT[0]) -> str:

@@ -204,7 +204,8 @@ def put_on_device(self: Trainer) -> None:
     self.starts = torch.from_numpy(window_starts(len(data.train), cfg, T)).to(device)
     self.lrs = torch.tensor([lr_at(i, cfg) for i in range(cfg.n_steps)], device=device)
     self.at = torch.zeros(1, dtype=torch.int64, device=device)   # the step that comes next
-    self.buffer = torch.zeros(2, cfg.log_every, device=device)   # ring of the last losses and gradient norms
+    self.ring = min(cfg.log_every, cfg.n_steps)                  # steps that the buffer holds
+    self.buffer = torch.zeros(2, self.ring, device=device)       # the last losses and gradient norms
 
 @patch
 def choose_functions(self: Trainer) -> None:
@@ -244,7 +245,7 @@ def step(self: Trainer) -> None:
     loss = self.loss(*self.batch(self.at))
     loss.backward()
     norm = self.update(self.lrs.index_select(0, self.at)[0])
-    self.buffer.index_copy_(1, self.at % self.cfg.log_every, torch.stack((loss.detach(), norm))[:, None])
+    self.buffer.index_copy_(1, self.at % self.ring, torch.stack((loss.detach(), norm))[:, None])
     self.at += 1
 
 @patch
@@ -339,7 +340,7 @@ def row(self: Trainer, since: float) -> None:
     i, n = s["step"], s["step"] - s["last_row"]
     row = dict(step=i, tokens=i * cfg.batch_size * self.model.cfg.context_length)
     if n:
-        losses, norms = self.buffer[:, torch.arange(s["last_row"], i) % cfg.log_every].double().cpu()
+        losses, norms = self.buffer[:, torch.arange(s["last_row"], i) % self.ring].double().cpu()
         row |= dict(train_loss=losses.mean().item(), grad_norm=norms.mean().item(), lr=lr_at(i - 1, cfg))
         s["min_train_loss"] = min(s["min_train_loss"], *losses.tolist())
         s["final_train_loss"], s["last_row"] = row["train_loss"], i
