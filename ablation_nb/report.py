@@ -11,15 +11,15 @@ __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'Figur
            'tuning_sentence', 'axis_of', 'level_text', 'finished_losses', 'not_learned', 'trend_words', 'moves',
            'by_trend', 'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence', 'findings_in_words',
            'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts', 'fact_list', 'unfinished',
-           'warnings', 'all_settings', 'misfits', 'Section', 'section', 'findings', 'both_rates', 'every_seed',
-           'on_the_ladder', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves', 'curves_table',
-           'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'by_position', 'combines',
+           'warnings', 'all_settings', 'misfits', 'Section', 'section', 'findings', 'both_rates', 'losses_by_seed',
+           'every_seed', 'on_the_ladder', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves',
+           'curves_table', 'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'by_position', 'combines',
            'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
            'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
-           'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page',
-           'study_files', 'point_labels', 'grid_files', 'write_text', 'write_report', 'find_study', 'standing',
-           'also_along', 'front_findings', 'finished_seeds', 'front_setting', 'front_table', 'front_picture',
-           'front_beside', 'study_question']
+           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
+           'grid_page', 'study_files', 'point_labels', 'grid_files', 'write_text', 'write_report', 'find_study',
+           'standing', 'also_along', 'front_findings', 'finished_seeds', 'front_setting', 'front_table',
+           'front_picture', 'front_beside', 'study_question']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, re
@@ -36,22 +36,25 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .config import AblationError, arm_label, arm_order, parse_arm, project_root, run_config
-from .figures import (ablation_comparison, dynamics_figure, effects_figure, front_figure,
-                                 interactions_figure, positions_figure, save_figure, sensitivity_figure, sweep_figure)
-from .results import (RUN, load_doc_losses, load_metrics, load_position_losses, load_stories, main_lr,
-                                 point_fields, read_json, trusted_runs)
+from .figures import (
+    ablation_comparison, dynamics_figure, effects_figure, front_figure,
+    interactions_figure, positions_figure, save_figure, sensitivity_figure, sweep_figure)
+from .results import (
+    RUN, load_doc_losses, load_metrics, load_position_losses, load_stories,
+    main_lr, point_fields, read_json, trusted_runs)
 from .runs import PROMPTS
 from .statistics import best_of_evaluations, mean_interval, noise_budget, paired_differences, signed
-from .tables import (against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
-                                factorial, for_reading, inert, interactions_table, interval_words, judged, md_table,
-                                overview_table, parts_combined, positions_table, precision_table, rates_long,
-                                rates_table, results_table, side_by_side, sureness_table, together_table,
-                                tuning_effects)
+from .tables import (
+    against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
+    factorial, for_reading, inert, interactions_table, interval_words, judged, md_table,
+    overview_table, parts_combined, positions_table, precision_table, rates_long, rates_table,
+    results_table, side_by_side, sureness_table, together_table, tuning_effects)
 
 # %% ../nbs/23_report.ipynb #43633bb3
 def no_stories() -> pd.DataFrame:
     return pd.DataFrame(columns=["point", *RUN, "prompt", "text"])
 
+# %% ../nbs/23_report.ipynb #fd22f952
 @dataclass(frozen=True)
 class Results:
     "A study's trustworthy runs and what surrounds them."
@@ -66,7 +69,7 @@ class Results:
     tuning: dict             # tuning.json: point -> arm -> lr, edge, curve
     refused: dict            # folder of a run that is not trusted -> why
     texts: pd.DataFrame = field(default_factory=no_stories)  # a row a story and run
-    clock: dict = field(default_factory=dict)  # speed.json; empty for a study whose arms were not timed
+    clock: dict = field(default_factory=dict)  # speed.json; empty if no arm was timed
 
     @property
     def margin(self) -> float:
@@ -77,56 +80,85 @@ class Results:
         "Name -> runs that are compared with each other."
         return setups(self)
     @property
-    def main(self) -> pd.DataFrame: return next(iter(self.sets.values()))
+    def main(self) -> pd.DataFrame:
+        return next(iter(self.sets.values()))
     @cached_property
     def fullest(self) -> str: return most_arms(self.sets)
     @property
     def shown(self) -> pd.DataFrame: return self.sets[self.fullest]
     @cached_property
-    def evaluations(self) -> pd.DataFrame: return evaluations_table(self, self.shown)
+    def evaluations(self) -> pd.DataFrame:
+        return evaluations_table(self, self.shown)
     @cached_property
     def timed(self) -> pd.DataFrame:
         "A row an arm and round in which arms were timed in turn; empty without a clock."
         return rounds(self.clock)
 
 # %% ../nbs/23_report.ipynb #5c1e0a08
-TIMED = ["arm", "seed", "status", "data_hash", "tokenizer_hash", "tokens", "seconds", "tokens_per_second"]
+TIMED = [
+    "arm", "seed", "status",
+    "data_hash", "tokenizer_hash",
+    "tokens", "seconds", "tokens_per_second",
+]
 
 def rounds(clock: dict) -> pd.DataFrame:
     "speed.json as runs: the seed is the round, the seconds are those of a step."
     rows = []
     for arm, took in clock.get("seconds", {}).items():
-        same = dict(arm=arm, status="done", data_hash="random", tokenizer_hash="", tokens=clock["tokens"])
-        rows += [same | dict(seed=i, seconds=s, tokens_per_second=clock["tokens"] / s) for i, s in enumerate(took)]
+        same = dict(
+            arm=arm, status="done",
+            data_hash="random", tokenizer_hash="",
+            tokens=clock["tokens"])
+        for i, seconds in enumerate(took):
+            speed = clock["tokens"] / seconds
+            own = dict(seed=i, seconds=seconds, tokens_per_second=speed)
+            rows.append(same | own)
     return pd.DataFrame(rows, columns=TIMED)
 
+# %% ../nbs/23_report.ipynb #95992044
 def home(folder: Path) -> Path:
     "Where study.json lies: in the folder, or above it if this is a point of a grid."
-    up = Path(folder).resolve().parent / "study.json"
-    a_point = not (folder / "study.json").exists() and up.exists() and "-" in Path(folder).name
-    return up.parent if a_point else folder
+    above = Path(folder).resolve().parent
+    in_a_grid = (above / "study.json").exists()
+    a_point = in_a_grid and "-" in Path(folder).name
+    if (folder / "study.json").exists(): return folder
+    return above if a_point else folder
 
 def beside_the_runs(folder: Path, name: str) -> dict:
     "A file of the study, such as study.json; empty if there is none."
     file = home(folder) / name
     return read_json(file) if file.exists() else {}
 
+def nothing_finished(
+    folder: Path,
+    refused: dict,  # folder of a run that is not trusted -> why
+) -> AblationError:
+    "What is said of a study without a finished run."
+    unused = "".join(f" '{f}' is not used: {why}." for f, why in refused.items())
+    return AblationError(
+        f"'{folder.name}' holds no finished run to report on; "
+        "fill it with `ablation run studies/laptop.toml`, "
+        f"or with the study file that it is named after.{unused}")
+
 # %% ../nbs/23_report.ipynb #496f83b3
 def read_results(
     folder: Path | str,  # a study's folder, or that of one point of its grid
 ) -> Results:
-    "Load a study, set aside what is not to be trusted, and refuse a study that holds nothing finished."
+    """Load a study, and set aside what is not to be trusted.
+
+    A study that holds nothing finished is refused."""
     folder = Path(folder)
     runs, refused = trusted_runs(folder)
     if runs.empty or not runs.status.eq("done").any():
-        unused = "".join(f" '{f}' is not used: {why}." for f, why in refused.items())
-        raise AblationError(f"'{folder.name}' holds no finished run to report on; fill it with `ablation run "
-                            f"studies/laptop.toml`, or with the study file that it is named after.{unused}")
+        raise nothing_finished(folder, refused)
     tuning = beside_the_runs(folder, "tuning.json")
-    if tuning and home(folder) != folder: tuning = {"": tuning[folder.resolve().name]}
+    if tuning and home(folder) != folder:
+        tuning = {"": tuning[folder.resolve().name]}
     first = runs[runs.status.eq("done")].iloc[0]
-    trusted = [folder / f for f in runs.folder]   # one that is refused may claim the name of another
-    def long(load: Callable[..., pd.DataFrame]) -> pd.DataFrame: return load(folder, trusted)
+    # one that is refused may claim the name of another
+    trusted = [folder / f for f in runs.folder]
+    def long(load: Callable[..., pd.DataFrame]) -> pd.DataFrame:
+        return load(folder, trusted)
     return Results(
         name=folder.resolve().name,
         folder=folder,
@@ -144,9 +176,14 @@ def read_results(
 # %% ../nbs/23_report.ipynb #e0aa3fe2
 def at_own_rates(r: Results) -> pd.DataFrame:
     "The runs of each arm at the rate that the ladder chose for it, on the study's seeds."
-    chosen = [r.tuning.get(x.point, {}).get(x.arm, {}).get("lr") for x in r.runs.itertuples()]
-    at_chosen = np.isclose(r.runs.lr, pd.Series(chosen, index=r.runs.index, dtype=float))
-    return r.runs[at_chosen & r.runs.seed.isin(r.plan.get("seeds", []))]
+    chosen = [
+        r.tuning.get(x.point, {}).get(x.arm, {}).get("lr")
+        for x in r.runs.itertuples()
+    ]
+    chosen = pd.Series(chosen, index=r.runs.index, dtype=float)
+    at_chosen = np.isclose(r.runs.lr, chosen)
+    of_seeds = r.runs.seed.isin(r.plan.get("seeds", []))
+    return r.runs[at_chosen & of_seeds]
 
 def setups(r: Results) -> dict:
     """Name -> runs that are compared with each other, the main set first.
@@ -154,19 +191,28 @@ def setups(r: Results) -> dict:
     'tuned' has each arm at its own best rate, 'lr 0.01' one rate for all."""
     runs, sets = r.runs, {}
     fixed = r.plan.get("fixed") or dict(lr=[], seeds=[])
+    of_seeds = runs[runs.seed.isin(fixed["seeds"])]
     if r.tuning: sets["tuned"] = at_own_rates(r)
     for lr in fixed["lr"]:
-        sets[f"lr {lr:g}"] = runs[np.isclose(runs.lr, lr) & runs.seed.isin(fixed["seeds"])]
-    sets = {name: own for name, own in sets.items() if own.status.eq("done").any()}
-    if not sets:                                             # no plan, or nothing of it is finished but the ladder
+        sets[f"lr {lr:g}"] = of_seeds[np.isclose(of_seeds.lr, lr)]
+    sets = {
+        name: own for name, own in sets.items()
+        if own.status.eq("done").any()
+    }
+    if not sets:  # no plan, or nothing of it is finished but the ladder
         main = main_lr(runs)
-        rates = sorted(runs[runs.status == "done"].lr.unique(), key=lambda lr: (lr != main, lr))
+        finished = runs.lr[runs.status == "done"].unique()
+        rates = sorted(finished, key=lambda lr: (lr != main, lr))
         sets = {f"lr {lr:g}": runs[runs.lr == lr] for lr in rates}
     return {name: own.reset_index(drop=True) for name, own in sets.items()}
 
+# %% ../nbs/23_report.ipynb #40c4f790
 def most_arms(sets: dict) -> str:
     "The name of the set with the most arms that finished a run, the main one first."
-    arms = {name: runs.arm[runs.status == "done"].nunique() for name, runs in sets.items()}
+    arms = {
+        name: runs.arm[runs.status == "done"].nunique()
+        for name, runs in sets.items()
+    }
     return max(arms, key=lambda name: arms[name])
 
 def rate_of(setup: str) -> str: return setup.removeprefix("lr ")
@@ -178,36 +224,58 @@ def setup_words(name: str) -> str:
 
 def of(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     "The rows of a long frame that belong to these runs."
-    return frame.merge(runs[["point", *RUN]], on=["point", *RUN])
+    keys = ["point", *RUN]
+    return frame.merge(runs[keys], on=keys)
 
 # %% ../nbs/23_report.ipynb #c53141f6
-def run_key(point: str, arm: str, lr: float, seed: int) -> tuple:
-    "(point, arm, log10 of the learning rate, seed): what a study asks for, however its rate is rounded."
+def run_key(
+    point: str,
+    arm: str,
+    lr: float,
+    seed: int,
+) -> tuple:
+    """(point, arm, log10 of the learning rate, seed).
+
+    That is what a study asks for, however its rate is rounded."""
     return point, arm, round(np.log10(lr), 9), seed
 
 def by_key(r: Results) -> dict[tuple, Any]:
     "`run_key` -> the run's row."
-    return {run_key(x.point, x.arm, x.lr, x.seed): x for x in r.runs.itertuples()}
+    return {
+        run_key(x.point, x.arm, x.lr, x.seed): x
+        for x in r.runs.itertuples()
+    }
 
+# %% ../nbs/23_report.ipynb #537f220f
 def asked_for(r: Results) -> list[tuple]:
     """The `run_key` of every run that the study asks for.
 
     Without study.json these are all that fill the gaps of what is there."""
-    keys = dict[tuple, None]()
-    def ask(points: Iterable[str], arms: Iterable[str], rates: Iterable[float], seeds: Iterable[int]) -> None:
-        for p, s, lr, a in product(points, seeds, rates, arms): keys[run_key(p, a, lr, s)] = None
     plan, points = r.plan, [""]
+    keys = dict[tuple, None]()
+    def ask(
+        points: Iterable[str],
+        arms: Iterable[str],
+        rates: Iterable[float],
+        seeds: Iterable[int],
+    ) -> None:
+        for p, s, lr, a in product(points, seeds, rates, arms):
+            keys[run_key(p, a, lr, s)] = None
     if not plan:
-        for (p, lr), g in r.runs.groupby(["point", "lr"]): ask([p], arm_order(g.arm), [lr], sorted(g.seed.unique()))
+        for (p, lr), runs in r.runs.groupby(["point", "lr"]):
+            ask([p], arm_order(runs.arm), [lr], sorted(runs.seed.unique()))
         return list(keys)
     if home(r.folder) == r.folder and plan["grid"]: points = list(plan["grid"])
-    for part in (plan.get("tune"), plan.get("fixed")):
+    tune, fixed = plan.get("tune"), plan.get("fixed")
+    for part in (tune, fixed):
         if part: ask(points, plan["arms"], part["lr"], part["seeds"])
-    if not plan.get("tune"): ask(points, plan["arms"], plan.get("lr") or [main_lr(r.runs)], plan["seeds"])
-    else:
-        for p in points:
-            for arm, chosen in r.tuning.get(p, {}).items():
-                if chosen["lr"]: ask([p], [arm], [chosen["lr"]], plan["seeds"])
+    if not tune:
+        rates = plan.get("lr") or [main_lr(r.runs)]
+        ask(points, plan["arms"], rates, plan["seeds"])
+        return list(keys)
+    for p in points:
+        for arm, chosen in r.tuning.get(p, {}).items():
+            if chosen["lr"]: ask([p], [arm], [chosen["lr"]], plan["seeds"])
     return list(keys)
 
 # %% ../nbs/23_report.ipynb #5c1e0b01
@@ -229,52 +297,72 @@ def span_of(words: Iterable[str]) -> str:
     return " to ".join(dict.fromkeys(words))
 
 # %% ../nbs/23_report.ipynb #e6f4eaf2
-JUDGEMENTS = dict(worse="**worse** than the baseline",  # what a sentence says of a verdict
-                  better="**better** than the baseline",
-                  equivalent="**equivalent** to the baseline (within {margin:g} nats)",
-                  undetermined="**undetermined**")
+JUDGEMENTS = dict(  # what a sentence says of a verdict
+    worse="**worse** than the baseline",
+    better="**better** than the baseline",
+    equivalent="**equivalent** to the baseline (within {margin:g} nats)",
+    undetermined="**undetermined**")
 
+# %% ../nbs/23_report.ipynb #986770ba
+def measured_words(effect: pd.Series, margin: float) -> str:
+    "The difference of one arm, its interval and its verdict, as far as there are such."
+    n = int(effect.n)
+    if n == 0: return "no pair of finished runs to compare."
+    size = f"{signed(effect['mean'], 4)} nats per token"
+    if n == 1: return f"{size} in the only pair of runs; one pair has no interval, and no verdict."
+    lo, hi = signed(effect.lo, 4), signed(effect.hi, 4)
+    measured = f"{size}, 95 % interval {lo} to {hi} ({n} pairs)"
+    judgement = JUDGEMENTS.get(effect.verdict)
+    if judgement is None: return f"{measured}."
+    return f"{measured}: {judgement.format(margin=margin)}."
+
+# %% ../nbs/23_report.ipynb #8d52682b
 def effect_sentence(
-    effect: pd.Series,          # a row of `verdicts`
-    diverged_at: list[int],     # steps at which runs of this arm diverged
-    margin: float,              # nats per token within which an effect counts as none
+    effect: pd.Series,       # a row of `verdicts`
+    diverged_at: list[int],  # steps at which runs of this arm diverged
+    margin: float,           # nats per token within which an effect counts as none
 ) -> str:
     "What was measured for one arm, in one or two sentences."
-    name, n, size = arm_label(effect.arm), int(effect.n), signed(effect["mean"], 4)
-    if n == 0: measured = "no pair of finished runs to compare."
-    elif n == 1: measured = f"{size} nats per token in the only pair of runs; one pair has no interval, and no verdict."
-    else:
-        interval = f"95 % interval {signed(effect.lo, 4)} to {signed(effect.hi, 4)} ({n} pairs)"
-        judgement = JUDGEMENTS.get(effect.verdict, "").format(margin=margin)
-        measured = f"{size} nats per token, {interval}" + (f": {judgement}." if judgement else ".")
-    if not diverged_at: return f"**{name}**: {measured}"
+    measured = measured_words(effect, margin)
+    words = f"**{arm_label(effect.arm)}**: {measured}"
+    if not diverged_at: return words
     steps = ", ".join(f"{s:,}" for s in diverged_at)
-    others = "; the difference is that of the other runs, and carries no verdict" * (n > 0)
-    return f"**{name}**: {measured} Diverged: {len(diverged_at)}, at step {steps}{others}."
+    others = ""
+    if effect.n > 0: others = "; the difference is that of the other runs, and carries no verdict"
+    return f"{words} Diverged: {len(diverged_at)}, at step {steps}{others}."
 
 # %% ../nbs/23_report.ipynb #5c1e0b05
 def points(r: Results) -> list[str]:
-    "Points of the grid, by the numbers in their names; [''] for a study without one."
-    def place(value: str) -> tuple[int, float, str]:
-        return (0, float(value), "") if re.fullmatch(r"[\d.e-]+", value) else (1, 0, value)
-    return sorted(r.runs.point.unique(), key=lambda p: [place(v) for v in point_fields(p).values()])
+    """Points of the grid, by the numbers in their names.
 
-def point_words(point: str) -> str: return ", ".join(f"{f} = {v}" for f, v in point_fields(point).items())
+    [''] for a study without one."""
+    def place(value: str) -> tuple[int, float, str]:
+        number = re.fullmatch(r"[\d.e-]+", value)
+        return (0, float(value), "") if number else (1, 0, value)
+    def places(point: str) -> list:
+        return [place(v) for v in point_fields(point).values()]
+    return sorted(r.runs.point.unique(), key=places)
+
+def point_words(point: str) -> str:
+    return ", ".join(f"{f} = {v}" for f, v in point_fields(point).items())
 
 def power_sentence(
     effects: pd.DataFrame,  # rows of `verdicts`
 ) -> str:
     "The smallest effect that this study could detect, over the arms that change something."
     changes = effects.arm.map(lambda a: bool(parse_arm(a)[0].change))
-    rows = effects[changes & effects.detectable.notna()].sort_values("detectable")
+    known = effects.detectable.notna()
+    rows = effects[changes & known].sort_values("detectable")
     if rows.empty:
-        return "No arm has two pairs of runs, so this study cannot tell any difference from the luck of a seed."
+        return ("No arm has two pairs of runs, "
+                "so this study cannot tell any difference from the luck of a seed.")
     several = "point" in rows and rows.point.nunique() > 1
     def words(x: pd.Series) -> str:
         where = f" at {point_words(x.point)}" if several else ""
         return f"{x.detectable:.4f} ({arm_label(x.arm)}{where})"
     def any_of(numbers: pd.Series) -> str:
-        return " or ".join(str(n) for n in sorted({int(n) for n in numbers}))
+        distinct = sorted({int(n) for n in numbers})
+        return " or ".join(map(str, distinct))
     least = words(rows.iloc[0])
     if len(rows) > 1: least += f" to {words(rows.iloc[-1])}"
     return (f"The smallest difference to the baseline that {any_of(rows.n)} pairs of runs detect "
@@ -283,12 +371,17 @@ def power_sentence(
 
 # %% ../nbs/23_report.ipynb #8fce6a4f
 def ran_words(runs: pd.DataFrame) -> str:
-    "What runs have behind them: '22.7M parameters, 14.3M tokens a run, 8 seeds'; of the baseline, if it is there."
+    """What runs have behind them: '22.7M parameters, 14.3M tokens a run, 8 seeds'.
+
+    That of the baseline, if it is there."""
     done = runs[runs.status == "done"]
-    own = done[done.arm == "baseline"] if "baseline" in set(done.arm) else done
-    def span(values: pd.Series) -> str: return span_of([amount(values.min()), amount(values.max())])
+    base = done[done.arm == "baseline"]
+    own = done if base.empty else base
+    def span(values: pd.Series) -> str:
+        return span_of([amount(values.min()), amount(values.max())])
     seeds = count_words(done.seed.nunique(), "seed")
-    return f"{span(own.parameters)} parameters, {span(own.tokens)} tokens a run, {seeds}"
+    size, tokens = span(own.parameters), span(own.tokens)
+    return f"{size} parameters, {tokens} tokens a run, {seeds}"
 
 def effect_words(effect: pd.Series) -> str:
     "A mean difference with its interval, as a sentence has it."
@@ -297,20 +390,26 @@ def effect_words(effect: pd.Series) -> str:
 def lost_words(runs: pd.DataFrame) -> dict[str, str]:
     "Arm -> 'n of m runs diverged', for the arms of which runs did."
     ended = runs[runs.status != "partial"]
-    by_arm = ended.status.eq("diverged").groupby(ended.arm).agg(["sum", "size"])
+    diverged = ended.status.eq("diverged")
+    by_arm = diverged.groupby(ended.arm).agg(["sum", "size"])
     lost = by_arm[by_arm["sum"] > 0]
-    return {arm: f"{x['sum']} of {count_words(x['size'], 'run')} diverged" for arm, x in lost.iterrows()}
+    return {
+        arm: f"{n} of {count_words(m, 'run')} diverged"
+        for arm, n, m in lost.itertuples()
+    }
 
 # %% ../nbs/23_report.ipynb #1f6007cd
-SPOKEN = ("worse", "better", "equivalent", "undetermined")  # verdicts of a test, in the order in which they are told
-UNJUDGED = {"diverged": "without a verdict, as runs diverged",
-            "baseline diverged": "without a verdict, as the baseline diverged",
-            "one seed": "without a verdict, as there is one pair of runs",
-            "no pair": "without a pair of runs"}
+SPOKEN = ("worse", "better", "equivalent", "undetermined")  # verdicts of a test, as they are told
+UNJUDGED = {
+    "diverged": "without a verdict, as runs diverged",
+    "baseline diverged": "without a verdict, as the baseline diverged",
+    "one seed": "without a verdict, as there is one pair of runs",
+    "no pair": "without a pair of runs",
+}
 
 def by_verdict(
-    effects: pd.DataFrame,   # rows of `verdicts`, an arm each
-    lost: dict,              # arm -> 'n of m runs diverged'; arms without such runs are not in it
+    effects: pd.DataFrame,  # rows of `verdicts`, an arm each
+    lost: dict,             # arm -> 'n of m runs diverged', of the arms with such runs
 ) -> str:
     "Each verdict with the arms that have it, the largest difference first."
     def words(e: pd.Series) -> str:
@@ -322,77 +421,112 @@ def by_verdict(
     verdicts = []
     for verdict, head in heads.items():
         rows = effects[effects.verdict == verdict]
-        rows = rows.loc[rows["mean"].abs().sort_values(ascending=False).index]
-        if len(rows): verdicts.append(f"{head}: {', '.join(words(e) for _, e in rows.iterrows())}")
+        if rows.empty: continue
+        largest_first = rows["mean"].abs().sort_values(ascending=False).index
+        arms = [words(e) for _, e in rows.loc[largest_first].iterrows()]
+        verdicts.append(f"{head}: {', '.join(arms)}")
     return "; ".join(verdicts)
 
+# %% ../nbs/23_report.ipynb #5f93205a
+def alone_words(runs: pd.DataFrame) -> str:
+    "The baseline's level and time, where there is no other arm."
+    loss = mean_interval(runs.final_val_loss.dropna())
+    level = interval_words(loss.mean, loss.lo, loss.hi, sign="")
+    time = duration(runs.seconds.mean())
+    device = joined(sorted(set(runs.device)))
+    return f"the baseline alone, {level} nats per token in {time} a run on {device}"
+
+# %% ../nbs/23_report.ipynb #30b8c222
 def set_sentence(r: Results, name: str) -> str:
     "What a set of runs says of its arms, whatever it can say."
     runs = r.sets[name]
     where = f"{setup_words(name).capitalize()} ({ran_words(runs)})"
-    if "baseline" not in set(runs.arm): return f"{where}: no run of the baseline, so there is nothing to compare with."
+    if "baseline" not in set(runs.arm):
+        return f"{where}: no run of the baseline, so there is nothing to compare with."
     lost = lost_words(runs)
     if runs.arm.nunique() > 1:
-        return f"{where}, against the baseline in nats per token: {by_verdict(judged(runs, r.margin), lost)}."
-    loss = mean_interval(runs.final_val_loss.dropna())
-    level = interval_words(loss.mean, loss.lo, loss.hi, sign="")
-    took = f" in {duration(runs.seconds.mean())} a run on {joined(sorted(set(runs.device)))}"
+        arms = by_verdict(judged(runs, r.margin), lost)
+        return f"{where}, against the baseline in nats per token: {arms}."
     ends = lost.get("baseline", "no run of it diverged")
-    return f"{where}: the baseline alone, {level} nats per token{took}, and nothing to compare it with; {ends}."
+    return f"{where}: {alone_words(runs)}, and nothing to compare it with; {ends}."
 
 # %% ../nbs/23_report.ipynb #067afb24
 def tuning_words(t: pd.Series) -> str:
-    "What becomes of a difference with tuning, where the test says that it changes; empty for all others."
+    """What becomes of a difference with tuning, where the test says that it changes.
+
+    Empty for all others."""
     if t.verdict not in ("worse", "better"): return ""
-    if t.ratio_lo > 1: return f"becomes {t.ratio:.1f} times as large [{t.ratio_lo:.1f}, {t.ratio_hi:.1f}]"
-    gone, least, most = (100 * (1 - x) for x in (t.ratio, t.ratio_hi, t.ratio_lo))
+    if t.ratio_lo > 1:
+        return f"becomes {t.ratio:.1f} times as large [{t.ratio_lo:.1f}, {t.ratio_hi:.1f}]"
+    shares = (t.ratio, t.ratio_hi, t.ratio_lo)
+    gone, least, most = (100 * (1 - x) for x in shares)
     if least > 0: return f"loses {gone:.0f} % [{least:.0f} %, {most:.0f} %]"
     return f"changes by {effect_words(t)}"
 
 def comparable(r: Results) -> dict[str, pd.DataFrame]:
     "The sets of runs that hold the baseline and another arm."
-    return {name: runs for name, runs in r.sets.items() if {"baseline"} < set(runs.arm)}
+    return {
+        name: runs for name, runs in r.sets.items()
+        if {"baseline"} < set(runs.arm)
+    }
 
 def one_rate(sets: Iterable[str]) -> str | None:
     "The first setup with one rate for all arms; None if there is none."
     return next((name for name in sets if name != "tuned"), None)
 
+# %% ../nbs/23_report.ipynb #5a6e3b42
 def tuning_sentence(r: Results) -> str:
-    "What became of the differences at one rate for all once each arm had its own; empty for a study without both."
+    """What became of the differences at one rate for all once each arm had its own.
+
+    Empty for a study without both."""
     against = comparable(r)
     one = one_rate(against)
     if "tuned" not in against or one is None: return ""
     changes = tuning_effects(against["tuned"], against[one], r.margin)
-    in_words = [(tuning_words(t), arm_label(t.arm)) for _, t in changes.iterrows()]
-    clauses = [f"{words} for {arm}" for words, arm in in_words if words]
+    clauses = []
+    for _, change in changes.iterrows():
+        words = tuning_words(change)
+        if words: clauses.append(f"{words} for {arm_label(change.arm)}")
     if not clauses: return ""
     rest = changes.arm[changes.verdict == "undetermined"].map(arm_label)
-    unclear = f"; whether it changes for {joined(rest)} is undetermined" if len(rest) else ""
+    unclear = ""
+    if len(rest): unclear = f"; whether it changes for {joined(rest)} is undetermined"
     seeds = count_words(int(changes.n.max()), "seed")
     return (f"From {rate_of(one)} for all arms to each arm's own best rate ({seeds} in both settings), "
             f"the difference {joined(clauses)}{unclear}.")
 
 # %% ../nbs/23_report.ipynb #32625de0
-AXES = dict(n_layers="depth", context_length="context length", d_model="width", lr="learning rate")
+AXES = dict(
+    n_layers="depth",
+    context_length="context length",
+    d_model="width",
+    lr="learning rate")
 UNITS = dict(n_layers=" layers", context_length=" tokens")
 
 def axis_of(r: Results) -> tuple[str, pd.DataFrame] | None:
-    "The one field with a scale along which a study goes, and the runs on it; the order of the data has no scale."
+    """The one field with a scale along which a study goes, and the runs on it.
+
+    The order of the data has no scale."""
     fields = {tuple(point_fields(p)) for p in points(r)}
     if fields == {()}:
-        if len(r.plan.get("lr") or ()) < 2 or len(r.sets) < 2: return None
+        rates = r.plan.get("lr") or ()
+        if len(rates) < 2 or len(r.sets) < 2: return None
         return "lr", pd.concat(r.sets.values(), ignore_index=True)
     (field, *others), *kinds = fields
-    if others or kinds or field == "order" or field not in r.main: return None
-    with_scale = pd.api.types.is_numeric_dtype(r.main[field]) and r.main[field].nunique() > 1
-    return (field, r.main) if with_scale else None
+    one_field = not others and not kinds
+    if not one_field or field == "order" or field not in r.main: return None
+    levels = r.main[field]
+    a_scale = pd.api.types.is_numeric_dtype(levels) and levels.nunique() > 1
+    return (field, r.main) if a_scale else None
 
 def level_text(level: float) -> str:
     "A level of an axis: '1,024', '0.03'."
-    return f"{level:,}" if float(level).is_integer() else f"{level:g}"
+    if float(level).is_integer(): return f"{level:,}"
+    return f"{level:g}"
 
 def finished_losses(runs: pd.DataFrame, arm: str) -> pd.Series:
-    return runs[(runs.arm == arm) & (runs.status == "done")].final_val_loss
+    done = runs.status == "done"
+    return runs[(runs.arm == arm) & done].final_val_loss
 
 def not_learned(runs: pd.DataFrame, arm: str) -> str:
     "That an arm's loss stays nearer to guessing than to the baseline's; empty if it does not."
@@ -403,21 +537,23 @@ def not_learned(runs: pd.DataFrame, arm: str) -> str:
 
 # %% ../nbs/23_report.ipynb #5c1e0b08
 def level_words(
-    e: pd.Series,          # the effect at one level of the axis
-    runs: pd.DataFrame,    # those of the level
-    unit: str,             # what the level counts, said once in a row of levels
-    verdict: bool,         # name the verdict
-    interval: bool,        # name the interval
+    e: pd.Series,        # the effect at one level of the axis
+    runs: pd.DataFrame,  # those of the level
+    unit: str,           # what the level counts, said once in a row of levels
+    verdict: bool,       # name the verdict
+    interval: bool,      # name the interval
 ) -> str:
     "A difference at one level of the axis, and what is to be known of its runs."
     at, notes = level_text(e.level) + unit, []
     if e.n_diverged: notes.append(lost_words(runs)[e.arm])
     elif verdict: notes.append(e.verdict)
-    if failure := not_learned(runs, e.arm): notes.append(failure)
+    failure = not_learned(runs, e.arm)
+    if failure: notes.append(failure)
     remarks = "; ".join(notes)
     if e.n == 0: return f"{remarks or 'no pair of runs'} at {at}"
     size = effect_words(e) if interval else signed(e["mean"])
-    return f"{size} at {at}" + (f" ({remarks})" if notes else "")
+    if not notes: return f"{size} at {at}"
+    return f"{size} at {at} ({remarks})"
 
 def levels_words(
     arm: str,
@@ -429,78 +565,109 @@ def levels_words(
     "The difference of an arm level by level, with its verdicts."
     own = effects[effects.arm == arm]
     first, last = own.verdict.iloc[0], own.level.max()
-    all_alike = len(own) > 1 and own.verdict.nunique() == 1 and first in SPOKEN
+    one_verdict = len(own) > 1 and own.verdict.nunique() == 1
+    all_alike = one_verdict and first in SPOKEN
     levels = []
     for _, e in own.iterrows():
+        of_level = runs[runs[field] == e.level]
         unit = UNITS.get(field, "") if e.level == last else ""
-        levels.append(level_words(e, runs[runs[field] == e.level], unit, not all_alike, interval))
+        levels.append(level_words(e, of_level, unit, not all_alike, interval))
     if all_alike: levels.append(f"{first} at each")
     return ", ".join(levels)
 
 # %% ../nbs/23_report.ipynb #5c1e0b09
-TRENDS = dict(worse="rises",  # what a verdict says of a slope
-              better="falls",
-              equivalent="stays the same",
-              undetermined="shows no trend that could be told",
-              diverged="cannot be followed, as runs diverge,")
+TRENDS = dict(  # what a verdict says of a slope
+    worse="rises",
+    better="falls",
+    equivalent="stays the same",
+    undetermined="shows no trend that could be told",
+    diverged="cannot be followed, as runs diverge,")
 
 def trend_words(arm: str, trend: pd.DataFrame) -> str:
     "' It rises: +0.2 for each doubling.' and the like; empty where no trend could be measured."
-    if arm not in trend.index or trend.n[arm] < 2 or trend.verdict[arm] not in SPOKEN: return ""
-    return f" It {TRENDS[trend.verdict[arm]]}: {effect_words(trend.loc[arm])} for each doubling."
+    if arm not in trend.index: return ""
+    slope = trend.loc[arm]
+    if slope.n < 2 or slope.verdict not in SPOKEN: return ""
+    return f" It {TRENDS[slope.verdict]}: {effect_words(slope)} for each doubling."
 
 def moves(arm: str, effects: pd.DataFrame) -> str:
     "'NoPE (+0.05, +0.10, diverged)': an arm with its difference at each level."
     means = effects[effects.arm == arm]["mean"]
-    return f"{arm_label(arm)} ({', '.join(signed(m) if pd.notna(m) else 'diverged' for m in means)})"
+    sizes = [signed(m) if pd.notna(m) else "diverged" for m in means]
+    return f"{arm_label(arm)} ({', '.join(sizes)})"
 
 def by_trend(effects: pd.DataFrame, trend: pd.DataFrame) -> str:
     "Each trend with the arms that have it; empty without a trend."
+    followed = [a for a in arm_order(effects.arm) if a in trend.index]
     parts = []
     for verdict, says in TRENDS.items():
-        arms = [a for a in arm_order(effects.arm) if a in trend.index and trend.verdict[a] == verdict]
-        if arms: parts.append(f"{says} for {joined(moves(a, effects) for a in arms)}")
+        arms = [a for a in followed if trend.verdict[a] == verdict]
+        if not arms: continue
+        each = joined(moves(a, effects) for a in arms)
+        parts.append(f"{says} for {each}")
     return "; ".join(parts)
 
 # %% ../nbs/23_report.ipynb #5c1e0b13
 def along(r: Results) -> list[str]:
-    "One sentence on all arms along the axis of a study, then one on each arm; empty without an axis."
-    if (axis := axis_of(r)) is None: return []
+    """One sentence on all arms along the axis of a study, then one on each arm.
+
+    Empty without an axis."""
+    axis = axis_of(r)
+    if axis is None: return []
     field, runs = axis
     effects, trend = effects_along(runs, field, r.margin)
     if effects.empty: return []
     levels = sorted(effects.level.unique())
+    where = f"{', '.join(map(level_text, levels))}; {ran_words(runs)}"
+    if field != "lr": where += f", {setup_words(next(iter(r.sets)))}"
     too_few = f"stands at {count_words(len(levels), 'level')} only, and a trend needs two"
-    rate = "" if field == "lr" else f", {setup_words(next(iter(r.sets)))}"
-    where = f"{', '.join(map(level_text, levels))}; {ran_words(runs)}{rate}"
+    goes = by_trend(effects, trend) or too_few
     sentences = [f"Along the {AXES.get(field, field)} ({where}) the difference to the baseline, "
-                 f"in nats per token, {by_trend(effects, trend) or too_few}."]
+                 f"in nats per token, {goes}."]
     for arm in arm_order(effects.arm):
         of_arm = levels_words(arm, effects, runs, field)
-        sentences.append(f"**{arm_label(arm)}**: {of_arm}.{trend_words(arm, trend)}")
+        trend_of_arm = trend_words(arm, trend)
+        sentences.append(f"**{arm_label(arm)}**: {of_arm}.{trend_of_arm}")
     return sentences
 
 # %% ../nbs/23_report.ipynb #21202384
 def swept(r: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Effects of the main set of runs at each point (one Holm family a point), and the pairs behind them."
+    """Effects of the main set of runs at each point, and the pairs behind them.
+
+    The arms of a point are one Holm family."""
     pairs = paired_differences(r.main, by=("point",))
-    at = {p: r.main[r.main.point == p] for p in points(r)}
-    effects = [judged(runs, r.margin).assign(point=p) for p, runs in at.items() if "baseline" in set(runs.arm)]
+    effects = []
+    for p in points(r):
+        runs = r.main[r.main.point == p]
+        if "baseline" not in set(runs.arm): continue
+        effects.append(judged(runs, r.margin).assign(point=p))
     return pd.concat(effects, ignore_index=True), pairs
 
+# %% ../nbs/23_report.ipynb #259c0c22
+def places_words(effects: pd.DataFrame) -> str:
+    "'worse at 2 of 3, undetermined at 1 of 3' of one arm's effects; 'worse at each'."
+    n, parts = len(effects), []
+    for verdict, k in effects.verdict.value_counts().items():
+        place = "each" if k == n else f"{k} of {n}"
+        parts.append(f"{verdict} at {place}")
+    return ", ".join(parts)
+
+# %% ../nbs/23_report.ipynb #e543e916
 def over_points(r: Results) -> list[str]:
-    "What a grid without a scale says: each arm over its points, and the luck of weights and order if that was swept."
+    """What a grid without a scale says: each arm over its points.
+
+    Then the luck of weights and order, if that was swept."""
     effects, _ = swept(r)
     fields = dict.fromkeys(f for p in points(r) for f in point_fields(p))
-    what, arms = joined(AXES.get(f, f) for f in fields), []
+    what = joined(AXES.get(f, f) for f in fields)
+    arms = []
     for arm in arm_order(effects.arm):
         own = effects[effects.arm == arm]
-        means = [signed(m) for m in (own["mean"].min(), own["mean"].max()) if pd.notna(m)]
-        counts = own.verdict.value_counts().items()
-        places = {verdict: "each" if n == len(own) else f"{n} of {len(own)}" for verdict, n in counts}
-        at = ", ".join(f"{verdict} at {place}" for verdict, place in places.items())
-        arms.append(f"{arm_label(arm)} {span_of(means) or '–'} ({at})")
-    setting = f"{len(points(r))} settings of {what} ({ran_words(r.main)} at each, {setup_words(next(iter(r.sets)))})"
+        ends = own["mean"].min(), own["mean"].max()
+        span = span_of(signed(m) for m in ends if pd.notna(m))
+        arms.append(f"{arm_label(arm)} {span or '–'} ({places_words(own)})")
+    setup = setup_words(next(iter(r.sets)))
+    setting = f"{len(points(r))} settings of {what} ({ran_words(r.main)} at each, {setup})"
     sentence = f"Over {setting}, against the baseline in nats per token: {'; '.join(arms)}."
     return [sentence, *filter(None, [luck_sentence(r)])]
 
@@ -509,37 +676,53 @@ def luck_sentence(r: Results) -> str:
     if not noise.needs(r): return ""
     budget = noise_table(r).set_index(["source", "quantity"])
     def spread(quantity: str) -> str:
-        sources = ["another initialisation", "another data order"]
-        known = [s for s in sources if budget.df.get((s, quantity), 0) > 0]
-        if not known: return ""
-        return f"{quantity}: {joined(f'{budget.sd[s, quantity]:.4f} by {s}' for s in known)}"
+        parts = []
+        for source in ("another initialisation", "another data order"):
+            at = source, quantity
+            if budget.df.get(at, 0) > 0: parts.append(f"{budget.sd[at]:.4f} by {source}")
+        return f"{quantity}: {joined(parts)}" if parts else ""
     measured = list(filter(None, map(spread, ("loss", "difference"))))
-    return f"Standard deviation of one {'; of one '.join(measured)}." if measured else ""
+    if not measured: return ""
+    return f"Standard deviation of one {'; of one '.join(measured)}."
 
 # %% ../nbs/23_report.ipynb #5c1e0b12
 def together_sentence(r: Results) -> str:
-    "Whether removals cost together what they cost one by one; empty for a study without combinations."
+    """Whether removals cost together what they cost one by one.
+
+    Empty for a study without combinations."""
     if points(r) != [""]: return ""
     effects = against_the_sum(r.shown, r.margin)
     if effects.empty: return ""
-    heads = dict(better="less", worse="more", equivalent="as much", undetermined="undetermined")
+    heads = dict(
+        better="less",
+        worse="more",
+        equivalent="as much",
+        undetermined="undetermined")
     def words(e: pd.Series) -> str:
         if e.verdict == "undetermined": return arm_label(e.arm)
         return f"{arm_label(e.arm)} ({signed(e.whole)} against {signed(e.parts)})"
     parts = []
     for verdict, head in heads.items():
-        rows = effects[effects.verdict == verdict].sort_values("mean", key=abs, ascending=False)
-        if len(rows): parts.append(f"**{head}** for {joined(words(e) for _, e in rows.iterrows())}")
+        rows = effects[effects.verdict == verdict]
+        if rows.empty: continue
+        rows = rows.sort_values("mean", key=abs, ascending=False)
+        arms = joined(words(e) for _, e in rows.iterrows())
+        parts.append(f"**{head}** for {arms}")
     unjudged = effects.arm[~effects.verdict.isin(heads)]
     if len(unjudged):
-        parts.append(f"without a verdict, as runs diverged or are missing, for {joined(map(arm_label, unjudged))}")
+        arms = joined(map(arm_label, unjudged))
+        parts.append(f"without a verdict, as runs diverged or are missing, for {arms}")
+    setting = f"{ran_words(r.shown)}, {setup_words(r.fullest)}"
     return ("**Together**, what parts cost in nats per token is, against the sum of what each costs alone "
-            f"({ran_words(r.shown)}, {setup_words(r.fullest)}): {'; '.join(parts)}.")
+            f"({setting}): {'; '.join(parts)}.")
 
+# %% ../nbs/23_report.ipynb #85a88971
 def findings_in_words(
-    r: Results,    # a study, or one point of its grid
-) -> list[str]:    # sentences in markdown; the first stands for the study where there is room for one
-    "What a study found, with sizes, rates, seeds, intervals and verdicts, and nothing beyond them."
+    r: Results,  # a study, or one point of its grid
+) -> list[str]:  # in markdown; the first stands for the study where there is room for one
+    """What a study found, in sentences, and nothing beyond it.
+
+    With sizes, rates, seeds, intervals and verdicts."""
     if points(r) != [""]: return along(r) or over_points(r)
     sentences = [together_sentence(r)]
     sentences += along(r) or [set_sentence(r, name) for name in r.sets]
@@ -551,72 +734,114 @@ def opening(r: Results) -> str:
     "What was found, how fine the study could see, and what was run."
     sure = []
     for name, runs in with_baseline(r).items():
-        sure.append(f"{power_sentence(judged(runs, r.margin))[:-1]}{at_setup(r, name)}.")
+        power = power_sentence(judged(runs, r.margin))
+        sure.append(f"{power[:-1]}{at_setup(r, name)}.")
     return "\n\n".join([*beginning(r, sure), fact_list(r)])
 
 def with_baseline(r: Results) -> dict[str, pd.DataFrame]:
     "The sets of runs that hold the baseline."
-    return {name: runs for name, runs in r.sets.items() if "baseline" in set(runs.arm)}
+    return {
+        name: runs for name, runs in r.sets.items()
+        if "baseline" in set(runs.arm)
+    }
 
 def at_setup(r: Results, name: str) -> str:
     "' (which runs)' if the study compares more than one set of runs."
-    return f" ({setup_words(name)})" if len(r.sets) > 1 else ""
+    if len(r.sets) == 1: return ""
+    return f" ({setup_words(name)})"
 
 def beginning(r: Results, sure: list[str]) -> list[str]:
-    "The title, what is still to do, what was found and how fine that is: where every page begins."
-    return [f"# Ablation study: {r.name}", *unfinished(r),
-            "## What was found", "\n".join(f"- {s}" for s in findings_in_words(r)),
-            "## How fine the study could see", *sure,
-            "## What was run", *warnings(r)]
+    """Where every page begins.
+
+    The title, what is still to do, what was found and how fine that is."""
+    found = "\n".join(f"- {s}" for s in findings_in_words(r))
+    return [
+        f"# Ablation study: {r.name}", *unfinished(r),
+        "## What was found", found,
+        "## How fine the study could see", *sure,
+        "## What was run", *warnings(r),
+    ]
 
 # %% ../nbs/23_report.ipynb #5c1e0c01
 def listed_once(values: Iterable) -> str:
     "Each value once, in order: '0, 1, 2'."
-    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in sorted(set(values)))
+    distinct = sorted(set(values))
+    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in distinct)
 
+# %% ../nbs/23_report.ipynb #9f614df7
+def device_words(done: pd.DataFrame) -> str:
+    "On what runs were made: device, precision, version of torch."
+    parts = [
+        listed_once(done.device),
+        listed_once(done.precision),
+        f"torch {listed_once(done.torch)}",
+    ]
+    return ", ".join(parts)
+
+def model_words(model: dict, run: pd.Series) -> str:
+    "Shape and vocabulary of a model, and the parameters of one run of it."
+    depth = f"{model['n_layers']} layers of width {model['d_model']}"
+    context = f"context {model['context_length']}"
+    vocabulary = f"vocabulary {model['vocab_size']:,}"
+    size = f"{run.parameters:,.0f} parameters ({arm_label(run.arm)})"
+    return f"{depth}, {context}, {vocabulary}; {size}"
+
+# %% ../nbs/23_report.ipynb #9f614df8
 def facts(r: Results) -> dict[str, str]:
     "Name -> what was run: text, scale, model, training, runs."
-    done, m, t = r.runs[r.runs.status == "done"], r.config["model"], r.config["train"]
-    device = ", ".join([listed_once(done.device), listed_once(done.precision), f"torch {listed_once(done.torch)}"])
-    facts = dict(Corpus=Path(r.config["corpus"]).name,
-                 Scale=r.config["scale"],
-                 Seeds=listed_once(pd.concat(r.sets.values()).seed),
-                 Device=device)
-    steps = f"{t['n_steps']:,} steps"
+    done = r.runs[r.runs.status == "done"]
+    model, train = r.config["model"], r.config["train"]
+    facts = dict(
+        Corpus=Path(r.config["corpus"]).name,
+        Scale=r.config["scale"],
+        Seeds=listed_once(pd.concat(r.sets.values()).seed),
+        Device=device_words(done))
+    steps = f"{train['n_steps']:,} steps"
     if points(r) == [""]:
-        size = f"{done.parameters.iloc[0]:,.0f} parameters ({arm_label(done.arm.iloc[0])})"
-        shape = f"{m['n_layers']} layers of width {m['d_model']}, context {m['context_length']}"
-        facts["Model"] = f"{shape}, vocabulary {m['vocab_size']:,}; {size}"
-        steps += f" of {t['batch_size']} x {m['context_length']} tokens"
+        context = model["context_length"]
+        facts["Model"] = model_words(model, done.iloc[0])
+        steps += f" of {train['batch_size']} x {context} tokens"
     else: facts["Grid"] = "; ".join(map(point_words, points(r)))
     facts["Training"] = f"{steps}, learning rate {listed_once(done.lr)}"
-    ended = [f"{n} {status}" for status, n in r.runs.status.value_counts(sort=False).items()]
-    facts["Runs"] = ", ".join(ended + [f"{len(r.refused)} not used"] * bool(r.refused))
-    if tune := r.plan.get("tune"):
-        seeds = f"seed{'s' * (len(tune['seeds']) > 1)} {listed_once(tune['seeds'])}"
-        rates = listed_once(map(float, tune["lr"]))
-        facts["Learning rates"] = f"tried on {seeds}, which no comparison uses: {rates}"
+    statuses = r.runs.status.value_counts(sort=False)
+    ended = [f"{n} {status}" for status, n in statuses.items()]
+    if r.refused: ended.append(f"{len(r.refused)} not used")
+    facts["Runs"] = ", ".join(ended)
+    tune = r.plan.get("tune")
+    if not tune: return facts
+    seeds = "seeds" if len(tune["seeds"]) > 1 else "seed"
+    rates = listed_once(map(float, tune["lr"]))
+    tried = f"tried on {seeds} {listed_once(tune['seeds'])}"
+    facts["Learning rates"] = f"{tried}, which no comparison uses: {rates}"
     return facts
 
-def fact_list(r: Results) -> str: return "\n".join(f"- **{name}**: {fact}" for name, fact in facts(r).items())
+def fact_list(r: Results) -> str:
+    return "\n".join(f"- **{name}**: {fact}" for name, fact in facts(r).items())
 
 # %% ../nbs/23_report.ipynb #5c1e0c02
 def unfinished(r: Results) -> list[str]:
     "What a study still has to do, in one sentence; none for a study that is complete."
     have, asked = by_key(r), asked_for(r)
-    ended = [key for key in asked if key in have and have[key].status != "partial"]
+    ended = [
+        key for key in asked
+        if key in have and have[key].status != "partial"
+    ]
     every = Counter(arm for _, arm, _, _ in asked)
     left = Counter(arm for _, arm, _, _ in set(asked) - set(ended))
     if not left: return []
     def words(arm: str) -> str:
-        if left[arm] == every[arm]: return f"{arm_label(arm)} ({count_words(left[arm], 'run')})"
-        return f"{left[arm]} of {every[arm]} runs of {arm_label(arm)}"
+        name, n = arm_label(arm), left[arm]
+        if n == every[arm]: return f"{name} ({count_words(n, 'run')})"
+        return f"{n} of {every[arm]} runs of {name}"
     has = "has" if len(ended) == 1 else "have"
     so_far = f"{len(ended)} of {count_words(len(asked), 'run')} {has} ended"
-    return [f"**This study is not complete**: {so_far}. To do: {joined(map(words, arm_order(left)))}."]
+    to_do = joined(map(words, arm_order(left)))
+    return [f"**This study is not complete**: {so_far}. To do: {to_do}."]
 
 def warnings(r: Results) -> list[str]:
-    "One line if something is in no mean, and one if the runs are others than the study asks for."
+    """What a reader must know of the runs.
+
+    One line if something is in no mean, and one if the runs are others than the study asks for."""
     lost, lines = [], []
     if r.refused: lost.append(f"{len(r.refused)} not used")
     statuses = r.runs.status.value_counts(sort=False)
@@ -625,31 +850,46 @@ def warnings(r: Results) -> list[str]:
     if missing: lost.append(f"{len(missing)} missing")
     where = "[what is in no mean](#what-is-in-no-mean)"
     if lost: lines.append(f"**Not every run counts**: {', '.join(lost)}; see {where}.")
-    other = misfits(r)
-    if other: lines.append(f"**The runs are not those that study.json describes**: {'; '.join(other)}.")
+    other = "; ".join(misfits(r))
+    if other: lines.append(f"**The runs are not those that study.json describes**: {other}.")
     return lines
 
 # %% ../nbs/23_report.ipynb #5c1e0c24
 def all_settings(config: dict, corpus: str) -> dict:
-    "What study.json can ask for, by name: corpus, scale, fields of the model and of the training."
-    train = {name: value for name, value in config["train"].items() if name != "threads"}
-    return {"corpus": corpus, "scale": config["scale"], **config["model"], **train}
+    """What study.json can ask for, by name.
+
+    Corpus, scale, fields of the model and of the training."""
+    train = dict(config["train"])
+    train.pop("threads", None)
+    return {
+        "corpus": corpus,
+        "scale": config["scale"],
+        **config["model"],
+        **train,
+    }
 
 def misfits(r: Results) -> list[str]:
     "Where the runs have other settings than study.json asks for."
     if not r.plan: return []
     words = dict[str, None]()
-    for x in r.runs[r.runs.status == "done"].drop_duplicates("point").itertuples():
+    done = r.runs[r.runs.status == "done"]
+    for x in done.drop_duplicates("point").itertuples():
         config = read_json(r.folder / x.folder / "config.json")
-        fields = r.plan["overrides"] | r.plan["grid"].get(x.point or r.name, {})
+        of_point = r.plan["grid"].get(x.point or r.name, {})
+        fields = r.plan["overrides"] | of_point
+        try:
+            asked = run_config(
+                x.arm, r.plan["scale"], "builtin",
+                seed=x.seed, lr=x.lr, **fields)
+        except AblationError as e:
+            words[str(e)] = None
+            continue
         where = f" at {x.point}" if x.point else ""
-        try: asked = run_config(x.arm, r.plan["scale"], "builtin", seed=x.seed, lr=x.lr, **fields).as_dict()
-        except AblationError as e: words[str(e)] = None
-        else:
-            ours = all_settings(config, config["corpus"])
-            for name, value in all_settings(asked, r.plan["corpus"]).items():
-                if ours.get(name) == value: continue
-                words[f"{name} is {ours[name]!r} where it says {value!r}{where}"] = None
+        ours = all_settings(config, config["corpus"])
+        theirs = all_settings(asked.as_dict(), r.plan["corpus"])
+        for name, value in theirs.items():
+            if ours.get(name) == value: continue
+            words[f"{name} is {ours[name]!r} where it says {value!r}{where}"] = None
     return list(words)
 
 # %% ../nbs/23_report.ipynb #5c1e0c05
@@ -658,7 +898,9 @@ Tables = dict[str, pd.DataFrame]  # name -> table, numbers in full
 
 @dataclass(frozen=True)
 class Section:
-    "A part of the page and all that belongs to it. Called, it is its text: empty where it does not apply."
+    """A part of the page and all that belongs to it.
+
+    Called, it is its text: empty where it does not apply."""
     title: str                             # its heading
     words: Callable[[Results], list[str]]  # its paragraphs, in markdown
     needs: Callable[[Results], bool]       # whether a study has the data for it
@@ -680,59 +922,87 @@ def section(
     figures: Callable[[Results], Figures] = lambda r: {},
     tables: Callable[[Results], Tables] = lambda r: {},
 ) -> Callable[[Callable[[Results], list[str]]], Section]:
-    "Make a section of the function that says its words, and put it at the end of the page."
+    """Make a section of the function that says its words.
+
+    It comes at the end of the page."""
     def register(words: Callable[[Results], list[str]]) -> Section:
-        made = SECTIONS[words.__name__] = Section(title, words, needs, figures, tables)
+        made = Section(title, words, needs, figures, tables)
+        SECTIONS[words.__name__] = made
         return made
     return register
 
 # %% ../nbs/23_report.ipynb #96613599
-def by_setup(sets: dict[str, pd.DataFrame], table: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+def by_setup(
+    sets: dict[str, pd.DataFrame],
+    table: Callable[[pd.DataFrame], pd.DataFrame],
+) -> pd.DataFrame:
     "One table of all sets of runs, with a column `setup`."
-    return pd.concat([table(runs).assign(setup=name) for name, runs in sets.items()])
+    tables = [
+        table(runs).assign(setup=name)
+        for name, runs in sets.items()
+    ]
+    return pd.concat(tables)
 
 def comparison_stems(r: Results) -> dict:
     "Setup -> stem of its figure; the main one has the plain name."
     main, *others = r.sets
-    return {main: "ablation_comparison"} | {k: f"ablation_comparison-{k.replace(' ', '')}" for k in others}
+    stems = {main: "ablation_comparison"}
+    for setup in others:
+        stems[setup] = f"ablation_comparison-{setup.replace(' ', '')}"
+    return stems
 
 def comparison_figures(r: Results) -> Figures:
     figures = {}
     for name, stem in comparison_stems(r).items():
         runs = r.sets[name]
-        figures[stem] = ablation_comparison(runs, of(r.metrics, runs), r.margin)
+        metrics = of(r.metrics, runs)
+        figures[stem] = ablation_comparison(runs, metrics, r.margin)
     return figures
 
 def comparison_tables(r: Results) -> Tables:
-    tables = dict(results=by_setup(r.sets, lambda runs: results_table(runs, r.margin)))
+    def results(runs: pd.DataFrame) -> pd.DataFrame:
+        return results_table(runs, r.margin)
+    def effects(runs: pd.DataFrame) -> pd.DataFrame:
+        return judged(runs, r.margin)
+    tables = dict(results=by_setup(r.sets, results))
     against = with_baseline(r)
-    if against: tables["effects"] = by_setup(against, lambda runs: judged(runs, r.margin))
+    if against: tables["effects"] = by_setup(against, effects)
     return tables
 
-HOW_TO_READ = ("Validation loss in nats per token over the whole validation set after the last step, mean of the "
-               "finished seeds. A difference compares runs of one seed; above zero, the arm's loss is the higher one. "
-               "Verdicts: *worse* or *better* by a paired t test with Holm's correction over the arms of the table at "
-               "5 %; *equivalent* if two one-sided tests place the difference within ±{margin:g} nats; else "
-               "*undetermined*.")
+# %% ../nbs/23_report.ipynb #e304bb63
+HOW_TO_READ = """\
+Validation loss in nats per token over the whole validation set after the \
+last step, mean of the finished seeds. A difference compares runs of one \
+seed; above zero, the arm's loss is the higher one. Verdicts: *worse* or \
+*better* by a paired t test with Holm's correction over the arms of the \
+table at 5 %; *equivalent* if two one-sided tests place the difference \
+within ±{margin:g} nats; else *undetermined*."""
 
 def effect_list(runs: pd.DataFrame, margin: float) -> str:
     "A sentence for each arm."
     lost, lines = runs[runs.status == "diverged"], []
     for _, e in judged(runs, margin).iterrows():
-        steps = [int(step) for step in lost.diverged_at[lost.arm == e.arm]]
-        lines.append(f"- {effect_sentence(e, steps, margin)}")
+        of_arm = lost[lost.arm == e.arm]
+        steps = [int(step) for step in of_arm.diverged_at]
+        sentence = effect_sentence(e, steps, margin)
+        lines.append(f"- {sentence}")
     return "\n".join(lines)
 
 # %% ../nbs/23_report.ipynb #5c1e0c08
 @section("Results", figures=comparison_figures, tables=comparison_tables)
 def findings(r: Results) -> list[str]:
-    "For each set of runs: figure, table, a sentence for each arm, and how sure it is."
-    parts, stems = [HOW_TO_READ.format(margin=r.margin)], comparison_stems(r)
+    """For each set of runs: figure, table, a sentence for each arm.
+
+    And how sure it is, where there are two seeds."""
+    stems = comparison_stems(r)
+    parts = [HOW_TO_READ.format(margin=r.margin)]
     for name, runs in r.sets.items():
-        if len(r.sets) > 1: parts.append(f"### {setup_words(name).capitalize()}")
-        caption = f"Loss curves, learning rate and differences to the baseline: {setup_words(name)}"
+        setup = setup_words(name)
+        if len(r.sets) > 1: parts.append(f"### {setup.capitalize()}")
+        caption = f"Loss curves, learning rate and differences to the baseline: {setup}"
         parts.append(f"![{caption}]({stems[name]}.svg)")
-        parts.append(md_table(for_reading(compared(results_table(runs, r.margin)))))
+        table = compared(results_table(runs, r.margin))
+        parts.append(md_table(for_reading(table)))
         if name not in comparable(r): continue
         parts.append(effect_list(runs, r.margin))
         if runs.seed.nunique() < 2: continue
@@ -742,51 +1012,81 @@ def findings(r: Results) -> list[str]:
 
 # %% ../nbs/23_report.ipynb #5c1e0c10
 def tuned_and_fixed(r: Results) -> bool:
-    return "tuned" in comparable(r) and len(comparable(r)) > 1
+    sets = comparable(r)
+    return "tuned" in sets and len(sets) > 1
 
 def fixed_beside_tuned(r: Results) -> Tables:
     "Setup with one rate -> its differences with those at each arm's own best rate."
     sets = comparable(r)
     tuned = results_table(sets.pop("tuned"), r.margin)
-    return {name: side_by_side(results_table(runs, r.margin), tuned) for name, runs in sets.items()}
+    return {
+        name: side_by_side(results_table(runs, r.margin), tuned)
+        for name, runs in sets.items()
+    }
 
 def effects_figures(r: Results) -> Figures:
-    sets = {setup_words(name).capitalize(): runs for name, runs in reversed(r.sets.items())}
+    sets = {
+        setup_words(name).capitalize(): runs
+        for name, runs in reversed(r.sets.items())
+    }
     return {"effects": effects_figure(sets, r.margin)}
 
 def side_by_side_tables(r: Results) -> Tables:
-    tables = [table.assign(setup=name) for name, table in fixed_beside_tuned(r).items()]
+    tables = [
+        table.assign(setup=name)
+        for name, table in fixed_beside_tuned(r).items()
+    ]
     return {"side_by_side": pd.concat(tables)}
 
 # %% ../nbs/23_report.ipynb #5c1e0c11
-@section("One learning rate for all, and each arm's own",
-         needs=tuned_and_fixed, figures=effects_figures, tables=side_by_side_tables)
+@section(
+    "One learning rate for all, and each arm's own",
+    needs=tuned_and_fixed,
+    figures=effects_figures,
+    tables=side_by_side_tables)
 def both_rates(r: Results) -> list[str]:
     "Differences at one rate for all beside those at each arm's own best."
-    parts = ["![Differences to the baseline at one learning rate and at each arm's own](effects.svg)"]
+    caption = "Differences to the baseline at one learning rate and at each arm's own"
+    parts = [f"![{caption}](effects.svg)"]
     for name, table in fixed_beside_tuned(r).items():
-        parts.append(f"One rate for all is {rate_of(name)}:\n\n{md_table(for_reading(table))}")
+        rows = md_table(for_reading(table))
+        parts.append(f"One rate for all is {rate_of(name)}:\n\n{rows}")
     return parts
 
-RUN_COLUMNS = ["arm", "lr", "seed", "status", "diverged_at", "final_val_loss", "best_val_loss", "min_train_loss",
-               "final_train_loss", "bits_per_byte", "tokens", "seconds", "folder"]
+# %% ../nbs/23_report.ipynb #73fc9bfd
+RUN_COLUMNS = [
+    "arm", "lr", "seed",
+    "status", "diverged_at",
+    "final_val_loss", "best_val_loss",
+    "min_train_loss", "final_train_loss",
+    "bits_per_byte", "tokens", "seconds",
+    "folder",
+]
+
+def losses_by_seed(runs: pd.DataFrame) -> pd.DataFrame:
+    "A row an arm, a column a seed: the final loss, or how a run without one ended."
+    cells = []
+    for loss, status in zip(runs.final_val_loss, runs.status):
+        cells.append(f"{loss:.4f}" if status == "done" else status)
+    wide = runs.assign(cell=cells).pivot(index="arm", columns="seed", values="cell")
+    wide = wide.rename(columns=lambda s: f"seed {s}")
+    return wide.loc[arm_order(wide.index)].reset_index()
 
 @section("Every run", tables=lambda r: {"runs": r.runs[RUN_COLUMNS]})
 def every_seed(r: Results) -> list[str]:
     "Final loss of every run that is compared, by seed."
     parts = ["Final validation loss, nats per token."]
     for name, runs in r.sets.items():
-        ended = zip(runs.final_val_loss, runs.status)
-        cells = runs.assign(cell=[f"{loss:.4f}" if status == "done" else status for loss, status in ended])
-        wide = cells.pivot(index="arm", columns="seed", values="cell").rename(columns=lambda s: f"seed {s}")
         if len(r.sets) > 1: parts.append(f"{setup_words(name).capitalize()}:")
-        parts.append(md_table(wide.loc[arm_order(wide.index)].reset_index()))
+        parts.append(md_table(losses_by_seed(runs)))
     return parts
 
 # %% ../nbs/23_report.ipynb #625958e3
 def on_the_ladder(r: Results) -> pd.DataFrame:
     "The runs on which learning rates were chosen; without such, all runs."
-    return r.runs[r.runs.seed.isin(r.plan["tune"]["seeds"])] if r.plan.get("tune") else r.runs
+    tune = r.plan.get("tune")
+    if not tune: return r.runs
+    return r.runs[r.runs.seed.isin(tune["seeds"])]
 
 def several_rates(r: Results) -> bool:
     return on_the_ladder(r).lr.nunique() > 1
@@ -801,31 +1101,39 @@ def ladder_tables(r: Results) -> Tables:
 @section("Learning rates", several_rates, ladder_figures, ladder_tables)
 def rates(r: Results) -> list[str]:
     "Learning-rate sensitivity of each arm."
-    parts = ["![Final loss of each arm against the learning rate](tuning.svg)",
-             "Mean final loss, in brackets the number of finished runs:",
-             md_table(rates_table(on_the_ladder(r)))]
-    chosen = r.tuning.get("", {}).items()
-    at_the_end = ", ".join(f"{arm_label(arm)} ({t['edge']} end)" for arm, t in chosen if t["edge"])
-    no_rate = ", ".join(arm_label(arm) for arm, t in chosen if t["lr"] is None)
+    parts = [
+        "![Final loss of each arm against the learning rate](tuning.svg)",
+        "Mean final loss, in brackets the number of finished runs:",
+        md_table(rates_table(on_the_ladder(r))),
+    ]
+    at_the_end, no_rate = [], []
+    for arm, t in r.tuning.get("", {}).items():
+        if t["edge"]: at_the_end.append(f"{arm_label(arm)} ({t['edge']} end)")
+        if t["lr"] is None: no_rate.append(arm_label(arm))
     if at_the_end:
-        parts.append("The best rate lies at an end of the ladder, so a better one may lie beyond it, "
-                     f"for: {at_the_end}.")
+        beyond = "The best rate lies at an end of the ladder, so a better one may lie beyond it"
+        parts.append(f"{beyond}, for: {', '.join(at_the_end)}.")
     if no_rate:
-        parts.append("No rate of the ladder could be chosen, so there is no run at an own best rate, "
-                     f"for: {no_rate}.")
+        none = "No rate of the ladder could be chosen, so there is no run at an own best rate"
+        parts.append(f"{none}, for: {', '.join(no_rate)}.")
     return parts
 
 # %% ../nbs/23_report.ipynb #5c1e0c14
 def with_curves(r: Results) -> bool:
     "First losses are known, and there is a baseline to hold the curves against."
-    return r.shown.initial_val_loss.notna().any() and "baseline" in set(r.shown.arm)
+    known = r.shown.initial_val_loss.notna().any()
+    return known and "baseline" in set(r.shown.arm)
 
 def curves_table(r: Results) -> pd.DataFrame:
-    return dynamics_table(r.shown, of(r.metrics, r.shown), r.config["train"]["grad_clip"], r.timed)
+    metrics = of(r.metrics, r.shown)
+    clip = r.config["train"]["grad_clip"]
+    return dynamics_table(r.shown, metrics, clip, r.timed)
 
 def curves_figure(r: Results) -> Figure:
-    return dynamics_figure(r.shown, of(r.metrics, r.shown), r.timed)
+    metrics = of(r.metrics, r.shown)
+    return dynamics_figure(r.shown, metrics, r.timed)
 
+# %% ../nbs/23_report.ipynb #a079ce70
 def time_words(r: Results) -> str:
     "Where the times come from."
     if r.timed.empty:
@@ -834,42 +1142,56 @@ def time_words(r: Results) -> str:
                 "`ablation time` would measure the arms in turn.")
     rounds, steps = r.timed.seed.nunique(), r.clock["steps"]
     threads = count_words(r.clock["threads"], "thread")
-    return (f"Times are measured apart from the runs: {rounds} rounds in which each arm makes {steps} steps in turn, "
-            f"on {r.clock['device']} with {threads}, {r.clock['precision']}.")
+    machine = f"{r.clock['device']} with {threads}, {r.clock['precision']}"
+    return (f"Times are measured apart from the runs: {rounds} rounds "
+            f"in which each arm makes {steps} steps in turn, on {machine}.")
 
-@section("On the way",
-         needs=with_curves,
-         figures=lambda r: {"dynamics": curves_figure(r)},
-         tables=lambda r: {"dynamics": curves_table(r)})
+@section(
+    "On the way",
+    needs=with_curves,
+    figures=lambda r: {"dynamics": curves_figure(r)},
+    tables=lambda r: {"dynamics": curves_table(r)})
 def dynamics(r: Results) -> list[str]:
     "Gap, gradients, first loss and speed."
-    gap = ("The gap is the paired difference of the validation loss at the first evaluation after a tenth, "
-           f"a quarter and half of the steps, with its 95 % interval over seeds{at_setup(r, r.fullest)}. ")
+    gap = ("The gap is the paired difference of the validation loss "
+           "at the first evaluation after a tenth, a quarter and half of the steps, "
+           f"with its 95 % interval over seeds{at_setup(r, r.fullest)}. ")
     words = time_words(r)
     if r.shown.arm.nunique() > 1: words = gap + words
-    picture = "![Gap to the baseline, gradient norm, first loss, speed](dynamics.svg)"
-    return [picture, words, md_table(for_reading(compared(curves_table(r))))]
+    table = for_reading(compared(curves_table(r)))
+    return [
+        "![Gap to the baseline, gradient norm, first loss, speed](dynamics.svg)",
+        words,
+        md_table(table),
+    ]
 
 # %% ../nbs/23_report.ipynb #5c1e0c16
 def shown_positions(r: Results) -> pd.DataFrame:
     return of(r.positions, r.shown)
 
-@section("Where in the context",
-         needs=lambda r: not shown_positions(r).empty,
-         figures=lambda r: {"positions": positions_figure(shown_positions(r), r.shown)},
-         tables=lambda r: {"positions": positions_table(shown_positions(r))})
+@section(
+    "Where in the context",
+    needs=lambda r: not shown_positions(r).empty,
+    figures=lambda r: {"positions": positions_figure(shown_positions(r), r.shown)},
+    tables=lambda r: {"positions": positions_table(shown_positions(r))})
 def by_position(r: Results) -> list[str]:
     "Loss by position in the context, within and beyond the trained length."
-    words = ("Mean loss in windows of the trained length, and in each half of windows twice as long, "
+    words = ("Mean loss in windows of the trained length, "
+             "and in each half of windows twice as long, "
              f"whose second half lies beyond anything seen in training{at_setup(r, r.fullest)}:")
-    return ["![Loss by position in the window](positions.svg)", words, md_table(positions_table(shown_positions(r)))]
+    return [
+        "![Loss by position in the window](positions.svg)",
+        words,
+        md_table(positions_table(shown_positions(r))),
+    ]
 
 # %% ../nbs/23_report.ipynb #6149f2ab
 def combines(r: Results) -> bool:
     return bool(parts_combined(r.shown.arm))
 
 def interaction_figures(r: Results) -> Figures:
-    return {"interactions": interactions_figure(factorial(r.shown, r.margin), r.margin)}
+    effects = factorial(r.shown, r.margin)
+    return {"interactions": interactions_figure(effects, r.margin)}
 
 def interaction_tables(r: Results) -> Tables:
     tables = dict(interactions=factorial(r.shown, r.margin))
@@ -891,8 +1213,11 @@ def interactions(r: Results) -> list[str]:
 
 # %% ../nbs/23_report.ipynb #f10c4796
 def noise_table(r: Results) -> pd.DataFrame:
-    "The noise budget of the set with the most arms; that of documents from one point of a grid."
-    docs = of(r.docs, r.shown[r.shown.point == r.shown.point.iloc[0]])
+    """The noise budget of the set with the most arms.
+
+    That of documents from one point of a grid."""
+    first = r.shown.point == r.shown.point.iloc[0]
+    docs = of(r.docs, r.shown[first])
     return noise_budget(r.shown, None if docs.empty else docs, by=())
 
 def evaluations_table(r: Results, runs: pd.DataFrame) -> pd.DataFrame:
@@ -903,14 +1228,18 @@ def evaluations_table(r: Results, runs: pd.DataFrame) -> pd.DataFrame:
     docs = of(r.docs, done)
     if docs.empty or done.point.nunique() > 1: return pd.DataFrame()
     arms = set(done.arm)
-    a_full_seed = done.groupby("seed").arm.nunique().max() == len(arms) >= 2
+    most_in_a_seed = done.groupby("seed").arm.nunique().max()
+    a_full_seed = most_in_a_seed == len(arms) >= 2
     if "baseline" not in arms or not a_full_seed: return pd.DataFrame()
     return best_of_evaluations(docs, of(r.metrics, done))
 
 def noise_is_known(r: Results) -> bool:
-    "There is a spread over something, in a study without a grid or whose grid is the order of the data."
+    """There is a spread over something.
+
+    And the study has no grid, or its grid is the order of the data."""
     fields = {f for p in r.runs.point.unique() for f in point_fields(p)}
-    if fields - {"order"} or "baseline" not in set(r.shown.arm): return False
+    if fields - {"order"}: return False
+    if "baseline" not in set(r.shown.arm): return False
     return noise_table(r).df.ne(0).any()
 
 def noise_tables(r: Results) -> Tables:
@@ -919,29 +1248,38 @@ def noise_tables(r: Results) -> Tables:
     return tables
 
 # %% ../nbs/23_report.ipynb #5c1e0c18
-ONE_SEED = ("The replicated report ran one seed an arm and gave the lowest of 101 evaluations on 20 random batches. "
-            "Studies of that kind, drawn from these runs: the mean and the spread of the difference that they would "
-            "print, how often its sign is wrong, and how often each arm comes out best.")
+ONE_SEED = """\
+The replicated report ran one seed an arm and gave the lowest of 101 \
+evaluations on 20 random batches. Studies of that kind, drawn from these \
+runs: the mean and the spread of the difference that they would print, \
+how often its sign is wrong, and how often each arm comes out best."""
 
 @section("The budget of noise", noise_is_known, tables=noise_tables)
 def noise(r: Results) -> list[str]:
-    "Standard deviations by source, and what the replicated report's evaluation would have shown."
+    """Standard deviations by source.
+
+    And what the replicated report's evaluation would have shown."""
     budget = noise_table(r)
     if r.shown.arm.nunique() < 2: budget = budget[budget.quantity == "loss"]
-    words = ("Standard deviation of one number, in nats per token, by what was drawn anew. A source with no degrees of "
-             f"freedom was not measured in this study{at_setup(r, r.fullest)}.")
+    words = ("Standard deviation of one number, in nats per token, by what was drawn anew. "
+             "A source with no degrees of freedom was not measured in this study"
+             f"{at_setup(r, r.fullest)}.")
     parts = [words, md_table(budget)]
     if not r.evaluations.empty: parts += [ONE_SEED, md_table(r.evaluations)]
     return parts
 
 # %% ../nbs/23_report.ipynb #7811c978
 def last_set(r: Results) -> tuple[str, pd.DataFrame]:
-    "The setup that is nearest to the replicated report: the last one rate for all."
+    """The setup that is nearest to the replicated report.
+
+    That is the last one rate for all."""
     return next(reversed(r.sets.items()))
 
 def report_tables(r: Results) -> Tables:
     _, runs = last_set(r)
-    return dict(overview=overview_table(runs), precision=precision_table(runs))
+    return dict(
+        overview=overview_table(runs),
+        precision=precision_table(runs))
 
 @section("Beside the report that this study replicates", tables=report_tables)
 def beside_the_report(r: Results) -> list[str]:
@@ -949,56 +1287,92 @@ def beside_the_report(r: Results) -> list[str]:
     name, runs = last_set(r)
     tokens = runs.tokens[runs.status == "done"].max()
     parameters = runs[runs.arm == "baseline"].parameters.max()
-    words = ("The report trained a model of 22.7M parameters on 328M tokens, one seed an arm, learning rate 3e-4, "
+    size = f"{tokens:,.0f} tokens and the baseline {parameters:,.0f} parameters"
+    words = ("The report trained a model of 22.7M parameters on 328M tokens, "
+             "one seed an arm, learning rate 3e-4, "
              "and evaluated on random batches. "
-             f"Here a run has {tokens:,.0f} tokens and the baseline {parameters:,.0f} parameters{at_setup(r, name)}, "
+             f"Here a run has {size}{at_setup(r, name)}, "
              "with a tokenizer and a validation set of its own. "
-             "Levels of the two are therefore not comparable; only differences within one column are, "
+             "Levels of the two are therefore not comparable; "
+             "only differences within one column are, "
              "and a difference between single runs has no interval. "
-             "By a reading of its public code, the report's NoPE arm still rotated queries and keys: "
+             "By a reading of its public code, "
+             "the report's NoPE arm still rotated queries and keys: "
              "its row is a second run of its baseline.")
-    return [words, md_table(for_reading(overview_table(runs))),
-            "In full precision:", md_table(precision_table(runs))]
+    return [
+        words,
+        md_table(for_reading(overview_table(runs))),
+        "In full precision:",
+        md_table(precision_table(runs)),
+    ]
 
 # %% ../nbs/23_report.ipynb #5c1e0c25
 def run_words(arm: str, seed: int, lr: float) -> str:
     return f"{arm_label(arm)}, seed {seed}, learning rate {lr:g}"
 
+def there_words(run: Any) -> str:
+    "A run and its folder, of a row of runs."
+    return f"{run_words(run.arm, run.seed, run.lr)} (`{run.folder}`)"
+
+# %% ../nbs/23_report.ipynb #47c43092
 @section("What is in no mean")
 def left_out(r: Results) -> list[str]:
-    "Runs that are in no mean: not trusted, diverged, partial, missing, or not asked for by the study."
+    """Runs that are in no mean.
+
+    Not trusted, diverged, partial, missing, or not asked for by the study."""
     lines = [f"- not used: `{f}`, because {why}" for f, why in r.refused.items()]
     for x in r.runs.itertuples():
-        which = f"{run_words(x.arm, x.seed, x.lr)} (`{x.folder}`)"
-        if x.status == "diverged": lines.append(f"- diverged at step {int(x.diverged_at):,}: {which}")
-        if x.status == "partial": lines.append(f"- partial, not finished: {which}")
+        if x.status == "diverged":
+            lines.append(f"- diverged at step {int(x.diverged_at):,}: {there_words(x)}")
+        if x.status == "partial":
+            lines.append(f"- partial, not finished: {there_words(x)}")
     have, asked = by_key(r), asked_for(r)
-    for point, arm, log_lr, seed in (key for key in asked if key not in have):
+    for key in asked:
+        if key in have: continue
+        point, arm, log_lr, seed = key
         where = f" at {point}" if point else ""
         lines.append(f"- missing: {run_words(arm, seed, 10**log_lr)}{where}")
-    for x in (x for key, x in have.items() if key not in asked):
-        lines.append(f"- not asked for by the study: {run_words(x.arm, x.seed, x.lr)} (`{x.folder}`)")
+    for key, x in have.items():
+        if key in asked: continue
+        lines.append(f"- not asked for by the study: {there_words(x)}")
     if lines: return ["\n".join(lines)]
     if len(asked) == 1: return ["Nothing is: the one run is done."]
     return [f"Nothing is: all {len(asked)} runs are done."]
 
 # %% ../nbs/23_report.ipynb #489baa74
-@section("Is each treatment real, and a fair match?", tables=lambda r: {"certificate": certificate_table(r.runs)})
+def run_checks(r: Results) -> dict[str, list[dict]]:
+    "Folder of each run that ended -> the checks that it passed before training."
+    ended = r.runs[r.runs.status != "partial"]
+    return {
+        f: read_json(r.folder / f / "result.json")["checks"]
+        for f in ended.folder
+    }
+
+# %% ../nbs/23_report.ipynb #489baa75
+@section(
+    "Is each treatment real, and a fair match?",
+    tables=lambda r: {"certificate": certificate_table(r.runs)})
 def proofs(r: Results) -> list[str]:
     "Match certificate and treatment checks."
+    checks = run_checks(r)
     ended = r.runs[r.runs.status != "partial"]
-    checks = {x.folder: read_json(r.folder / x.folder / "result.json")["checks"] for x in ended.itertuples()}
     first = ended.drop_duplicates("arm").set_index("arm").folder
-    arms, lines, known = arm_order(first.index), list[str](), set[str]()
+    arms = arm_order(first.index)
+    lines, known = list[str](), set[str]()
     for arm in arms:
         sentences = [check["says"] for check in checks[first[arm]]]
-        new = "".join(f"\n  - {says}" for says in sentences if says not in known)
-        lines.append(f"- **{arm_label(arm)}**{new or ': nothing else'}")
+        new = [f"\n  - {says}" for says in sentences if says not in known]
+        told = "".join(new) or ": nothing else"
+        lines.append(f"- **{arm_label(arm)}**{told}")
         known = known or set(sentences)
-    words = (f"Before training, {sum(map(len, checks.values()))} checks passed in {len(checks)} runs. "
-             f"This is what one run of each arm said; what {arm_label(arms[0])} said already is not repeated.")
-    return [md_table(certificate_table(r.runs)), words, "\n".join(lines)]
+    n = sum(map(len, checks.values()))
+    words = (f"Before training, {n} checks passed in {len(checks)} runs. "
+             "This is what one run of each arm said; "
+             f"what {arm_label(arms[0])} said already is not repeated.")
+    certificate = md_table(certificate_table(r.runs))
+    return [certificate, words, "\n".join(lines)]
 
+# %% ../nbs/23_report.ipynb #9b0bc1c8
 def first_stories(r: Results) -> pd.DataFrame:
     "A story for each arm and prompt: that of the lowest seed."
     return of(r.texts, r.shown).sort_values("seed", kind="stable").drop_duplicates(["arm", "prompt"])
@@ -1013,11 +1387,13 @@ def stories(r: Results) -> list[str]:
     "What the lowest seed of each arm makes of each prompt."
     texts = first_stories(r)
     parts = [f"Sampled with each run's own seed, nothing chosen{at_setup(r, r.fullest)}."]
-    order = {prompt: i for i, prompt in enumerate(PROMPTS)}
-    for prompt in sorted(texts.prompt.unique(), key=lambda p: order.get(p, len(order))):
-        own = texts[texts.prompt == prompt].set_index("arm")
+    places = {prompt: i for i, prompt in enumerate(PROMPTS)}
+    def place(prompt: str) -> int: return places.get(prompt, len(places))
+    for prompt in sorted(texts.prompt.unique(), key=place):
         parts.append(f"### {prompt} …")
-        for (seed, text), alike in own.loc[arm_order(own.index)].groupby(["seed", "text"], sort=False):
+        own = texts[texts.prompt == prompt].set_index("arm")
+        own = own.loc[arm_order(own.index)]
+        for (seed, text), alike in own.groupby(["seed", "text"], sort=False):
             arms = ", ".join(map(arm_label, alike.index))
             parts.append(f"**{arms}** (seed {seed}):\n\n{quoted(text)}")
     return parts
@@ -1025,9 +1401,14 @@ def stories(r: Results) -> list[str]:
 # %% ../nbs/23_report.ipynb #f6598d20
 def grid_table(effects: pd.DataFrame) -> pd.DataFrame:
     "Difference and verdict of each arm, a column a point."
-    cells = [f"{interval_words(e['mean'], e.lo, e.hi)}, {e.verdict}" for _, e in effects.iterrows()]
-    wide = effects.assign(cell=cells).pivot(index="arm", columns="point", values="cell")
-    wide = wide[list(dict.fromkeys(effects.point))].rename(columns=point_words)
+    cells = []
+    for _, e in effects.iterrows():
+        size = interval_words(e["mean"], e.lo, e.hi)
+        cells.append(f"{size}, {e.verdict}")
+    wide = effects.assign(cell=cells)
+    wide = wide.pivot(index="arm", columns="point", values="cell")
+    wide = wide[list(dict.fromkeys(effects.point))]
+    wide = wide.rename(columns=point_words)
     return wide.loc[arm_order(wide.index)].reset_index()
 
 def point_sections(r: Results, effects: pd.DataFrame) -> list[str]:
@@ -1036,28 +1417,46 @@ def point_sections(r: Results, effects: pd.DataFrame) -> list[str]:
     for p in points(r):
         runs = r.main[r.main.point == p].reset_index(drop=True)
         if runs.empty: continue
-        sure = f"{power_sentence(effects[effects.point == p])} [The page of this point]({p}/report.md)."
-        parts += [f"### {point_words(p)}", sure, md_table(for_reading(results_table(runs, r.margin)))]
+        power = power_sentence(effects[effects.point == p])
+        table = for_reading(results_table(runs, r.margin))
+        parts += [
+            f"### {point_words(p)}",
+            f"{power} [The page of this point]({p}/report.md).",
+            md_table(table),
+        ]
     return parts
 
+# %% ../nbs/23_report.ipynb #18f92c14
 def grid_page(r: Results) -> str:
     "The page of a study with a grid."
     effects, _ = swept(r)
-    what = " and ".join(dict.fromkeys(f for p in points(r) for f in point_fields(p)))
-    settings = (f"The same arms at {len(points(r))} settings of {what}; {setup_words(next(iter(r.sets)))}. "
+    fields = dict.fromkeys(f for p in points(r) for f in point_fields(p))
+    what, setup = " and ".join(fields), setup_words(next(iter(r.sets)))
+    settings = (f"The same arms at {len(points(r))} settings of {what}; {setup}. "
                 "A difference compares runs of one seed and one setting; "
                 "verdicts are corrected by Holm over the arms of a setting, those of a trend over all arms.")
-    parts = [*beginning(r, [power_sentence(effects)]), settings, fact_list(r),
-             "## Differences over the grid", f"![Difference of each arm to the baseline over {what}](overview.svg)",
-             md_table(grid_table(effects)), noise(r),
-             "## At each point", *point_sections(r, effects), left_out(r)]
+    parts = [
+        *beginning(r, [power_sentence(effects)]),
+        settings,
+        fact_list(r),
+        "## Differences over the grid",
+        f"![Difference of each arm to the baseline over {what}](overview.svg)",
+        md_table(grid_table(effects)),
+        noise(r),
+        "## At each point",
+        *point_sections(r, effects),
+        left_out(r),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 # %% ../nbs/23_report.ipynb #736eff1e
 def study_files(r: Results) -> tuple[str, dict, dict]:
-    "Page, tables by name and figures by stem of a study at one setting: those of all sections that it has data for."
+    """Page, tables by name and figures by stem of a study at one setting.
+
+    Those of all sections that it has data for."""
     sections = [s for s in SECTIONS.values() if s.needs(r)]
-    page = "\n\n".join([opening(r), *(s(r) for s in sections)]) + "\n"
+    parts = [opening(r), *(s(r) for s in sections)]
+    page = "\n\n".join(parts) + "\n"
     tables, figures = Tables(), Figures()
     for s in sections:
         tables |= s.tables(r)
@@ -1071,9 +1470,16 @@ def point_labels(r: Results) -> dict[str, str]:
 def grid_files(r: Results) -> tuple[str, dict, dict]:
     "Page, tables by name and figures by stem of a study with a grid."
     effects, pairs = swept(r)
-    at = {p: results_table(runs, r.margin).assign(point=p) for p, runs in r.main.groupby("point", sort=False)}
-    tables = dict(results=pd.concat(at.values()), effects=effects, runs=r.runs[["point", *RUN_COLUMNS]])
-    overview = sweep_figure(effects, pairs, point_labels(r), ", ".join(point_fields(points(r)[0])))
+    results = [
+        results_table(runs, r.margin).assign(point=p)
+        for p, runs in r.main.groupby("point", sort=False)
+    ]
+    tables = dict(
+        results=pd.concat(results),
+        effects=effects,
+        runs=r.runs[["point", *RUN_COLUMNS]])
+    axis = ", ".join(point_fields(points(r)[0]))
+    overview = sweep_figure(effects, pairs, point_labels(r), axis)
     return grid_page(r), tables, dict(overview=overview)
 
 # %% ../nbs/23_report.ipynb #5c1e0c26
@@ -1088,14 +1494,17 @@ def write_report(
     "Write report.md, tables/*.csv and the figures of a study into its folder; again gives the same bytes."
     r = read_results(study_folder)
     a_grid = points(r) != [""]
-    for p in points(r) if a_grid else []:
-        if r.runs[r.runs.point == p].status.eq("done").any(): write_report(r.folder / p)
+    if a_grid:
+        finished = set(r.runs.point[r.runs.status == "done"])
+        for p in points(r):
+            if p in finished: write_report(r.folder / p)
     page, tables, figures = grid_files(r) if a_grid else study_files(r)
     (r.folder / "tables").mkdir(exist_ok=True)
     for name, table in tables.items():
         text = table.to_csv(index=False, float_format="%.7g", lineterminator="\n")
         write_text(r.folder / "tables" / f"{name}.csv", text)
-    for stem, figure in figures.items(): save_figure(figure, r.folder / stem)
+    for stem, figure in figures.items():
+        save_figure(figure, r.folder / stem)
     return write_text(r.folder / "report.md", page)
 
 # %% ../nbs/23_report.ipynb #4cc186a4
@@ -1103,52 +1512,82 @@ def find_study(
     study: str,  # a name under outputs/, or a path from the project's root or from here
 ) -> Path:
     "The folder of a study."
-    places = [project_root() / "outputs" / study, project_root() / study, Path(study)]
-    for p in places:
+    root = project_root()
+    outputs = root / "outputs"
+    for p in (outputs / study, root / study, Path(study)):
         if p.is_dir(): return p
-    known = sorted(p.name for p in (project_root() / "outputs").glob("*") if p.is_dir()) or ["none yet"]
-    raise AblationError(f"There is no study '{study}'; the ones in outputs/ are: {', '.join(known)}. "
-                        "Make one with `ablation run studies/laptop.toml`.")
+    known = sorted(p.name for p in outputs.glob("*") if p.is_dir())
+    names = ", ".join(known or ["none yet"])
+    raise AblationError(
+        f"There is no study '{study}'; the ones in outputs/ are: {names}. "
+        "Make one with `ablation run studies/laptop.toml`.")
 
 # %% ../nbs/23_report.ipynb #0e20850d
-FRONT = ("true_model-tinystories", "true_context-tinystories", "true_depth-tinystories", "true_factorial-tinystories")
+FRONT = (
+    "true_model-tinystories",
+    "true_context-tinystories",
+    "true_depth-tinystories",
+    "true_factorial-tinystories",
+)
 SEED_TOKENS = 40_000 * 32 * 256  # of a run of the replicated report
 
 def standing(e: pd.Series) -> str:
     "A verdict with its difference: 'worse by 0.076 [0.070, 0.083]'."
-    if e.verdict not in ("worse", "better"): return f"{UNJUDGED.get(e.verdict, e.verdict)} ({effect_words(e)})"
+    if e.verdict not in ("worse", "better"):
+        unjudged = UNJUDGED.get(e.verdict, e.verdict)
+        return f"{unjudged} ({effect_words(e)})"
     low, high = sorted((abs(e.lo), abs(e.hi)))
-    return f"{e.verdict} by {interval_words(abs(e['mean']), low, high, sign='', digits=3)}"
+    size = interval_words(abs(e["mean"]), low, high, sign="", digits=3)
+    return f"{e.verdict} by {size}"
 
 def also_along(arm: str, r: Results) -> str:
-    "What a study along an axis adds on an arm: its levels, if they rise, fall or diverge; otherwise nothing."
-    if (axis := axis_of(r)) is None: return ""
+    """What a study along an axis adds on an arm.
+
+    Its levels, if they rise, fall or diverge; otherwise nothing."""
+    axis = axis_of(r)
+    if axis is None: return ""
     field, runs = axis
     effects, trend = effects_along(runs, field, r.margin)
-    if arm not in trend.index or trend.verdict[arm] not in ("worse", "better", "diverged"): return ""
+    verdict = trend.verdict[arm] if arm in trend.index else ""
+    if verdict not in ("worse", "better", "diverged"): return ""
     where = f"[{AXES.get(field, field)}](../outputs/{r.name}/report.md)"
-    levels = levels_words(arm, effects, runs, field, interval=False)
-    rate = "" if field == "lr" else f"at {runs.lr[runs.arm == arm].iloc[0]:g}, "
+    if verdict != "diverged": where += f" it {TRENDS[verdict]}"
+    lr = runs.lr[runs.arm == arm].iloc[0]
     trained = ran_words(runs).partition(" parameters, ")[2]
-    goes = "" if trend.verdict[arm] == "diverged" else f" it {TRENDS[trend.verdict[arm]]}"
-    return f" Along the {where}{goes} ({rate}{trained}): {levels}."
+    if field != "lr": trained = f"at {lr:g}, {trained}"
+    levels = levels_words(arm, effects, runs, field, interval=False)
+    return f" Along the {where} ({trained}): {levels}."
 
 # %% ../nbs/23_report.ipynb #5c1e0d05
+def tuning_changes(r: Results) -> pd.DataFrame:
+    "How differences change from one rate for all to each arm's own, by arm; empty without both."
+    sets = comparable(r)
+    one = one_rate(sets)
+    if "tuned" not in sets or not one: return pd.DataFrame()
+    changes = tuning_effects(sets["tuned"], sets[one], r.margin)
+    return changes.set_index("arm")
+
+# %% ../nbs/23_report.ipynb #222ec2ed
 def front_findings(
     outputs: Path,                   # where the studies lie
     studies: Iterable[str] = FRONT,  # the first gives the arms; the others add what a test says of an arm
 ) -> list[str]:                      # markdown, with links as a notebook in nbs/ has them
-    "What the first page says was found: of each arm, the largest difference first, and of combinations."
+    """What the first page says was found.
+
+    Of each arm, the largest difference first, and of combinations."""
     main, *others = (read_results(outputs / s) for s in studies)
-    sets = comparable(main)
-    effects = {name: judged(runs, main.margin).set_index("arm", drop=False) for name, runs in sets.items()}
-    one, changes = one_rate(sets), pd.DataFrame()
-    if "tuned" in sets and one: changes = tuning_effects(sets["tuned"], sets[one], main.margin).set_index("arm")
+    effects, changes = {}, tuning_changes(main)
+    for name, runs in comparable(main).items():
+        where = "tuned" if name == "tuned" else f"at {rate_of(name)}"
+        effects[where] = judged(runs, main.margin).set_index("arm", drop=False)
     sizes = pd.concat(t["mean"].abs() for t in effects.values())
-    where = {name: "tuned" if name == "tuned" else f"at {rate_of(name)}" for name in sets}
+    largest = sizes.groupby("arm").max().sort_values(ascending=False)
     sentences = []
-    for arm in sizes.groupby("arm").max().sort_values(ascending=False).index:
-        settings = [f"{standing(t.loc[arm])} {where[name]}" for name, t in effects.items() if arm in t.index]
+    for arm in largest.index:
+        settings = [
+            f"{standing(t.loc[arm])} {where}"
+            for where, t in effects.items() if arm in t.index
+        ]
         change = tuning_words(changes.loc[arm]) if arm in changes.index else ""
         tuned = f"; with tuning the difference {change}" if change else ""
         axes = "".join(also_along(arm, r) for r in others)
@@ -1156,10 +1595,14 @@ def front_findings(
     return [inert(s) for s in (*sentences, *map(together_sentence, others)) if s]
 
 # %% ../nbs/23_report.ipynb #5c1e0d01
-def finished_seeds(runs: pd.DataFrame) -> str: return count_words(runs.seed[runs.status == "done"].nunique(), "seed")
+def finished_seeds(runs: pd.DataFrame) -> str:
+    seeds = runs.seed[runs.status == "done"]
+    return count_words(seeds.nunique(), "seed")
 
 def front_setting(outputs: Path, study: str = FRONT[0]) -> str:
-    "The size, the text, the rates and the seeds behind the findings of the first page, and how they are to be read."
+    """What lies behind the findings of the first page, and how they are to be read.
+
+    The size, the text, the rates and the seeds."""
     r = read_results(outputs / study)
     size = ran_words(r.main).rpartition(", ")[0]
     text = Path(r.config["corpus"]).name.split(" ")[0]
@@ -1174,61 +1617,92 @@ def front_setting(outputs: Path, study: str = FRONT[0]) -> str:
             "in nats per token against the baseline, paired by seed, with 95 % intervals:")
 
 def front_table(outputs: Path, study: str = FRONT[0]) -> str:
-    "Arm, what was changed, and in each setting its difference with interval and verdict; of the baseline, its loss."
+    """Arm, what was changed, and in each setting its difference with interval and verdict.
+
+    Of the baseline, its loss."""
     r = read_results(outputs / study)
     table = pd.DataFrame(dict(arm=arm_order(r.main.arm)))
-    table["change"] = ["; ".join(a.says for a in parse_arm(arm)) for arm in table.arm]
+    changes = table.arm.map(parse_arm)
+    table["change"] = ["; ".join(part.says for part in parts) for parts in changes]
     for name, runs in list(r.sets.items())[:2]:
-        results = results_table(runs, r.margin).set_index("arm").reindex(table.arm)
-        words = results.apply(lambda x: interval_words(x.difference, x.lo, x.hi, digits=3), axis=1)
-        if "baseline" in results.index: words["baseline"] = f"loss {results.final_val_loss['baseline']:.3f}"
+        results = results_table(runs, r.margin)
+        results = results.set_index("arm").reindex(table.arm)
+        words = [
+            interval_words(x.difference, x.lo, x.hi, digits=3)
+            for x in results.itertuples()
+        ]
+        words = pd.Series(words, index=results.index)
+        if "baseline" in results.index:
+            words["baseline"] = f"loss {results.final_val_loss['baseline']:.3f}"
         kind, where = "fixed", f"{rate_of(name)} for all"
         if name == "tuned":
             kind, where = "tuned", "tuned"
             table["best rate"] = [f"{lr:g}" if pd.notna(lr) else "–" for lr in results.lr]
-        table[f"{where}, {count_words(runs.seed.nunique(), 'seed')} [95 %]"] = words.tolist()
+        seeds = count_words(runs.seed.nunique(), "seed")
+        table[f"{where}, {seeds} [95 %]"] = words.tolist()
         table[f"{kind}_verdict"] = results.verdict.to_numpy()
     return md_table(table)
 
 # %% ../nbs/23_report.ipynb #5c1e0d02
-def front_picture(outputs: Path, study: str = FRONT[0], studies: Iterable[str] = FRONT) -> Path:
-    """Draw the picture of the first page; returns the PNG.
-
-    It shows the settings of the main study, and the studies that sweep a field."""
+def front_picture(
+    outputs: Path,                   # where the studies lie
+    study: str = FRONT[0],           # the main one: its settings are shown
+    studies: Iterable[str] = FRONT,  # of these, the ones that sweep a field are shown too
+) -> Path:                           # the PNG
+    "Draw the picture of the first page."
     r, setups, sweeps = read_results(outputs / study), {}, {}
     for name, runs in list(r.sets.items())[:2]:
-        label = "own best rate" if name == "tuned" else f"{rate_of(name)} for all"
+        label = f"{rate_of(name)} for all"
+        if name == "tuned": label = "own best rate"
         setups[label] = runs
-    for grid in (read_results(outputs / s) for s in studies if s != study):
+    for other in studies:
+        if other == study: continue
+        grid = read_results(outputs / other)
         if points(grid) == [""]: continue
         effects, pairs = swept(grid)
         field = next(iter(point_fields(points(grid)[0])))
-        title = f"{AXES.get(field, field)} at {rate_of(next(iter(grid.sets)))}"
+        rate = rate_of(next(iter(grid.sets)))
+        title = f"{AXES.get(field, field)} at {rate}"
         sweeps[title] = effects, pairs, point_labels(grid)
-    return save_figure(front_figure(setups, sweeps, r.margin), outputs / "front")[0]
+    figure = front_figure(setups, sweeps, r.margin)
+    return save_figure(figure, outputs / "front")[0]
 
+# %% ../nbs/23_report.ipynb #56fb694b
 def front_beside(outputs: Path, study: str = FRONT[0]) -> str:
     "The replicated report's figures beside ours at one rate for all."
     r = read_results(outputs / study)
     name, runs = last_set(r)
     tokens = runs.tokens[runs.status == "done"].max()
-    table = overview_table(runs)[["arm", "component", "report_best", "best_val_loss", "report_delta", "delta"]]
     seeds = count_words(runs.seed.nunique(), "seed")
+    columns = [
+        "arm", "component",
+        "report_best", "best_val_loss",
+        "report_delta", "delta",
+    ]
+    table = md_table(overview_table(runs)[columns])
     return ("The report that we replicate trained each arm once, at 3e-4, "
             f"on {SEED_TOKENS / tokens:,.0f} times the tokens of a run here. "
             f"Below, its lowest losses stand beside our means at {setup_words(name)} ({seeds}). "
             "Tokenizer and validation text are others, so only differences within a column can be compared, "
             "and one between single runs has no interval. "
-            f"By a reading of its public code, its NoPE arm still rotated queries and keys.\n\n{md_table(table)}")
+            f"By a reading of its public code, its NoPE arm still rotated queries and keys.\n\n{table}")
 
 # %% ../nbs/23_report.ipynb #5c1e0d04
 def study_question(
     study: str,                 # the name of its folder under outputs/
     files: Path | None = None,  # where the study files lie; None: studies/ under the project's root
 ) -> str:                       # empty without a file of that name, or without a comment in its first line
-    "What a study asks: the first comment of the study file that its folder is named after."
-    known = sorted((files or project_root() / "studies").glob("*.toml"), key=lambda f: len(f.stem), reverse=True)
-    file = next((f for f in known if study == f.stem or study.startswith(f"{f.stem}-")), None)
-    if file is None: return ""
-    first = file.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+    """What a study asks.
+
+    The first comment of the study file that its folder is named after."""
+    files = files or project_root() / "studies"
+    named = [
+        f for f in files.glob("*.toml")
+        if study == f.stem or study.startswith(f"{f.stem}-")
+    ]
+    if not named: return ""
+    longest = max(named, key=lambda f: len(f.stem))
+    text = longest.read_text(encoding="utf-8")
+    first = text.partition("\n")[0]
+    if not first.startswith("#"): return ""
+    return first.removeprefix("#").strip()

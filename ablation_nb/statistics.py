@@ -39,12 +39,14 @@ def mean_interval(
     mean = x.mean(-1) if n else np.nan
     if n < 2: return Interval(n, mean, np.nan, np.nan, np.nan)
     sd = x.std(-1, ddof=1)
-    half = stats.t.ppf((1 + level) / 2, n - 1) * sd / np.sqrt(n)
+    t = stats.t.ppf((1 + level) / 2, n - 1)
+    half = t * sd / np.sqrt(n)
     return Interval(n, mean, sd, mean - half, mean + half)
 
 def signed(value: float, digits: int = 3) -> str:
     "A number with its sign; what rounds to zero is +0."
-    return f"{round(float(value), digits) + 0.:+.{digits}f}"
+    rounded = round(float(value), digits) + 0.
+    return f"{rounded:+.{digits}f}"
 
 # %% ../nbs/20_statistics.ipynb #e0783f70
 SAME_IN_A_PAIR = ("data_hash", "tokenizer_hash", "tokens")  # columns in which both runs of a pair must agree
@@ -55,7 +57,9 @@ def require_columns(
 ) -> None:
     "Refuse a frame that lacks a column."
     for c in columns:
-        if c not in frame: raise AblationError(f"The rows have no column '{c}'.{did_you_mean(c, frame)}")
+        if c in frame: continue
+        hint = did_you_mean(c, frame)
+        raise AblationError(f"The rows have no column '{c}'.{hint}")
 
 def which(
     row: Mapping,           # of column to value
@@ -65,10 +69,12 @@ def which(
     words = []
     for c in columns:
         number = isinstance(row[c], (int, float, np.number))
-        words.append(f"{c} {row[c]:g}" if number else f"{c} {row[c]}")
+        value = f"{row[c]:g}" if number else row[c]
+        words.append(f"{c} {value}")
     if not words: return f"'{row['arm']}'"
     return f"'{row['arm']}' at " + ", ".join(words)
 
+# %% ../nbs/20_statistics.ipynb #aab277f1
 def pair_up(
     rows: pd.DataFrame, # with arm and the columns of `on`
     baseline: str,      # the arm to pair with
@@ -78,11 +84,16 @@ def pair_up(
     require_columns(rows, ["arm", *on])
     if baseline not in set(rows.arm):
         arms = ", ".join(rows.arm.unique()) or "nothing"
-        raise AblationError(f"There is no run of '{baseline}' to compare with; the runs hold {arms}.")
-    for r in rows[rows.duplicated(["arm", *on])].head(1).to_dict("records"):
-        way_out = "give every run once, or name in `by` the column that tells them apart."
-        raise AblationError(f"{which(r, on)} occurs twice; {way_out}")
-    others, base = rows[rows.arm != baseline], rows[rows.arm == baseline]
+        raise AblationError(
+            f"There is no run of '{baseline}' to compare with; "
+            f"the runs hold {arms}.")
+    twice = rows[rows.duplicated(["arm", *on])]
+    for r in twice.head(1).to_dict("records"):
+        raise AblationError(
+            f"{which(r, on)} occurs twice; give every run once, "
+            "or name in `by` the column that tells them apart.")
+    others = rows[rows.arm != baseline]
+    base = rows[rows.arm == baseline]
     return others.merge(base, on=list(on), suffixes=("", "_base"))
 
 # %% ../nbs/20_statistics.ipynb #0a4b30da
@@ -96,13 +107,19 @@ def paired_differences(
     require_columns(runs, [value])
     on = [*by, "seed"]
     pairs = pair_up(runs, baseline, on)
-    pairs = pairs[pairs.status.eq("done") & pairs.status_base.eq("done")]
+    done = pairs.status.eq("done")
+    base_done = pairs.status_base.eq("done")
+    pairs = pairs[done & base_done]
     for c in SAME_IN_A_PAIR:
-        for r in pairs[pairs[c] != pairs[f"{c}_base"]].head(1).to_dict("records"):
-            unlike = f"{which(r, on)} and '{baseline}' differ in {c} ({r[c]} and {r[c + '_base']})"
-            raise AblationError(f"{unlike}, so they are no pair; run one of them again.")
+        unlike = pairs[pairs[c] != pairs[f"{c}_base"]]
+        for r in unlike.head(1).to_dict("records"):
+            values = f"{r[c]} and {r[c + '_base']}"
+            raise AblationError(
+                f"{which(r, on)} and '{baseline}' differ in {c} ({values}), "
+                "so they are no pair; run one of them again.")
     difference = pairs[value] - pairs[f"{value}_base"]
-    return pairs.assign(difference=difference)[["arm", *on, "difference"]].reset_index(drop=True)
+    pairs = pairs.assign(difference=difference)
+    return pairs[["arm", *on, "difference"]].reset_index(drop=True)
 
 # %% ../nbs/20_statistics.ipynb #74ea59a7
 def paired_power(
@@ -111,8 +128,11 @@ def paired_power(
     level: float = .95,  # of the interval that must exclude zero
 ) -> float:              # probability that it does
     "How often `n` pairs detect an effect: two-sided one-sample t test, exactly."
-    t, shift = stats.t.ppf((1 + level) / 2, n - 1), effect * np.sqrt(n)
-    return stats.nct.sf(t, n - 1, shift) + stats.nct.sf(t, n - 1, -shift)
+    t = stats.t.ppf((1 + level) / 2, n - 1)
+    shift = effect * np.sqrt(n)
+    above = stats.nct.sf(t, n - 1, shift)
+    below = stats.nct.sf(t, n - 1, -shift)
+    return above + below
 
 def smallest_effect(
     n: int,              # pairs
@@ -122,8 +142,11 @@ def smallest_effect(
 ) -> float:              # in the units of `sd`; NaN for fewer than two pairs
     "The smallest true difference that `n` pairs detect with this power."
     if n < 2 or np.isnan(sd): return np.nan
-    far = (4 * stats.t.ppf((1 + level) / 2, n - 1) + 10) / np.sqrt(n)
-    return sd * optimize.brentq(lambda d: paired_power(d, n, level) - power, 0, far)
+    t = stats.t.ppf((1 + level) / 2, n - 1)
+    far = (4 * t + 10) / np.sqrt(n)
+    def lacking(effect: float) -> float:
+        return paired_power(effect, n, level) - power
+    return sd * optimize.brentq(lacking, 0, far)
 
 # %% ../nbs/20_statistics.ipynb #630abc3a
 def paired_effects(
@@ -135,20 +158,27 @@ def paired_effects(
     """Mean paired difference to the baseline and its 95 % interval; a row an arm and value of `by`.
     `detectable` is the smallest effect seen with 80 % power."""
     keys = ["arm", *by]
-    groups = paired_differences(runs, value, baseline, by).groupby(keys, dropna=False).difference
+    pairs = paired_differences(runs, value, baseline, by)
+    groups = pairs.groupby(keys, dropna=False).difference
     differences = {key: d.values for key, d in groups}
     diverged = runs[runs.status == "diverged"]
     bases = diverged[diverged.arm == baseline][[*by, "seed"]]
     lost_bases = set(bases.itertuples(index=False, name=None))
+    others = runs[runs.arm != baseline]
     rows = []
-    for key, group in runs[runs.arm != baseline].groupby(keys, sort=False, dropna=False):
+    for key, group in others.groupby(keys, sort=False, dropna=False):
         i = mean_interval(differences.get(key, []))
         lost = int(group.status.eq("diverged").sum())
-        lost_base = sum((*key[1:], seed) in lost_bases for seed in group.seed)
-        more = dict(detectable=smallest_effect(i.n, i.sd), n_diverged=lost, n_base_diverged=lost_base)
+        seeds = [(*key[1:], seed) for seed in group.seed]
+        more = dict(
+            detectable=smallest_effect(i.n, i.sd),
+            n_diverged=lost,
+            n_base_diverged=sum(s in lost_bases for s in seeds))
         rows.append(dict(zip(keys, key)) | i._asdict() | more)
-    columns = [*keys, *Interval._fields, "detectable", "n_diverged", "n_base_diverged"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[
+        *keys, *Interval._fields,
+        "detectable", "n_diverged", "n_base_diverged",
+    ])
 
 # %% ../nbs/20_statistics.ipynb #a5f17b42
 def paired_trend(
@@ -159,22 +189,32 @@ def paired_trend(
 ) -> pd.DataFrame:                 # arm, n, mean, sd, lo, hi, n_diverged, n_base_diverged; a row an arm
     """Change of the difference to the baseline with each doubling of `over`.
     A slope a seed, and Student's t interval over the seeds that have every level."""
-    differences, rows = paired_differences(runs, value, baseline, (over,)), []
-    bad = runs[runs.status == "diverged"].groupby("arm").seed.agg(set)
-    for arm, group in runs[runs.arm != baseline].groupby("arm", sort=False):
+    differences = paired_differences(runs, value, baseline, (over,))
+    diverged = runs[runs.status == "diverged"]
+    bad = diverged.groupby("arm").seed.agg(set)
+    rows = []
+    others = runs[runs.arm != baseline]
+    for arm, group in others.groupby("arm", sort=False):
         levels = sorted(group[over].unique())
         if len(levels) < 2:
-            only = f"'{arm}' has runs at one {over} only ({levels[0]})"
-            raise AblationError(f"{only}, and a trend needs two; run the study at another one.")
+            raise AblationError(
+                f"'{arm}' has runs at one {over} only ({levels[0]}), "
+                "and a trend needs two; run the study at another one.")
         x = np.log2(np.array(levels, dtype=float))
         x -= x.mean()
-        own = differences[differences.arm == arm].pivot(index="seed", columns=over, values="difference")
-        d = own.reindex(columns=levels).dropna()  # (seeds, levels)
+        own = differences[differences.arm == arm]
+        wide = own.pivot(index="seed", columns=over, values="difference")
+        d = wide.reindex(columns=levels).dropna()  # (seeds, levels)
         slopes = mean_interval(d.values @ x / (x @ x))
-        lost, lost_base = len(bad.get(arm, ())), len(bad.get(baseline, set()) & set(group.seed))
-        rows.append(dict(arm=arm) | slopes._asdict() | dict(n_diverged=lost, n_base_diverged=lost_base))
-    columns = ["arm", *Interval._fields, "n_diverged", "n_base_diverged"]
-    return pd.DataFrame(rows, columns=columns)
+        base_lost = bad.get(baseline, set()) & set(group.seed)
+        lost = dict(
+            n_diverged=len(bad.get(arm, ())),
+            n_base_diverged=len(base_lost))
+        rows.append(dict(arm=arm) | slopes._asdict() | lost)
+    return pd.DataFrame(rows, columns=[
+        "arm", *Interval._fields,
+        "n_diverged", "n_base_diverged",
+    ])
 
 # %% ../nbs/20_statistics.ipynb #02e949cb
 def ratio_interval(
@@ -183,13 +223,18 @@ def ratio_interval(
     level: float = .95, # confidence level
 ) -> Interval:          # of mean(above) / mean(below); NaN: sd, and lo and hi if mean(below) may be zero
     "A ratio of two paired means with Fieller's interval."
-    x, y = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    x = np.asarray(above, dtype=float)
+    y = np.asarray(below, dtype=float)
     n = len(x)
     ratio = x.mean() / y.mean() if n and y.mean() else np.nan
-    if n < 2: return Interval(n, ratio, np.nan, np.nan, np.nan)
-    (xx, xy), (_, yy) = np.cov(x, y) * stats.t.ppf((1 + level) / 2, n - 1)**2 / n
-    a, b, c = y.mean()**2 - yy, x.mean() * y.mean() - xy, x.mean()**2 - xx   # the ends solve a rho^2 - 2 b rho + c = 0
-    if a <= 0: return Interval(n, ratio, np.nan, np.nan, np.nan)
+    unbounded = Interval(n, ratio, np.nan, np.nan, np.nan)
+    if n < 2: return unbounded
+    t = stats.t.ppf((1 + level) / 2, n - 1)
+    (xx, xy), (_, yy) = np.cov(x, y) * t**2 / n
+    a = y.mean()**2 - yy            # the ends solve a rho^2 - 2 b rho + c = 0
+    b = x.mean() * y.mean() - xy
+    c = x.mean()**2 - xx
+    if a <= 0: return unbounded
     half = np.sqrt(max(b**2 - a * c, 0))
     return Interval(n, ratio, np.nan, (b - half) / a, (b + half) / a)
 
@@ -204,9 +249,14 @@ class CrossedInterval(NamedTuple):
     seed_se: float  # standard error from the seeds, the documents given
     doc_se: float   # what the choice of documents adds to it (in squares)
 
-def _drawings(docs: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    "How often each resample draws each document, in blocks (docs, some resamples) that fit into memory."
-    rng, block = np.random.default_rng(seed), max(1, 2_000_000 // docs)
+def _drawings(
+    docs: int,
+    resamples: int,
+    seed: int,
+) -> Iterator[np.ndarray]: # blocks (docs, some resamples) that fit into memory
+    "How often each resample draws each document."
+    rng = np.random.default_rng(seed)
+    block = max(1, 2_000_000 // docs)
     for first in range(0, resamples, block):
         k = min(block, resamples - first)
         drawn = rng.integers(docs, size=(k, docs))
@@ -223,7 +273,8 @@ def crossed_interval(
     seed: int = 0,          # of these drawings
 ) -> CrossedInterval:       # fields of shape (...)
     "Interval of a mean difference over seeds and documents: documents bootstrapped, seeds by Student's t."
-    y, w = np.asarray(differences, dtype=float), np.asarray(tokens, dtype=float)
+    y = np.asarray(differences, dtype=float)
+    w = np.asarray(tokens, dtype=float)
     (S, D), W = y.shape[-2:], w.sum(-1)
     per_seed = y.sum(-1) / W[..., None]
     mean = per_seed.mean(-1)
@@ -231,16 +282,24 @@ def crossed_interval(
     rest = y - per_seed[..., None] * w[..., None, :]  # what each document adds to its seed's mean,
     common = rest.mean(-2)                            # and adds in every seed
     v_seed = per_seed.var(-1, ddof=1) / S
-    v_both = ((rest - common[..., None, :])**2).sum((-2, -1)) / (S * (S - 1))
-    v_doc = np.maximum((common**2).sum(-1) - v_both, 0) * D / (D - 1) / W**2
-    again = [(common @ c) / (w @ c) for c in _drawings(D, resamples, seed)]
+    own = rest - common[..., None, :]
+    v_both = (own**2).sum((-2, -1)) / (S * (S - 1))
+    v_doc = np.maximum((common**2).sum(-1) - v_both, 0)
+    v_doc = v_doc * D / (D - 1) / W**2
+    drawings = _drawings(D, resamples, seed)
+    again = [(common @ c) / (w @ c) for c in drawings]
     deviation = np.concatenate(again, axis=-1)        # of the ratio from the mean, (..., resamples)
-    spread, se = deviation.std(-1), np.sqrt(v_seed + v_doc)
-    quantiles = np.quantile(deviation, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+    spread = deviation.std(-1)
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    quantiles = np.quantile(deviation, ends, axis=-1)
     tails = quantiles / np.where(spread, spread, 1)
-    t = stats.t.ppf((1 + level) / 2, S - 1) * np.array([-1, 1]).reshape(2, *[1] * mean.ndim)
-    lo, hi = mean + (v_seed * t + v_doc * tails) / np.where(se, se, 1)
-    return CrossedInterval(S, D, mean, lo, hi, np.sqrt(v_seed), np.sqrt(v_doc))
+    sides = np.array([-1, 1]).reshape(2, *[1] * mean.ndim)
+    t = stats.t.ppf((1 + level) / 2, S - 1) * sides
+    se = np.sqrt(v_seed + v_doc)
+    reach = (v_seed * t + v_doc * tails) / np.where(se, se, 1)
+    lo, hi = mean + reach
+    ses = np.sqrt(v_seed), np.sqrt(v_doc)
+    return CrossedInterval(S, D, mean, lo, hi, *ses)
 
 # %% ../nbs/20_statistics.ipynb #c8c3f8ce
 def crossed_effects(
@@ -253,20 +312,27 @@ def crossed_effects(
 ) -> pd.DataFrame:               # arm, *by, n, docs, mean, lo, hi, seed_se, doc_se
     """Mean paired difference to the baseline with an interval for other seeds and other documents.
     A row an arm and value of `by`."""
-    on, keys, rows = [*by, "seed", "doc"], ["arm", *by], []
+    on, keys = [*by, "seed", "doc"], ["arm", *by]
     pairs = pair_up(doc_losses, baseline, on)
-    for r in pairs[pairs.tokens != pairs.tokens_base].head(1).to_dict("records"):
-        unlike = f"{which(r, on)} has {r['tokens']:g} tokens and '{baseline}' {r['tokens_base']:g}"
-        raise AblationError(f"{unlike}, so they are no pair; evaluate both on one validation set.")
+    unlike = pairs[pairs.tokens != pairs.tokens_base]
+    for r in unlike.head(1).to_dict("records"):
+        raise AblationError(
+            f"{which(r, on)} has {r['tokens']:g} tokens "
+            f"and '{baseline}' {r['tokens_base']:g}, "
+            "so they are no pair; evaluate both on one validation set.")
     pairs = pairs.assign(difference=pairs.loss - pairs.loss_base)
+    rows = []
     for key, group in pairs.groupby(keys, sort=False, dropna=False):
         y = group.pivot(index="seed", columns="doc", values="difference")
         if y.isna().any(axis=None):
-            unlike = f"'{key[0]}' has not the same documents in all its seeds"
-            raise AblationError(f"{unlike}; evaluate all runs on one validation set.")
-        i = crossed_interval(y, group.groupby("doc").tokens.first(), level, resamples, seed)
+            raise AblationError(
+                f"'{key[0]}' has not the same documents in all its seeds; "
+                "evaluate all runs on one validation set.")
+        tokens = group.groupby("doc").tokens.first()
+        i = crossed_interval(y, tokens, level, resamples, seed)
         rows.append(dict(zip(keys, key)) | i._asdict())
-    return pd.DataFrame(rows, columns=[*keys, *CrossedInterval._fields])
+    columns = [*keys, *CrossedInterval._fields]
+    return pd.DataFrame(rows, columns=columns)
 
 # %% ../nbs/20_statistics.ipynb #e360eaf3
 def difference_p(
@@ -275,7 +341,8 @@ def difference_p(
     sd: ArrayLike,   # standard deviation of the differences
 ) -> np.ndarray:     # NaN for fewer than two pairs
     "p-value of the paired t test against no difference, two-sided."
-    return 2 * stats.t.sf(np.abs(_t_ratio(mean, n, sd)), np.asarray(n) - 1)
+    t = np.abs(_t_ratio(mean, n, sd))
+    return 2 * stats.t.sf(t, np.asarray(n) - 1)
 
 def equivalence_p(
     n: ArrayLike,    # pairs
@@ -284,9 +351,14 @@ def equivalence_p(
     margin: float,   # the difference that would matter, in the units of `mean`
 ) -> np.ndarray:     # NaN for fewer than two pairs
     "p-value of the two one-sided tests against a difference of at least `margin`."
-    return stats.t.sf(_t_ratio(margin - np.abs(mean), n, sd), np.asarray(n) - 1)
+    t = _t_ratio(margin - np.abs(mean), n, sd)
+    return stats.t.sf(t, np.asarray(n) - 1)
 
-def _t_ratio(distance: ArrayLike, n: ArrayLike, sd: ArrayLike) -> np.ndarray:
+def _t_ratio(
+    distance: ArrayLike,
+    n: ArrayLike,
+    sd: ArrayLike,
+) -> np.ndarray:
     "`distance` in standard errors of the mean; none is none, even where all differences are alike."
     distance, n, sd = (np.asarray(x, dtype=float) for x in (distance, n, sd))
     none = (distance == 0) & (sd == 0)
@@ -300,10 +372,13 @@ def holm(
     """Holm's adjustment over the last axis.
     A family of claims below 0.05 holds a false one in at most 5 % of studies."""
     p = np.asarray(p, dtype=float)
-    order, m = np.argsort(p, axis=-1), p.shape[-1]  # NaN sorts last
+    m = p.shape[-1]
+    order = np.argsort(p, axis=-1)  # NaN sorts last
     raised = np.take_along_axis(p, order, -1) * (m - np.arange(m))
-    adjusted = np.minimum(1, np.maximum.accumulate(raised, axis=-1))
-    return np.take_along_axis(adjusted, np.argsort(order, axis=-1), -1)
+    rising = np.maximum.accumulate(raised, axis=-1)
+    adjusted = np.minimum(1, rising)
+    back = np.argsort(order, axis=-1)
+    return np.take_along_axis(adjusted, back, -1)
 
 # %% ../nbs/20_statistics.ipynb #976a4223
 def verdicts(
@@ -316,16 +391,18 @@ def verdicts(
     Reads n, mean, sd and, where they exist, arm, n_diverged and n_base_diverged.
     `within` is the smallest margin at which the row would be equivalent."""
     if not margin > 0:
-        way_out = "declare the smallest difference that matters, such as 0.005."
-        raise AblationError(f"The margin is {margin}, but equivalence needs one above 0; {way_out}")
+        raise AblationError(
+            f"The margin is {margin}, but equivalence needs one above 0; "
+            "declare the smallest difference that matters, such as 0.005.")
     require_columns(effects, ["n", "mean", "sd"])
-    none = np.zeros(len(effects))
-    diverged = np.asarray(effects.get("n_diverged", none)) > 0
-    base_diverged = np.asarray(effects.get("n_base_diverged", none)) > 0
-    planned = ~np.isin(effects.get("arm", np.full(len(effects), "")), controls)
     n, mean, sd = (effects[c].to_numpy(dtype=float) for c in ("n", "mean", "sd"))
+    diverged = _counted(effects, "n_diverged")
+    base_diverged = _counted(effects, "n_base_diverged")
     n_tested = np.where(diverged | base_diverged, np.nan, n)  # survivors are not tested
-    p, p_equivalent = difference_p(n_tested, mean, sd), equivalence_p(n_tested, mean, sd, margin)
+    p = difference_p(n_tested, mean, sd)
+    p_equivalent = equivalence_p(n_tested, mean, sd, margin)
+    arms = effects.get("arm", np.full(len(effects), ""))
+    planned = ~np.isin(arms, controls)
     p_holm = p.copy()
     p_holm[planned] = holm(p[planned])
     different = p_holm <= 1 - level
@@ -339,8 +416,28 @@ def verdicts(
         "better": different & (mean < 0),
     }
     verdict = np.select(list(cases.values()), list(cases), "undetermined")
-    within = np.abs(mean) + stats.t.ppf(level, n_tested - 1) * sd / np.sqrt(n)
-    return effects.assign(p=p, p_holm=p_holm, p_equivalent=p_equivalent, within=within, verdict=verdict)
+    return effects.assign(
+        p=p,
+        p_holm=p_holm,
+        p_equivalent=p_equivalent,
+        within=_within(n_tested, mean, sd, level),
+        verdict=verdict)
+
+# %% ../nbs/20_statistics.ipynb #ec90c70c
+def _counted(effects: pd.DataFrame, column: str) -> np.ndarray:
+    "Where a column counts something; nowhere if there is no such column."
+    none = np.zeros(len(effects))
+    return np.asarray(effects.get(column, none)) > 0
+
+def _within(
+    n: np.ndarray,
+    mean: np.ndarray,
+    sd: np.ndarray,
+    level: float,
+) -> np.ndarray:
+    "The smallest margin at which two one-sided tests would find equivalence."
+    t = stats.t.ppf(level, n - 1)
+    return np.abs(mean) + t * sd / np.sqrt(n)
 
 # %% ../nbs/20_statistics.ipynb #e0866bd4
 def window_losses(
@@ -350,16 +447,23 @@ def window_losses(
 ) -> np.ndarray:       # (..., windows), nats per token
     """Mean loss of every window of the ring of documents; at most 100,000 of them.
     Each document's loss is spread evenly over its tokens."""
-    losses, tokens = np.asarray(losses, dtype=float), np.asarray(tokens, dtype=float)
+    losses = np.asarray(losses, dtype=float)
+    tokens = np.asarray(tokens, dtype=float)
     total = int(tokens.sum())
     if length > total:
-        too_long = f"A window of {length} tokens does not fit into {total} tokens of validation text"
-        raise AblationError(f"{too_long}; choose a shorter one or evaluate on more text.")
-    edges = np.concatenate([[0], np.cumsum(np.tile(tokens, 2))])
+        raise AblationError(
+            f"A window of {length} tokens does not fit "
+            f"into {total} tokens of validation text; "
+            "choose a shorter one or evaluate on more text.")
+    def twice_round(sums: np.ndarray) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(np.tile(sums, 2))])
+    edges = twice_round(tokens)
     start = np.arange(0, total, -(-total // 100_000))
     def mean(document_losses: np.ndarray) -> np.ndarray:
-        so_far = np.concatenate([[0], np.cumsum(np.tile(document_losses, 2))])
-        return (np.interp(start + length, edges, so_far) - np.interp(start, edges, so_far)) / length
+        so_far = twice_round(document_losses)
+        at_end = np.interp(start + length, edges, so_far)
+        at_start = np.interp(start, edges, so_far)
+        return (at_end - at_start) / length
     return np.apply_along_axis(mean, -1, losses)
 
 # %% ../nbs/20_statistics.ipynb #53439857
@@ -372,32 +476,79 @@ def pooled_sd(
     g = frame.groupby(list(same), dropna=False)[value]
     df = len(frame) - g.ngroups
     if not df: return np.nan, 0
-    return np.sqrt(((frame[value] - g.transform("mean"))**2).sum() / df), df
+    rest = frame[value] - g.transform("mean")
+    return np.sqrt((rest**2).sum() / df), df
 
 # %% ../nbs/20_statistics.ipynb #381d155d
 def _resampling_sds(
-    losses: pd.DataFrame, recipe: Sequence[str], evaluated: int, length: int
+    losses: pd.DataFrame,
+    recipe: Sequence[str], # columns of a recipe
+    evaluated: int,        # windows of an evaluation
+    length: int,           # tokens of a window
 ) -> tuple[float, float]:
     "Standard deviation of a run's loss over other documents, and over other batches of `evaluated` windows."
     of_docs, of_batches = [], []
     for _, g in losses.groupby([*recipe, "seed"], dropna=False):
-        rest = g.loss - g.loss.sum() / g.tokens.sum() * g.tokens
-        of_docs.append((rest**2).sum() * len(g) / (len(g) - 1) / g.tokens.sum()**2)
-        of_batches.append(window_losses(g.loss, g.tokens, length).var() / evaluated)
+        n, tokens = len(g), g.tokens.sum()
+        rest = g.loss - g.loss.sum() / tokens * g.tokens
+        of_docs.append((rest**2).sum() * n / (n - 1) / tokens**2)
+        windows = window_losses(g.loss, g.tokens, length)
+        of_batches.append(windows.var() / evaluated)
     if not of_docs: return np.nan, np.nan
     return np.sqrt(np.mean(of_docs)), np.sqrt(np.mean(of_batches))
 
+# %% ../nbs/20_statistics.ipynb #4ed4ece4
 def _document_noise(
-    doc_losses: pd.DataFrame, baseline: str, by: Sequence[str], batches: int, rows: int, length: int
+    doc_losses: pd.DataFrame,
+    baseline: str,
+    by: Sequence[str],
+    batches: int,
+    rows: int,
+    length: int,
 ) -> list[tuple[str, str, float, int]]:
     "Rows of the budget for the sampling of documents."
     pairs = pair_up(doc_losses, baseline, [*by, "seed", "doc"])
     pairs = pairs.assign(loss=pairs.loss - pairs.loss_base)
-    n, budget = doc_losses.doc.nunique(), []
-    documents, windows = f"other {n} documents", f"other batches ({batches} x {rows} x {length} tokens)"
-    for quantity, losses in dict(loss=doc_losses, difference=pairs).items():
-        doc_sd, batch_sd = _resampling_sds(losses, ["arm", *by], batches * rows, length)
-        budget += [(documents, quantity, doc_sd, n - 1), (windows, quantity, batch_sd, n - 1)]
+    n, recipe = doc_losses.doc.nunique(), ["arm", *by]
+    documents = f"other {n} documents"
+    windows = f"other batches ({batches} x {rows} x {length} tokens)"
+    quantities = dict(loss=doc_losses, difference=pairs)
+    budget = []
+    for quantity, losses in quantities.items():
+        doc_sd, batch_sd = _resampling_sds(losses, recipe, batches * rows, length)
+        budget += [
+            (documents, quantity, doc_sd, n - 1),
+            (windows, quantity, batch_sd, n - 1),
+        ]
+    return budget
+
+# %% ../nbs/20_statistics.ipynb #c9cfe734
+def _run_noise(
+    done: pd.DataFrame,    # finished runs, with their order; repeats count as the baseline
+    value: str,
+    baseline: str,
+    by: Sequence[str],
+) -> list[tuple[str, str, float, int]]:
+    "Rows of the budget for what is drawn anew from run to run."
+    recipe, on = ["arm", *by], [*by, "seed", "order"]
+    again = pooled_sd(done, value, ["arm", *on])
+    budget = [("same seed again", "loss", *again)]
+    losses = done.groupby(["arm", *on], dropna=False)[value].mean()
+    losses = losses.reset_index()
+    others = losses[losses.arm != baseline]
+    base = losses[losses.arm == baseline]
+    pairs = others.merge(base, on=on, suffixes=("", "_base"))
+    pairs[value] = pairs[value] - pairs[f"{value}_base"]
+    quantities = dict(loss=losses, difference=pairs)
+    for quantity, f in quantities.items():
+        weights = pooled_sd(f, value, [*recipe, "order"])
+        order = pooled_sd(f, value, [*recipe, "seed"])
+        both = pooled_sd(f[f.seed == f.order], value, recipe)
+        budget += [
+            ("another initialisation", quantity, *weights),
+            ("another data order", quantity, *order),
+            ("another seed", quantity, *both),
+        ]
     return budget
 
 # %% ../nbs/20_statistics.ipynb #927de9b5
@@ -416,25 +567,19 @@ def noise_budget(
     NaN with 0 degrees of freedom where these runs do not tell. Repeats may be further rows, of another study."""
     require_columns(runs, ["arm", "seed", "status", value, *by])
     done = runs[runs.status == "done"]
-    order = done["order"].fillna(done.seed) if "order" in done else done.seed
-    done = done.assign(arm=done.arm.where(~done.arm.isin(repeats), baseline), order=order)
-    recipe, on = ["arm", *by], [*by, "seed", "order"]
-    budget = [("same seed again", "loss", *pooled_sd(done, value, ["arm", *on]))]
-    losses = done.groupby(["arm", *on], dropna=False)[value].mean().reset_index()
-    others, base = losses[losses.arm != baseline], losses[losses.arm == baseline]
-    pairs = others.merge(base, on=on, suffixes=("", "_base"))
-    differences = pairs.assign(**{value: pairs[value] - pairs[f"{value}_base"]})
-    for quantity, f in dict(loss=losses, difference=differences).items():
-        budget += [
-            ("another initialisation", quantity, *pooled_sd(f, value, [*recipe, "order"])),
-            ("another data order", quantity, *pooled_sd(f, value, [*recipe, "seed"])),
-            ("another seed", quantity, *pooled_sd(f[f.seed == f.order], value, recipe)),
-        ]
+    order = done.seed
+    if "order" in done: order = done["order"].fillna(done.seed)
+    a_repeat = done.arm.isin(repeats)
+    arm = done.arm.where(~a_repeat, baseline)
+    done = done.assign(arm=arm, order=order)
+    budget = _run_noise(done, value, baseline, by)
     if doc_losses is not None:
         own = doc_losses[~doc_losses.arm.isin(repeats)]
         budget += _document_noise(own, baseline, by, batches, rows, length)
     frame = pd.DataFrame(budget, columns=["source", "quantity", "sd", "df"])
-    return frame.sort_values("quantity", ascending=False, kind="stable", ignore_index=True)
+    return frame.sort_values(
+        "quantity", ascending=False,
+        kind="stable", ignore_index=True)
 
 # %% ../nbs/20_statistics.ipynb #916ff2a8
 def triangular_root(
@@ -445,46 +590,91 @@ def triangular_root(
     root = np.zeros_like(cov)
     for j in range(len(cov)):
         pivot = cov[j, j] - root[j, :j] @ root[j, :j]
-        if pivot > 1e-9 * cov[j, j]: root[j:, j] = (cov[j:, j] - root[j:, :j] @ root[j, :j]) / np.sqrt(pivot)
+        if not pivot > 1e-9 * cov[j, j]: continue
+        below = cov[j:, j] - root[j:, :j] @ root[j, :j]
+        root[j:, j] = below / np.sqrt(pivot)
     return root
 
 # %% ../nbs/20_statistics.ipynb #4ae4948d
 def _comparable(
-    doc_losses: pd.DataFrame, metrics: pd.DataFrame, baseline: str
+    doc_losses: pd.DataFrame,
+    metrics: pd.DataFrame,
+    baseline: str,
 ) -> tuple[pd.DataFrame, dict[Hashable, pd.DataFrame]]:
     "Final losses (arms, seeds), nats per token, of the seeds that all arms finished; a curve for each (arm, seed)."
     if doc_losses.duplicated(["arm", "seed", "doc"]).any():
-        raise AblationError("Some runs occur twice; give the runs of one setting (learning rate, depth) only.")
+        raise AblationError(
+            "Some runs occur twice; "
+            "give the runs of one setting (learning rate, depth) only.")
     sums = doc_losses.groupby(["arm", "seed"])[["loss", "tokens"]].sum()
     totals = (sums.loss / sums.tokens).unstack().dropna(axis=1)
     if baseline not in totals.index or totals.empty:
-        none = f"There is no seed in which '{baseline}' and all of {', '.join(totals.index)} are done"
-        raise AblationError(f"{none}; leave out the arms that diverged.")
-    curves = dict(list(metrics.dropna(subset="val_loss").groupby(["arm", "seed"])))
-    for a, s in product(totals.index, totals.columns):
-        if (a, s) in curves: continue
-        without = f"'{a}' at seed {s} has no validation loss in the metrics"
-        raise AblationError(f"{without}; give the metrics of the same runs.")
+        arms = ", ".join(totals.index)
+        raise AblationError(
+            f"There is no seed in which '{baseline}' "
+            f"and all of {arms} are done; "
+            "leave out the arms that diverged.")
+    evaluated = metrics.dropna(subset="val_loss")
+    curves = dict(list(evaluated.groupby(["arm", "seed"])))
+    for arm, seed in product(totals.index, totals.columns):
+        if (arm, seed) in curves: continue
+        raise AblationError(
+            f"'{arm}' at seed {seed} has no validation loss "
+            "in the metrics; "
+            "give the metrics of the same runs.")
     return totals, curves
 
+# %% ../nbs/20_statistics.ipynb #aeae4c84
 def _lag(curve: pd.DataFrame, n_evals: int) -> np.ndarray:
     "What a logged curve lies above its end at `n_evals` steps, evenly from the first to the last."
     c = curve.sort_values("step")
-    return np.interp(np.linspace(0, c.step.max(), n_evals), c.step, c.val_loss - c.val_loss.iloc[-1])
+    steps = np.linspace(0, c.step.max(), n_evals)
+    above_end = c.val_loss - c.val_loss.iloc[-1]
+    return np.interp(steps, c.step, above_end)
 
-def _window_cov(doc_losses: pd.DataFrame, arms: list[str], baseline: str, length: int) -> np.ndarray:
+def _window_cov(
+    doc_losses: pd.DataFrame,
+    arms: list[str],
+    baseline: str,
+    length: int,
+) -> np.ndarray:
     "Covariance (arms, arms) of the losses of one seed on windows of the text."
-    by_doc = doc_losses.pivot(index="arm", columns="doc", values="loss").loc[arms]
-    tokens = doc_losses[doc_losses.arm == baseline].sort_values("doc").tokens
-    return np.cov(window_losses(by_doc, tokens, length)).reshape(len(arms), -1)
+    by_doc = doc_losses.pivot(index="arm", columns="doc", values="loss")
+    base = doc_losses[doc_losses.arm == baseline]
+    tokens = base.sort_values("doc").tokens
+    losses = window_losses(by_doc.loc[arms], tokens, length)
+    return np.cov(losses).reshape(len(arms), -1)
 
-def _against_truth(reported: np.ndarray, truth: np.ndarray, base: int) -> dict[str, np.ndarray]:
-    "Of reported losses (studies, arms): differences to the baseline, how often wrong in sign, how often the lowest."
+# %% ../nbs/20_statistics.ipynb #84284ce0
+def _against_truth(
+    reported: np.ndarray, # losses, (studies, arms)
+    truth: np.ndarray,    # differences to the baseline, (arms,)
+    base: int,            # the baseline's place among the arms
+) -> dict[str, np.ndarray]:
+    "Of reported losses: differences to the baseline, how often wrong in sign, how often the lowest."
     x = reported.round(6)  # as many digits as the report prints
-    d, first = x - x[:, [base]], x == x.min(1, keepdims=True)
-    wrong = np.where(truth == 0, np.nan, (np.sign(d) != np.sign(truth)).mean(0))
+    d = x - x[:, [base]]
+    wrong = (np.sign(d) != np.sign(truth)).mean(0)
+    wrong = np.where(truth == 0, np.nan, wrong)
+    first = x == x.min(1, keepdims=True)
     crowned = (first / first.sum(1, keepdims=True)).mean(0)
-    return dict(truth=truth, mean=d.mean(0), sd=d.std(0), wrong=wrong, crowned=crowned)
+    return dict(
+        truth=truth,
+        mean=d.mean(0),
+        sd=d.std(0),
+        wrong=wrong,
+        crowned=crowned)
+
+def _lowest(
+    rng: np.random.Generator,
+    expected: np.ndarray, # losses, (evaluations, arms)
+    root: np.ndarray,     # of the covariance of an evaluation's noise, (arms, arms)
+    n: int,               # studies
+) -> np.ndarray:          # (studies, arms)
+    "The lowest loss that each arm of a study shows in its evaluations."
+    z = rng.standard_normal((n, *expected.shape))
+    losses = expected + z @ root.T
+    return losses.min(1)
 
 # %% ../nbs/20_statistics.ipynb #73997413
 def best_of_evaluations(
@@ -508,19 +698,20 @@ def best_of_evaluations(
     parts: dict[str, list[np.ndarray]] = {exact: [], same: [], own: []}
     drawn = rng.multinomial(studies, np.full(len(seeds), 1 / len(seeds)))
     for s, k in zip(seeds, drawn):
-        cov = _window_cov(doc_losses[doc_losses.seed == s], arms, baseline, length)
-        noise = cov / (batches * rows)
+        of_seed = doc_losses[doc_losses.seed == s]
+        noise = _window_cov(of_seed, arms, baseline, length)
+        noise = noise / (batches * rows)
         lags = [_lag(curves[a, s], n_evals) for a in arms]
         expected = totals[s].to_numpy() + np.array(lags).T  # (evaluations, arms)
         parts[exact].append(np.tile(totals[s], (k, 1)))
-        roots = {same: triangular_root(noise), own: np.diag(np.sqrt(np.diag(noise)))}
-        for name, root in roots.items():
-            losses = expected + rng.standard_normal((k, n_evals, len(arms))) @ root.T
-            parts[name].append(losses.min(1))
-    truth = (totals.mean(axis=1) - totals.loc[baseline].mean()).to_numpy()
-    frames = []
+        together, apart = triangular_root(noise), np.diag(np.sqrt(np.diag(noise)))
+        parts[same].append(_lowest(rng, expected, together, k))
+        parts[own].append(_lowest(rng, expected, apart, k))
+    truth = totals.mean(axis=1) - totals.loc[baseline].mean()
+    base, frames = arms.index(baseline), []
     for name, reported in parts.items():
-        columns = _against_truth(np.concatenate(reported), truth, arms.index(baseline))
+        losses = np.concatenate(reported)
+        columns = _against_truth(losses, truth.to_numpy(), base)
         frames.append(pd.DataFrame(dict(evaluation=name, arm=arms) | columns))
     return pd.concat(frames, ignore_index=True)
 
@@ -532,32 +723,49 @@ def add_factors(
     "Read from `nope+silu` that nope and silu are 1: a column of 0 or 1 for each factor."
     parts = runs.arm.str.split("+").map(set)
     known = set().union(*parts)
+    present = {}
     for f in factors:
-        if f not in known: raise AblationError(f"No run has the factor '{f}'.{did_you_mean(f, known)}")
-    present = {f: parts.map(lambda p: int(f in p)) for f in factors}
-    ours = parts.map(lambda p: p <= set(factors) or p == {"baseline"})
-    return runs.assign(**present)[ours]
+        if f not in known:
+            hint = did_you_mean(f, known)
+            raise AblationError(f"No run has the factor '{f}'.{hint}")
+        present[f] = parts.map(lambda p: int(f in p))
+    def ours(own: set) -> bool:
+        return own <= set(factors) or own == {"baseline"}
+    return runs.assign(**present)[parts.map(ours)]
 
 def all_terms(factors: Sequence[str]) -> list[str]:
     "Every main effect and interaction: nope, silu, nope:silu."
-    return [":".join(c) for k in range(1, len(factors) + 1) for c in combinations(factors, k)]
+    terms = []
+    for k in range(1, len(factors) + 1):
+        terms += [":".join(c) for c in combinations(factors, k)]
+    return terms
 
 # %% ../nbs/20_statistics.ipynb #e7fe318c
 def _combination(row: Mapping, factors: Iterable[str]) -> str:
     "A cell of the design in words."
-    return "+".join(f for f in factors if row[f]) or "baseline"
+    present = [f for f in factors if row[f]]
+    return "+".join(present) or "baseline"
 
-def _solver(cells: pd.DataFrame, factors: Sequence[str], terms: Sequence[str]) -> np.ndarray:
-    "Least squares (1 + terms, cells) from the losses of cells to the effects, if they can be told apart."
-    columns = [(cells[term.split(":")] - .5).prod(axis=1) for term in terms]
-    X = np.column_stack([np.ones(len(cells)), *columns])
+def _solver(
+    cells: pd.DataFrame,    # a row a combination that was run
+    factors: Sequence[str],
+    terms: Sequence[str],
+) -> np.ndarray:            # (1 + terms, cells)
+    "Least squares from the losses of cells to the effects, if they can be told apart."
+    columns = [np.ones(len(cells))]
+    for term in terms:
+        columns.append((cells[term.split(":")] - .5).prod(axis=1))
+    X = np.column_stack(columns)
     solve = np.linalg.pinv(X)
-    for term, row in zip(terms, (solve @ X - np.eye(X.shape[1]))[1:]):
+    mixed = solve @ X - np.eye(X.shape[1])
+    for term, row in zip(terms, mixed[1:]):
         if np.abs(row).max() <= 1e-8: continue
+        run = f"{len(cells)} of the {2**len(factors)} combinations"
         raise AblationError(
             f"The effect '{term}' cannot be told from the others: "
-            f"only {len(cells)} of the {2**len(factors)} combinations of {', '.join(factors)} were run; "
-            "name the effects to fit in `terms` without it, or run the missing combinations.")
+            f"only {run} of {', '.join(factors)} were run; "
+            "name the effects to fit in `terms` without it, "
+            "or run the missing combinations.")
     return solve
 
 # %% ../nbs/20_statistics.ipynb #b1313a99
@@ -573,18 +781,28 @@ def factorial_contrasts(
     terms = terms or all_terms(factors)
     for f in ":".join(terms).split(":"):
         if f in factors: continue
-        asked = f"The effect of '{f}' is asked for, but the factors are {', '.join(factors)}."
-        raise AblationError(asked + did_you_mean(f, factors))
-    for r in runs[runs.duplicated([*factors, "seed"])].head(1).to_dict("records"):
-        twice = f"The combination {_combination(r, factors)} occurs twice in seed {r['seed']}"
-        raise AblationError(f"{twice}; give the runs of one setting (learning rate, depth) only.")
-    cells = runs[list(factors)].drop_duplicates().assign(cell=lambda c: range(len(c)))
+        known, hint = ", ".join(factors), did_you_mean(f, factors)
+        raise AblationError(
+            f"The effect of '{f}' is asked for, "
+            f"but the factors are {known}.{hint}")
+    twice = runs[runs.duplicated([*factors, "seed"])]
+    for r in twice.head(1).to_dict("records"):
+        raise AblationError(
+            f"The combination {_combination(r, factors)} "
+            f"occurs twice in seed {r['seed']}; "
+            "give the runs of one setting (learning rate, depth) only.")
+    cells = runs[list(factors)].drop_duplicates()
+    cells = cells.assign(cell=range(len(cells)))
     solve = _solver(cells, factors, terms)
     done = runs[runs.status == "done"].merge(cells, on=list(factors))
-    losses = done.pivot(index="seed", columns="cell", values=value).reindex(columns=cells.cell).dropna()
-    wide = pd.DataFrame(losses.to_numpy() @ solve[1:].T, index=losses.index, columns=terms)
-    return wide.rename_axis(columns="effect").T.stack().rename("contrast").reset_index()
+    losses = done.pivot(index="seed", columns="cell", values=value)
+    losses = losses.reindex(columns=cells.cell).dropna()
+    contrasts = losses.to_numpy() @ solve[1:].T  # (seeds, terms)
+    wide = pd.DataFrame(contrasts, index=losses.index, columns=terms)
+    long = wide.rename_axis(columns="effect").T.stack()
+    return long.rename("contrast").reset_index()
 
+# %% ../nbs/20_statistics.ipynb #afa0f291
 def factorial_effects(
     runs: pd.DataFrame,                 # as for `factorial_contrasts`
     factors: Sequence[str],             # names of the columns of 0 or 1
@@ -594,8 +812,11 @@ def factorial_effects(
     """Main effects and interactions with Student's t interval over the seeds.
     `n_diverged` counts the seeds in which a combination diverged."""
     contrasts = factorial_contrasts(runs, factors, terms, value)
-    bad, rows = runs[runs.status == "diverged"].seed.nunique(), []
-    for t in terms or all_terms(factors):
-        i = mean_interval(contrasts.contrast[contrasts.effect == t])
-        rows.append(dict(effect=t, order=t.count(":") + 1) | i._asdict() | dict(n_diverged=bad))
+    diverged = runs[runs.status == "diverged"].seed.nunique()
+    rows = []
+    for term in terms or all_terms(factors):
+        own = contrasts.contrast[contrasts.effect == term]
+        effect = dict(effect=term, order=term.count(":") + 1)
+        interval = mean_interval(own)._asdict()
+        rows.append(effect | interval | dict(n_diverged=diverged))
     return pd.DataFrame(rows)

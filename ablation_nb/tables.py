@@ -23,8 +23,10 @@ import pandas as pd
 import ablation_nb
 from .config import AblationError, arm_label, arm_order, parse_arm, project_root
 from .results import RUN, gaps
-from .statistics import (add_factors, crossed_effects, factorial_effects, mean_interval, paired_differences,
-                                    paired_effects, paired_trend, ratio_interval, signed, smallest_effect, verdicts)
+from .statistics import (
+    add_factors, crossed_effects, factorial_effects,
+    mean_interval, paired_differences, paired_effects, paired_trend,
+    ratio_interval, signed, smallest_effect, verdicts)
 
 # %% ../nbs/22_tables.ipynb #5c1d0a09
 def duration(seconds: float) -> str:
@@ -117,8 +119,12 @@ def inert(page: str) -> str:
 
 
 # %% ../nbs/22_tables.ipynb #5c1d0a14
-TEXT = ("arm", "change", "component", "whose", "verdict", "fixed_verdict", "tuned_verdict",
-        "source", "quantity", "evaluation", "removed", "claim", "figures", "test")  # columns that read from the left
+TEXT = (  # columns that read from the left
+    "arm", "change", "component", "whose",
+    "verdict", "fixed_verdict", "tuned_verdict",
+    "source", "quantity", "evaluation",
+    "removed", "claim", "figures", "test",
+)
 
 def plain_words(value: Any) -> str:
     "A value of a column that `COLUMNS` does not know."
@@ -144,97 +150,161 @@ def md_table(frame: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 # %% ../nbs/22_tables.ipynb #85c4654b
-def judged(runs: pd.DataFrame, margin: float, value: str = "final_val_loss") -> pd.DataFrame:
-    """Paired effects of one set of runs with their verdicts, a row an arm in the order of the figures.
+def judged(
+    runs: pd.DataFrame,             # a row a run, at most one an arm and seed
+    margin: float,                  # nats per token within which an effect counts as none
+    value: str = "final_val_loss",  # the column to compare
+) -> pd.DataFrame:                  # a row an arm in the order of the figures
+    """Paired effects of one set of runs with their verdicts.
 
     `detectable` is the smallest effect that Holm's first step detects among `contrasts`."""
     effects = paired_effects(runs, value, by=())
     contrasts = effects.arm.ne("aa").sum()
-    family = [1 if arm == "aa" else contrasts for arm in effects.arm]
-    least = [smallest_effect(int(e.n), e.sd, level=1 - .05 / m) for e, m in zip(effects.itertuples(), family)]
-    effects = verdicts(effects.assign(detectable=least, contrasts=contrasts), margin)
-    return effects.set_index("arm").reindex(arm_order(effects.arm)).rename_axis("arm").reset_index()
+    least = []
+    for e in effects.itertuples():
+        family = 1 if e.arm == "aa" else contrasts
+        least.append(smallest_effect(int(e.n), e.sd, level=1 - .05 / family))
+    effects = effects.assign(detectable=least, contrasts=contrasts)
+    judged = verdicts(effects, margin).set_index("arm")
+    order = arm_order(effects.arm)
+    return judged.reindex(order).rename_axis("arm").reset_index()
 
 def arm_means(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     "Means over the finished runs, a row an arm; missing where none is finished."
-    means = runs[runs.status == "done"].groupby("arm")[columns].mean()
+    done = runs[runs.status == "done"]
+    means = done.groupby("arm")[columns].mean()
     arms = runs[["arm", "lr"]].drop_duplicates("arm")
     table = arms.merge(means, how="left", left_on="arm", right_index=True)
-    return table.set_index("arm").loc[arm_order(runs.arm)].reset_index()
+    return in_order(table)
+
+# %% ../nbs/22_tables.ipynb #6da4b335
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    "A table with its rows in the order of the figures; several rows of an arm stay together."
+    arms = arm_order(table.arm)
+    return table.set_index("arm").loc[arms].reset_index()
 
 # %% ../nbs/22_tables.ipynb #5c1d0a15
-AGAINST = ["difference", "lo", "hi", "p_holm", "verdict"]  # columns that compare an arm with the baseline
+AGAINST = ["difference", "lo", "hi", "p_holm", "verdict"]  # columns that compare with the baseline
 
+# %% ../nbs/22_tables.ipynb #51a69ee1
+def counts_and_levels(runs: pd.DataFrame) -> pd.DataFrame:
+    "By arm: how many runs are done and diverged, and the interval of the mean loss."
+    rows = {}
+    for arm, g in runs.groupby("arm"):
+        level = mean_interval(g.final_val_loss.dropna())
+        rows[arm] = dict(
+            done=g.status.eq("done").sum(),
+            diverged=g.status.eq("diverged").sum(),
+            loss_lo=level.lo,
+            loss_hi=level.hi)
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+# %% ../nbs/22_tables.ipynb #c12256dd
 def results_table(
     runs: pd.DataFrame,   # a row a run, at most one an arm and seed
     margin: float = .005, # nats per token within which an effect counts as none
 ) -> pd.DataFrame:        # a row an arm
-    "What came out: loss and difference in nats per token with intervals, verdict, ratio of perplexities, seeds, time."
-    by_arm = runs.groupby("arm")
-    counts = by_arm.agg(done=("status", lambda s: s.eq("done").sum()),
-                        diverged=("status", lambda s: s.eq("diverged").sum()))
-    levels = {arm: mean_interval(g.final_val_loss.dropna())[3:] for arm, g in by_arm}
-    level = pd.DataFrame(levels, index=["loss_lo", "loss_hi"]).T
+    """What came out.
+
+    Loss and difference in nats per token with intervals, verdict, ratio of perplexities, seeds, time."""
     effects = pd.DataFrame(columns=AGAINST)
     if "baseline" in set(runs.arm):
-        effects = judged(runs, margin).rename(columns={"mean": "difference"}).set_index("arm")[AGAINST]
-    means = arm_means(runs, ["final_val_loss", "bits_per_byte", "seconds"]).set_index("arm")
-    table = means.join([counts, level, effects]).reset_index()
+        effects = judged(runs, margin).set_index("arm")
+        effects = effects.rename(columns={"mean": "difference"})[AGAINST]
+    means = arm_means(runs, ["final_val_loss", "bits_per_byte", "seconds"])
+    table = means.set_index("arm").join([counts_and_levels(runs), effects]).reset_index()
     table["perplexity_ratio"] = np.exp(table.difference.astype(float))
-    return table[["arm", "lr", "final_val_loss", "loss_lo", "loss_hi", "difference", "lo", "hi", "verdict", "p_holm",
-                  "bits_per_byte", "perplexity_ratio", "done", "diverged", "seconds"]]
+    return table[[
+        "arm", "lr",
+        "final_val_loss", "loss_lo", "loss_hi",
+        "difference", "lo", "hi", "verdict", "p_holm",
+        "bits_per_byte", "perplexity_ratio",
+        "done", "diverged", "seconds",
+    ]]
 
 # %% ../nbs/22_tables.ipynb #5c1d0a21
-def interval_words(mean: float, lo: float, hi: float, sign: str = "+", digits: int = 4) -> str:
+def interval_words(
+    mean: float,
+    lo: float,
+    hi: float,
+    sign: str = "+",  # empty: without the sign of a difference
+    digits: int = 4,
+) -> str:
     "A mean with its interval; without one, the mean alone."
-    def words(v: float) -> str: return signed(v, digits) if sign else f"{v:.{digits}f}"
+    def words(v: float) -> str:
+        if sign: return signed(v, digits)
+        return f"{v:.{digits}f}"
     if np.isnan(mean): return "–"
     if np.isnan(lo): return words(mean)
     return f"{words(mean)} [{words(lo)}, {words(hi)}]"
 
-INTERVALS = [("final_val_loss", "loss_lo", "loss_hi", "level", ""),  # mean, its interval, the column on the page, sign
-             ("difference", "lo", "hi", "effect", "+"),
-             ("crossed_mean", "crossed_lo", "crossed_hi", "crossed", "+"),
-             ("fixed_mean", "fixed_lo", "fixed_hi", "fixed_effect", "+"),
-             ("tuned_mean", "tuned_lo", "tuned_hi", "tuned_effect", "+")]
+# %% ../nbs/22_tables.ipynb #5ebbbf24
+INTERVALS = [  # mean, its interval, the column on the page, sign
+    ("final_val_loss", "loss_lo", "loss_hi", "level", ""),
+    ("difference", "lo", "hi", "effect", "+"),
+    ("crossed_mean", "crossed_lo", "crossed_hi", "crossed", "+"),
+    ("fixed_mean", "fixed_lo", "fixed_hi", "fixed_effect", "+"),
+    ("tuned_mean", "tuned_lo", "tuned_hi", "tuned_effect", "+"),
+]
 
 def for_reading(table: pd.DataFrame) -> pd.DataFrame:
     "Each mean and its interval in one column, and no learning rate where there is only one."
     table = table.copy()
-    others = [(c, f"{c}, lo", f"{c}, hi", c, "+") for c in table if f"{c}, lo" in table]
+    others = [
+        (c, f"{c}, lo", f"{c}, hi", c, "+")
+        for c in table if f"{c}, lo" in table
+    ]
     for mean, lo, hi, column, sign in [*INTERVALS, *others]:
         if lo not in table: continue
-        numbers = table[[mean, lo, hi]].astype(float).itertuples(index=False)
-        table[mean] = [interval_words(m, a, b, sign) for m, a, b in numbers]
-        table = table.drop(columns=[lo, hi]).rename(columns={mean: column})
+        numbers = table[[mean, lo, hi]].astype(float)
+        table[mean] = [
+            interval_words(*ends, sign)
+            for ends in numbers.itertuples(index=False)
+        ]
+        table = table.drop(columns=[lo, hi])
+        table = table.rename(columns={mean: column})
     one_rate = "lr" in table and table.lr.nunique() == 1
     if one_rate and "tuned_effect" not in table: table = table.drop(columns="lr")
     return table
 
 def compared(table: pd.DataFrame) -> pd.DataFrame:
     "A table without the columns that compare, where there is one arm and nothing to compare."
-    return table.dropna(axis=1, how="all") if len(table) == 1 else table
+    if len(table) != 1: return table
+    return table.dropna(axis=1, how="all")
 
 # %% ../nbs/22_tables.ipynb #b280da0a
-def sureness_table(runs: pd.DataFrame, docs: pd.DataFrame, margin: float) -> pd.DataFrame:
+def sureness_table(
+    runs: pd.DataFrame,  # a row a run, at most one an arm and seed
+    docs: pd.DataFrame,  # a row a validation document and run; may be empty
+    margin: float,       # nats per token within which an effect counts as none
+) -> pd.DataFrame:       # a row an arm
     "Difference of each arm with both intervals, smallest detectable effect, margin of equivalence."
     known = ["arm", "n", "mean", "lo", "hi", "verdict", "detectable", "within"]
-    table = judged(runs, margin)[known].rename(columns={"mean": "difference", "n": "pairs"})
+    table = judged(runs, margin)[known]
+    table = table.rename(columns={"mean": "difference", "n": "pairs"})
     if docs.empty: return table
-    crossed = crossed_effects(docs, by=())[["arm", "mean", "lo", "hi"]].add_prefix("crossed_")
-    table = table.merge(crossed.rename(columns={"crossed_arm": "arm"}), how="left", on="arm")
-    return table[["arm", "pairs", "difference", "lo", "hi", "verdict",
-                  "crossed_mean", "crossed_lo", "crossed_hi", "detectable", "within"]]
+    crossed = crossed_effects(docs, by=()).set_index("arm")
+    crossed = crossed[["mean", "lo", "hi"]].add_prefix("crossed_")
+    table = table.join(crossed, on="arm")
+    return table[[
+        "arm", "pairs",
+        "difference", "lo", "hi", "verdict",
+        "crossed_mean", "crossed_lo", "crossed_hi",
+        "detectable", "within",
+    ]]
 
 # %% ../nbs/22_tables.ipynb #5c1d0a24
 def side_by_side(fixed: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     "Two results tables in one: the difference at one rate for all, and at each arm's own best."
-    def part(t: pd.DataFrame, name: str) -> pd.DataFrame:
-        columns = t.set_index("arm")[["difference", "lo", "hi", "verdict"]]
-        return columns.rename(columns={"difference": "mean"}).add_prefix(f"{name}_")
+    def part(table: pd.DataFrame, name: str) -> pd.DataFrame:
+        effects = table.set_index("arm")[["difference", "lo", "hi", "verdict"]]
+        effects = effects.rename(columns={"difference": "mean"})
+        return effects.add_prefix(f"{name}_")
     rates = tuned.set_index("arm").lr
-    both = part(fixed, "fixed").join(rates, how="outer").join(part(tuned, "tuned"), how="outer")
-    return both.loc[[a for a in arm_order(both.index) if a != "baseline"]].reset_index()
+    both = part(fixed, "fixed").join(rates, how="outer")
+    both = both.join(part(tuned, "tuned"), how="outer")
+    arms = [a for a in arm_order(both.index) if a != "baseline"]
+    return both.loc[arms].reset_index()
 
 # %% ../nbs/22_tables.ipynb #5c1d0a25
 def tuning_effects(
@@ -247,18 +317,25 @@ def tuning_effects(
     n, mean, sd, lo, hi of the change; ratio, ratio_lo, ratio_hi of what is left of the difference; verdict.
     Only seeds that both settings have count. The arms are one family of tests."""
     def by_pair(runs: pd.DataFrame) -> pd.Series:
-        return paired_differences(runs, by=()).set_index(["arm", "seed"]).difference
-    both = pd.concat([by_pair(tuned), by_pair(fixed)], axis=1, keys=["own", "one"]).dropna()
-    statuses = pd.concat([tuned, fixed])[["arm", "status"]]
-    diverged = statuses.query("status == 'diverged'").arm.value_counts()
+        pairs = paired_differences(runs, by=())
+        return pairs.set_index(["arm", "seed"]).difference
+    columns = dict(own=by_pair(tuned), one=by_pair(fixed))
+    both = pd.concat(columns, axis=1).dropna()
+    runs = pd.concat([tuned, fixed])
+    diverged = runs.arm[runs.status == "diverged"].value_counts()
+    arms = set(tuned.arm) & set(fixed.arm) - {"baseline"}
     rows = []
-    for arm in arm_order(set(tuned.arm) & set(fixed.arm) - {"baseline"}):
-        g = both[both.index.get_level_values("arm") == arm]
-        ratio = ratio_interval(g.own, g.one)
+    for arm in arm_order(arms):
+        pairs = both[both.index.get_level_values("arm") == arm]
+        change = mean_interval(pairs.own - pairs.one)
+        ratio = ratio_interval(pairs.own, pairs.one)
         left = dict(ratio=ratio.mean, ratio_lo=ratio.lo, ratio_hi=ratio.hi)
-        lost = dict(n_diverged=diverged.get(arm, 0), n_base_diverged=diverged.get("baseline", 0))
-        rows.append(dict(arm=arm) | mean_interval(g.own - g.one)._asdict() | left | lost)
-    return verdicts(pd.DataFrame(rows), margin) if rows else pd.DataFrame()
+        lost = dict(
+            n_diverged=diverged.get(arm, 0),
+            n_base_diverged=diverged.get("baseline", 0))
+        rows.append(dict(arm=arm) | change._asdict() | left | lost)
+    if not rows: return pd.DataFrame()
+    return verdicts(pd.DataFrame(rows), margin)
 
 # %% ../nbs/22_tables.ipynb #b8017d80
 def reference_file(
@@ -266,26 +343,32 @@ def reference_file(
 ) -> Path:
     "A file of `reference/`: of the project that one works in, or else what came with the package."
     package = Path(ablation_nb.__file__).parent
-    folders = [project_root() / "reference", package.parent / "reference", package / "reference"]
-    file = next((f / name for f in folders if (f / name).is_file()), None)
-    if file is None:
-        raise AblationError(f"There is no {name} in {folders[0]}, nor with the package in {package}; take the folder "
-                            "reference/ from git again, or install the package again.")
-    return file
+    own = project_root() / "reference"
+    folders = [own, package.parent / "reference", package / "reference"]
+    for folder in folders:
+        if (folder / name).is_file(): return folder / name
+    raise AblationError(
+        f"There is no {name} in {own}, nor with the package in {package}; "
+        "take the folder reference/ from git again, or install the package again.")
 
 class SeedReport:
-    "The table of the replicated report, an arm a row: a data frame that is read when it is first asked for something."
+    """The table of the replicated report, an arm a row.
+
+    A data frame that is read when it is first asked for something."""
     @cached_property
     def table(self) -> pd.DataFrame:
         "reference/report.csv, and `delta`: the best loss against the baseline's, in per cent."
-        table = pd.read_csv(reference_file("report.csv"), comment="#", index_col="arm", dtype=str)
+        file = reference_file("report.csv")
+        table = pd.read_csv(file, comment="#", index_col="arm", dtype=str)
         numbers = table.columns.drop("component")
         table[numbers] = table[numbers].astype(float)
-        table.insert(1, "delta", 100 * (table.best_val_loss / table.best_val_loss["baseline"] - 1))
+        loss = table.best_val_loss
+        table.insert(1, "delta", 100 * (loss / loss["baseline"] - 1))
         return table
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"): raise AttributeError(name)   # what Python asks of any object is no reason to read
+        # what Python asks of any object is no reason to read
+        if name.startswith("__"): raise AttributeError(name)
         return getattr(self.table, name)
 
     def __getitem__(self, column: Any) -> Any: return self.table[column]
@@ -298,27 +381,44 @@ def overview_table(
     runs: pd.DataFrame,  # a row a run, at most one an arm and seed
 ) -> pd.DataFrame:       # a row an arm; delta in per cent of the baseline's loss
     "The first table of the replicated report, with this study's figures beside it."
-    ours = arm_means(runs, ["best_val_loss", "seconds"]).rename(columns=dict(seconds="here_seconds"))
+    ours = arm_means(runs, ["best_val_loss", "seconds"])
+    ours = ours.rename(columns=dict(seconds="here_seconds"))
     effect = pd.Series(dtype=float)
-    if "baseline" in set(runs.arm): effect = paired_effects(runs, "best_val_loss", by=()).set_index("arm")["mean"]
+    if "baseline" in set(runs.arm):
+        effects = paired_effects(runs, "best_val_loss", by=())
+        effect = effects.set_index("arm")["mean"]
     base = runs[runs.arm == "baseline"].best_val_loss.mean()
-    ours["delta"] = [0. if a == "baseline" else 100 * effect.get(a, np.nan) / base for a in ours.arm]
+    ours["delta"] = 100 * ours.arm.map(effect) / base
+    ours.loc[ours.arm == "baseline", "delta"] = 0.
     theirs = SEED_REPORT.assign(report_seconds=3600 * SEED_REPORT.hours)
-    theirs = theirs.rename(columns=dict(best_val_loss="report_best", delta="report_delta"))
-    table = ours.join(theirs[["report_best", "report_delta", "report_seconds", "component"]], on="arm")
-    return table[["arm", "lr", "component", "report_best", "best_val_loss",
-                  "report_delta", "delta", "report_seconds", "here_seconds"]]
+    theirs = theirs.rename(columns=dict(
+        best_val_loss="report_best",
+        delta="report_delta"))
+    shown = ["report_best", "report_delta", "report_seconds", "component"]
+    table = ours.join(theirs[shown], on="arm")
+    return table[[
+        "arm", "lr", "component",
+        "report_best", "best_val_loss",
+        "report_delta", "delta",
+        "report_seconds", "here_seconds",
+    ]]
 
+# %% ../nbs/22_tables.ipynb #62d516bd
 def precision_table(
     runs: pd.DataFrame,  # a row a run, at most one an arm and seed
 ) -> pd.DataFrame:       # two rows an arm where the report has it: the report's, and this study's means
     "The report's table in full precision, each row above this study's."
-    names = dict(best_val_loss="best", final_val_loss="final",
-                 min_train_loss="min_train", final_train_loss="final_train")
-    ours = arm_means(runs, list(names)).assign(whose="here")
-    theirs = SEED_REPORT.reset_index()[["arm", *names]].assign(whose="report")
-    both = pd.concat([theirs[theirs.arm.isin(ours.arm)], ours]).rename(columns=names)
-    return both.set_index("arm").loc[arm_order(ours.arm)].reset_index()[["arm", "whose", *names.values()]]
+    names = dict(
+        best_val_loss="best",
+        final_val_loss="final",
+        min_train_loss="min_train",
+        final_train_loss="final_train")
+    ours = arm_means(runs, list(names))
+    theirs = SEED_REPORT.reset_index()[["arm", *names]]
+    theirs = theirs[theirs.arm.isin(ours.arm)]
+    both = pd.concat([theirs.assign(whose="report"), ours.assign(whose="here")])
+    both = in_order(both).rename(columns=names)
+    return both[["arm", "whose", *names.values()]]
 
 # %% ../nbs/22_tables.ipynb #5c1d0a30
 def certificate_table(
@@ -326,11 +426,13 @@ def certificate_table(
 ) -> pd.DataFrame:       # a row an arm; deltas in per cent
     "Parameters, FLOPs per token and training tokens beside the baseline's."
     counts = ["parameters", "flops_per_token", "tokens"]
-    table = runs[runs.status == "done"].groupby("arm", as_index=False)[counts].max()
-    table = table.set_index("arm").loc[arm_order(table.arm)].reset_index()
-    for column, delta in (("parameters", "parameters_delta"), ("flops_per_token", "flops_delta")):
+    done = runs[runs.status == "done"]
+    table = in_order(done.groupby("arm", as_index=False)[counts].max())
+    deltas = dict(parameters="parameters_delta", flops_per_token="flops_delta")
+    for column, delta in deltas.items():
         base = table.loc[table.arm == "baseline", column].max()
-        table.insert(table.columns.get_loc(column) + 1, delta, 100 * (table[column] / base - 1))
+        behind = table.columns.get_loc(column) + 1
+        table.insert(behind, delta, 100 * (table[column] / base - 1))
     return table
 
 # %% ../nbs/22_tables.ipynb #0055312c
@@ -344,12 +446,18 @@ def gap_columns(
     steps = [gap.step[gap.step >= share * last].min() for share in at]
     columns = {}
     for step in dict.fromkeys(s for s in steps if pd.notna(s)):
-        by_arm = {a: mean_interval(g.gap) for a, g in gap[gap.step == step].groupby("arm")}
-        for end, key in (("", "mean"), (", lo", "lo"), (", hi", "hi")):
-            ends = {a: getattr(interval, key) for a, interval in by_arm.items()}
-            columns[f"gap at step {step:,}{end}"] = pd.Series(ends, dtype=float)
+        by_arm = gap[gap.step == step].groupby("arm").gap
+        intervals = {arm: mean_interval(g)._asdict() for arm, g in by_arm}
+        ends = pd.DataFrame(intervals, dtype=float).T
+        name = f"gap at step {step:,}"
+        columns |= {
+            name: ends["mean"],
+            f"{name}, lo": ends["lo"],
+            f"{name}, hi": ends["hi"],
+        }
     return columns
 
+# %% ../nbs/22_tables.ipynb #58ab430e
 def dynamics_table(
     runs: pd.DataFrame,         # a row a run, at most one an arm and seed
     metrics: pd.DataFrame,      # their rows of metrics
@@ -357,8 +465,11 @@ def dynamics_table(
     timed: pd.DataFrame,        # the arms in turn, as `Results.timed` has them; empty: the runs' own times
     at: tuple = (.1, .25, .5),  # shares of the training at which to look
 ) -> pd.DataFrame:              # a row an arm
-    "First loss, gap to the baseline at the first evaluation after each share of the training, gradients and speed."
-    table = arm_means(runs, ["initial_val_loss"]).drop(columns="lr").set_index("arm")
+    """First loss, gap to the baseline, gradients and speed.
+
+    The gap is that at the first evaluation after each share of the training."""
+    table = arm_means(runs, ["initial_val_loss"])
+    table = table.drop(columns="lr").set_index("arm")
     for name, column in gap_columns(runs, metrics, at).items(): table[name] = column
     steps = metrics[metrics.grad_norm > 0].merge(runs[RUN], on=RUN)
     table["grad_norm"] = steps.groupby("arm").grad_norm.median()
@@ -366,15 +477,20 @@ def dynamics_table(
     clock = runs[runs.status == "done"] if timed.empty else timed
     table["tokens_per_second"] = clock.groupby("arm").tokens_per_second.mean()
     later = paired_effects(clock, "seconds", by=()).set_index("arm")["mean"]
-    table["slower"] = 100 * later / clock[clock.arm == "baseline"].seconds.mean()
+    base = clock[clock.arm == "baseline"].seconds.mean()
+    table["slower"] = 100 * later / base
     return table.reset_index()
 
 # %% ../nbs/22_tables.ipynb #5c1d0a35
 def rates_long(runs: pd.DataFrame) -> pd.DataFrame:
     "arm, lr, mean final loss, finished and diverged runs."
     done = runs.status.eq("done")
-    rows = runs.assign(done=done, diverged=runs.status.eq("diverged"), mean=runs.final_val_loss.where(done))
-    return rows.groupby(["arm", "lr"], as_index=False).agg(dict(mean="mean", done="sum", diverged="sum"))
+    rows = runs.assign(
+        mean=runs.final_val_loss.where(done),
+        done=done,
+        diverged=runs.status.eq("diverged"))
+    by_rate = rows.groupby(["arm", "lr"], as_index=False)
+    return by_rate.agg(dict(mean="mean", done="sum", diverged="sum"))
 
 def rate_words(cell: Any) -> str:
     "A mean and the runs behind it, and how many diverged."
@@ -386,18 +502,25 @@ def rate_words(cell: Any) -> str:
 def rates_table(runs: pd.DataFrame) -> pd.DataFrame:
     "Mean final loss of each arm at each learning rate, with the runs behind it."
     cells = rates_long(runs)
-    cells["cell"] = [rate_words(c) for c in cells[["mean", "done", "diverged"]].itertuples(index=False)]
+    cells["cell"] = [rate_words(c) for c in cells.itertuples()]
     wide = cells.pivot(index="arm", columns="lr", values="cell")
-    return wide.loc[arm_order(wide.index)].rename(columns=lambda lr: f"{lr:g}").reset_index()
+    wide = wide.rename(columns=lambda lr: f"{lr:g}")
+    return wide.loc[arm_order(wide.index)].reset_index()
 
 def positions_table(positions: pd.DataFrame) -> pd.DataFrame:
     "Loss in windows of the trained length, and by half in windows twice as long; mean of the runs."
     T = positions.length.min()
-    halves = [f"windows of {T}", f"windows of {2 * T}: first half", f"windows of {2 * T}: second half"]
+    halves = [
+        f"windows of {T}",
+        f"windows of {2 * T}: first half",
+        f"windows of {2 * T}: second half",
+    ]
     within, early = positions.length == T, positions.position < T
-    p = positions.assign(half=np.select([within, early], halves[:2], halves[2]))
-    wide = p.groupby(["arm", "half"]).loss.mean().unstack()[[h for h in halves if h in set(p.half)]]
-    return wide.loc[arm_order(wide.index)].rename_axis(columns=None).reset_index()
+    half = np.select([within, early], halves[:2], halves[2])
+    wide = positions.groupby(["arm", half]).loss.mean().unstack()
+    known = [h for h in halves if h in wide]
+    wide = wide.loc[arm_order(wide.index), known]
+    return wide.rename_axis(columns=None).reset_index()
 
 # %% ../nbs/22_tables.ipynb #5c1d0a37
 def parts_of(arm: str) -> list[str]:
@@ -406,27 +529,42 @@ def parts_of(arm: str) -> list[str]:
 
 def parts_combined(arms: Iterable[str]) -> list[str]:
     "The arms that were run alone and as parts of others, in the order of the figures."
-    parts = {a: parts_of(a) for a in arm_order(arms)}
-    combined = {p for several in parts.values() if len(several) > 1 for p in several}
-    return [a for a in parts if a in combined]
+    ordered = arm_order(arms)
+    combined = set()
+    for arm in ordered:
+        parts = parts_of(arm)
+        if len(parts) > 1: combined |= set(parts)
+    return [a for a in ordered if a in combined]
 
 def factorial(runs: pd.DataFrame, margin: float) -> pd.DataFrame:
-    "Main effects and interactions of the parts that were combined, with verdicts; empty without composed arms."
+    """Main effects and interactions of the parts that were combined, with verdicts.
+
+    Empty without composed arms."""
     factors = parts_combined(runs.arm)
     if not factors: return pd.DataFrame()
-    within = [a for a in arm_order(runs.arm) if set(parts_of(a)) <= set(factors)]
-    terms = [":".join(parts_of(a)) for a in within]
-    return verdicts(factorial_effects(add_factors(runs, factors), factors, terms), margin)
+    terms = []
+    for arm in arm_order(runs.arm):
+        parts = parts_of(arm)
+        if set(parts) <= set(factors): terms.append(":".join(parts))
+    design = add_factors(runs, factors)
+    effects = factorial_effects(design, factors, terms)
+    return verdicts(effects, margin)
 
+# %% ../nbs/22_tables.ipynb #123a1acc
 def interactions_table(
     effects: pd.DataFrame,  # rows of `factorial`
 ) -> pd.DataFrame:
     "`factorial` for reading: what was removed, its difference with interval, p and the side of zero."
-    removed = [" × ".join(map(arm_label, effect.split(":"))) for effect in effects.effect]
+    removed = [
+        " × ".join(map(arm_label, effect.split(":")))
+        for effect in effects.effect
+    ]
     side = effects.verdict.replace(dict(worse="above zero", better="below zero"))
-    table = effects.assign(removed=removed, verdict=side).rename(columns={"mean": "difference"})
-    shown = for_reading(table[["removed", "difference", "lo", "hi", "p_holm", "verdict"]])
-    return shown.rename(columns={"effect": "nats per token [95 %]"})
+    table = effects.assign(removed=removed, verdict=side)
+    table = table.rename(columns={"mean": "difference"})
+    shown = table[["removed", "difference", "lo", "hi", "p_holm", "verdict"]]
+    heading = {"effect": "nats per token [95 %]"}
+    return for_reading(shown).rename(columns=heading)
 
 # %% ../nbs/22_tables.ipynb #5c1d0a39
 def against_the_sum(runs: pd.DataFrame, margin: float) -> pd.DataFrame:
@@ -434,37 +572,64 @@ def against_the_sum(runs: pd.DataFrame, margin: float) -> pd.DataFrame:
 
     A row a combination whose parts were run alone: arm, n, mean, sd, lo, hi, the means `whole` and `parts`, verdict.
     The rows are one family of tests. Empty without a baseline or without combinations."""
-    arms = set(runs.arm)
-    if "baseline" not in arms or not any(len(parse_arm(a)) > 1 for a in arms): return pd.DataFrame()
+    arms = arm_order(runs.arm)
+    combinations = [a for a in arms if len(parse_arm(a)) > 1]
+    if "baseline" not in arms or not combinations: return pd.DataFrame()
     pairs = paired_differences(runs, by=())
-    wide = pairs.pivot(index="seed", columns="arm", values="difference").reindex(columns=sorted(arms))
+    wide = pairs.pivot(index="seed", columns="arm", values="difference")
+    wide = wide.reindex(columns=sorted(arms))
     diverged, rows = runs[runs.status == "diverged"].arm, []
-    for arm in arm_order(runs.arm):
+    for arm in combinations:
         parts = parts_of(arm)
-        if len(parts) < 2 or not set(parts) <= set(wide): continue
-        both = pd.DataFrame(dict(whole=wide[arm], parts=wide[parts].sum(axis=1, skipna=False))).dropna()
-        lost = dict(n_diverged=diverged.isin([arm, *parts]).sum(), n_base_diverged=diverged.eq("baseline").sum())
+        if not set(parts) <= set(wide): continue
+        alone = wide[parts].sum(axis=1, skipna=False)
+        both = pd.DataFrame(dict(whole=wide[arm], parts=alone)).dropna()
         beyond = mean_interval(both.whole - both.parts)
+        lost = dict(
+            n_diverged=diverged.isin([arm, *parts]).sum(),
+            n_base_diverged=diverged.eq("baseline").sum())
         rows.append(dict(arm=arm) | beyond._asdict() | both.mean().to_dict() | lost)
-    return verdicts(pd.DataFrame(rows), margin) if rows else pd.DataFrame()
+    if not rows: return pd.DataFrame()
+    return verdicts(pd.DataFrame(rows), margin)
 
+# %% ../nbs/22_tables.ipynb #52c69f65
 def together_table(
     effects: pd.DataFrame,  # rows of `against_the_sum`
 ) -> pd.DataFrame:
     "`against_the_sum` for reading: what is removed, together and one by one, and how much more that is."
+    removed = effects.arm.map(arm_label)
     beyond = effects.verdict.replace(dict(worse="more", better="less"))
-    table = effects.assign(removed=effects.arm.map(arm_label), verdict=beyond)
-    table = table.rename(columns={"mean": "difference", "whole": "together", "parts": "one by one"})
-    shown = for_reading(table[["removed", "together", "one by one", "difference", "lo", "hi", "p_holm", "verdict"]])
-    return shown.rename(columns={"effect": "beyond the sum [95 %]"})
+    table = effects.assign(removed=removed, verdict=beyond)
+    table = table.rename(columns={
+        "mean": "difference",
+        "whole": "together",
+        "parts": "one by one",
+    })
+    shown = table[[
+        "removed", "together", "one by one",
+        "difference", "lo", "hi", "p_holm", "verdict",
+    ]]
+    heading = {"effect": "beyond the sum [95 %]"}
+    return for_reading(shown).rename(columns=heading)
 
 # %% ../nbs/22_tables.ipynb #5c1d0a42
-def effects_along(runs: pd.DataFrame, field: str, margin: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Verdicts at each level of a field (a family a level), and of each arm's trend, in nats a doubling (one family)."
-    with_arms = [(level, g) for level, g in runs.groupby(field) if {"baseline"} < set(g.arm)]
-    if not with_arms: return pd.DataFrame(), pd.DataFrame()
-    effects = [judged(g, margin).assign(level=level) for level, g in with_arms]
-    levels = runs.groupby("arm")[field].nunique()
+def effects_along(
+    runs: pd.DataFrame,  # a row a run, one for each arm, level and seed
+    field: str,          # the swept column: n_layers, context_length, lr, ...
+    margin: float,       # nats per token within which an effect counts as none
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Verdicts at each level of a field, and of each arm's trend, in nats a doubling.
+
+    The arms of a level are one family of tests, and the trends are another."""
+    effects = [
+        judged(g, margin).assign(level=level)
+        for level, g in runs.groupby(field)
+        if {"baseline"} < set(g.arm)
+    ]
+    if not effects: return pd.DataFrame(), pd.DataFrame()
     trend = pd.DataFrame(columns=["arm"])
-    if levels.get("baseline", 0) > 1: trend = verdicts(paired_trend(runs[runs.arm.map(levels) > 1], field), margin)
+    levels = runs.groupby("arm")[field].nunique()
+    if levels.get("baseline", 0) > 1:
+        several = runs.arm.map(levels) > 1
+        trend = verdicts(paired_trend(runs[several], field), margin)
     return pd.concat(effects, ignore_index=True), trend.set_index("arm")
