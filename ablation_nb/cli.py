@@ -165,7 +165,7 @@ def add_study_commands(sub: Any) -> None:
     work.add_argument("--tensorboard", action="store_true",
                       help="keep the rows for TensorBoard too, in each run's folder")
     work.add_argument("--scheduler", metavar="ADDRESS",
-                      help="of a dask cluster whose workers were started with --nthreads 1 --resources run=1")
+                      help="of a dask cluster that was started as nbs/scale_out.ipynb says")
 
 def add_command(sub: Any, name: str, text: str, call: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
     "A command that calls `call` with what was typed."
