@@ -469,6 +469,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ablation_nb.kernels.Nursery.stop': ('kernels.html#nursery.stop', 'ablation_nb/kernels.py'),
                                      'ablation_nb.kernels.Nursery.warm': ('kernels.html#nursery.warm', 'ablation_nb/kernels.py'),
                                      'ablation_nb.kernels.be_kernel': ('kernels.html#be_kernel', 'ablation_nb/kernels.py'),
+                                     'ablation_nb.kernels.bury': ('kernels.html#bury', 'ablation_nb/kernels.py'),
                                      'ablation_nb.kernels.die_with_parent': ('kernels.html#die_with_parent', 'ablation_nb/kernels.py'),
                                      'ablation_nb.kernels.nursery': ('kernels.html#nursery', 'ablation_nb/kernels.py'),
                                      'ablation_nb.kernels.run_notebook': ('kernels.html#run_notebook', 'ablation_nb/kernels.py')},

@@ -1,10 +1,14 @@
 "What comes in from outside: through ports, through folders that others have sent, through settings of the machine."
+import configparser
 import json
 import re
 import shlex
+import signal
 import socket
 import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import psutil
 import pytest
@@ -256,3 +260,20 @@ def test_a_matplotlibrc_of_this_machine_changes_no_run_and_no_figure(sh, tmp_pat
         pictures.append({f.name: f.read_bytes() for f in root.glob("outputs/*/*.[ps][nv]g")})
     assert pictures[0]
     assert pictures[0] == pictures[1]
+
+
+def test_ctrl_c_while_the_command_is_imported_is_one_line(env):
+    "As the installed script starts it, before, amid and after the import of torch."
+    settings = configparser.ConfigParser(delimiters=["="])
+    settings.read(ROOT / "settings.ini")
+    module, function = settings["DEFAULT"]["console_scripts"].removeprefix("ablation=").split(":")
+    code = f"import sys; from {module} import {function}; sys.exit({function}())"
+    argv = [sys.executable, "-c", code, "plan", "studies/depth.toml"]
+    for library in ("numpy", "libtorch", "pandas"):
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(argv, cwd=ROOT, env=env, preexec_fn=as_in_a_terminal, **pipes)
+        wait_for(lambda: library in Path(f"/proc/{process.pid}/maps").read_text())
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130, library
+        assert said == "ablation: interrupted.\n", library
