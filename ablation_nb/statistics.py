@@ -417,9 +417,7 @@ def verdicts(
     }
     verdict = np.select(list(cases.values()), list(cases), "undetermined")
     return effects.assign(
-        p=p,
-        p_holm=p_holm,
-        p_equivalent=p_equivalent,
+        p=p, p_holm=p_holm, p_equivalent=p_equivalent,
         within=_within(n_tested, mean, sd, level),
         verdict=verdict)
 
