@@ -258,8 +258,8 @@ def for_reading(table: pd.DataFrame) -> pd.DataFrame:
         if lo not in table: continue
         numbers = table[[mean, lo, hi]].astype(float)
         table[mean] = [
-            interval_words(*ends, sign)
-            for ends in numbers.itertuples(index=False)
+            interval_words(value, low, high, sign)
+            for value, low, high in numbers.itertuples(index=False)
         ]
         table = table.drop(columns=[lo, hi])
         table = table.rename(columns={mean: column})
@@ -444,7 +444,7 @@ def gap_columns(
     "The gap to the baseline at the first evaluation after each share of the training."
     gap, last = gaps(runs, metrics), metrics.step.max()
     steps = [gap.step[gap.step >= share * last].min() for share in at]
-    columns = {}
+    columns = dict[str, pd.Series]()
     for step in dict.fromkeys(s for s in steps if pd.notna(s)):
         by_arm = gap[gap.step == step].groupby("arm").gap
         intervals = {arm: mean_interval(g)._asdict() for arm, g in by_arm}
