@@ -347,6 +347,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.engine.remarks': ('engine.html#remarks', 'ablation_nb/engine.py'),
                                     'ablation_nb.engine.result_of': ('engine.html#result_of', 'ablation_nb/engine.py'),
                                     'ablation_nb.engine.result_words': ('engine.html#result_words', 'ablation_nb/engine.py'),
+                                    'ablation_nb.engine.room_to_compile': ('engine.html#room_to_compile', 'ablation_nb/engine.py'),
                                     'ablation_nb.engine.rotated': ('engine.html#rotated', 'ablation_nb/engine.py'),
                                     'ablation_nb.engine.runs_at_a_time': ('engine.html#runs_at_a_time', 'ablation_nb/engine.py'),
                                     'ablation_nb.engine.show_times': ('engine.html#show_times', 'ablation_nb/engine.py'),

@@ -119,8 +119,9 @@ def time_arms(
     point, before = next(iter(study.points)), torch_threads()
     cfgs = {arm: study.run(arm, point) for arm in study.settings["arms"]}
     try:
-        trainers = {arm: on_random_tokens(cfg, (rounds + 1) * steps, threads) for arm, cfg in cfgs.items()}
-        seconds = time_in_turn(trainers, rounds, steps)
+        with room_to_compile(len(cfgs)):
+            trainers = {arm: on_random_tokens(cfg, (rounds + 1) * steps, threads) for arm, cfg in cfgs.items()}
+            seconds = time_in_turn(trainers, rounds, steps)
     finally: torch_threads(before)
     cfg = next(iter(cfgs.values()))
     times = dict(
@@ -137,6 +138,12 @@ def time_arms(
     return times
 
 # %% ../nbs/15_engine.ipynb #3494aa7f
+@contextmanager
+def room_to_compile(n: int) -> Iterator[None]:
+    "torch compiles a function eight times in a process, then runs it uncompiled; here each of `n` trainers has eight."
+    import torch._dynamo.config
+    with torch._dynamo.config.patch(recompile_limit=8 * n): yield
+
 def time_in_turn(trainers: dict, rounds: int, steps: int) -> dict[str, list[float]]:
     "Seconds a step of each arm, a number a round; a round before the first warms up."
     seconds: dict[str, list[float]] = {arm: [] for arm in trainers}
