@@ -1,25 +1,42 @@
 # Each target installs what it needs into .venv, pinned. CORPUS is a path to text, "tinystories" or "builtin" (the default of the laptop study).
 PYTHON ?= python3
 STUDY  ?= studies/laptop.toml
-CORPUS ?= $(ABLATION_CORPUS)
 BIN    := .venv/bin
-export ABLATION_CORPUS := $(or $(realpath $(CORPUS)),$(CORPUS))
 
-.PHONY: install study test lint bench gpu wheels lab docs readme clean
+# A path may hold spaces, quotes and dollars: it is taken as it was typed, and reaches a shell as one word.
+quoted = '$(subst ','\'',$(1))'
+override STUDY  := $(value STUDY)
+override CORPUS := $(value $(if $(filter undefined,$(origin CORPUS)),ABLATION_CORPUS,CORPUS))
+PLACE := import os, sys; p = os.path.expanduser(sys.argv[1]); print(os.path.realpath(p) if os.path.exists(p) else p)
+override ABLATION_CORPUS := $(if $(CORPUS),$(or $(shell $(PYTHON) -c '$(PLACE)' $(call quoted,$(CORPUS))),$(CORPUS)))
+export ABLATION_CORPUS
+
+PINNED := \# What the project was tested with on Python 3.11, made by `make pins`. torch has a file of its own; settings.ini holds the ranges.
+
+.PHONY: install pins study test lint bench gpu wheels lab docs readme clean
 
 install: .venv/.installed
 
-.venv/.installed: requirements.txt settings.ini setup.py pyproject.toml
+.venv/.installed: requirements.txt requirements-torch.txt settings.ini setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"make install pins packages for Python 3.11 or newer, this is {v[0]}.{v[1]}: pass PYTHON=/path/to/python3.11, or use pip install -e . for the ranges of settings.ini.")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-torch.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-study: install  ## run the laptop study (or STUDY=...) and print its table
-	$(BIN)/ablation run $(STUDY)
-	$(BIN)/ablation report $(STUDY)
+pins: install  ## requirements.txt anew: what lies in .venv, each file with its hash on PyPI
+	$(PYTHON) -m venv build/uv && build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip list --disable-pip-version-check --format freeze --exclude-editable --exclude pip --exclude torch > build/pins.in
+	(echo '$(PINNED)'; build/uv/bin/uv pip compile --quiet --no-deps --generate-hashes --no-annotate --no-header --python-version 3.11 build/pins.in) > build/requirements.txt
+	mv build/requirements.txt requirements.txt
 
+study: install  ## run the laptop study (or STUDY=...) and print its table
+	$(BIN)/ablation run $(call quoted,$(STUDY))
+	$(BIN)/ablation report $(call quoted,$(STUDY))
+
+# Several tests run at a time: threads that wait for each other on busy cores took four times as long.
+test: export OMP_NUM_THREADS := 1
 test: lint  ## lint, then the notebooks' own tests, then end to end
 	$(BIN)/nbdev-test --skip-file-re '^(train|analysis|index|benchmark)' --n-workers 2 --timing
 	$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadfile --durations 10 tests
@@ -42,7 +59,7 @@ LIMIT ?= 560
 VISITOR := $(if $(wildcard .whl),$(PYTHON),$(BIN)/python)
 gpu: $(if $(wildcard .whl),,install)  ## a short visit to a card: checks, race, then STUDY for LIMIT seconds in all; results in $OUT or out/visit
 	if [ -d .whl ]; then $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --find-links .whl --requirement requirements-gpu.txt; fi
-	$(VISITOR) -m ablation_nb.visit run $(STUDY) --time-limit $(LIMIT) $(VISIT)
+	$(VISITOR) -m ablation_nb.visit run $(call quoted,$(STUDY)) --time-limit $(call quoted,$(LIMIT)) $(VISIT)
 
 wheels: install  ## .whl, for carrying: what requirements-gpu.txt lists, for Python 3.12 on Linux
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none \

@@ -273,7 +273,7 @@ def steps_of(
     "Make the first `n` steps, and put the trainer back to step 0."
     kept, losses = {k: v.clone() for k, v in t.kept().items()}, []
     for _ in range(n):
-        at = int(t.at.item()) % t.cfg.log_every
+        at = int(t.at.item()) % t.ring
         step()
         losses.append(t.buffer[0, at].item())
     state = {name: t.optimizer.state[p] for name, p in t.model.named_parameters()}

@@ -489,7 +489,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         with torch.random.fork_rng(cards), torch.autocast(device.type, enabled=False), torch.no_grad(): yield
     finally: torch.set_float32_matmul_precision(precision)
 
-def outcome(check: Callable[[Case], tuple[bool, str]], t: Case) -> Check:
+def outcome(check: Callable[[Any], tuple[bool, str]], t: Any) -> Check:
     "The result of `check`; an exception is a result, too."
     try: passed, sentence = check(t)
     except Exception as e:
@@ -511,13 +511,13 @@ def check_treatment(
     t = Case(model, arm_name(arm), expected_config(arm, built, cfg), seed)
     with undisturbed(t.device): return [outcome(check, t) for check in CHECKS]
 
-def require(checks: list[Check]) -> None:
+def require(checks: list[Check], fault: str = "The model is not what its arm says") -> None:
     "Raise `AblationError` with the sentences of all failed checks, if there are any."
     failed = [c for c in checks if not c.passed]
     if not failed: return
     count = f"{len(failed)} of {len(checks)} checks failed"
     sentences = " ".join(f"[{c.name}] {c.says}" for c in failed)
-    raise AblationError(f"The model is not what its arm says ({count}). {sentences}")
+    raise AblationError(f"{fault} ({count}). {sentences}")
 
 # %% ../nbs/05_checks.ipynb #d35b7bbc
 def certificate(

@@ -269,7 +269,7 @@ def add_run_options(work: argparse.ArgumentParser) -> None:
         help="keep the rows for TensorBoard too, in each run's folder")
     work.add_argument(
         "--scheduler", metavar="ADDRESS",
-        help="of a dask cluster whose workers were started with --nthreads 1 --resources run=1")
+        help="of a dask cluster that was started as nbs/scale_out.ipynb says")
 
 # %% ../nbs/33_cli.ipynb #c1100018
 PROVE = ("prove that the code as it stands makes the same numbers as a committed version, "

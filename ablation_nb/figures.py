@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ARM_COLOURS', 'DASHED', 'STYLE', 'arm_colour', 'ink', 'line_style', 'plot_losses', 'plot_schedule', 'plot_intervals',
-           'difference_rows', 'plot_differences', 'ablation_comparison', 'effects_figure', 'sensitivity_figure',
-           'plot_gaps', 'plot_gradients', 'plot_runs', 'dynamics_figure', 'plot_by_position', 'positions_figure',
-           'interactions_figure', 'sweep_figure', 'save_figure', 'plot_setups', 'front_figure']
+           'difference_rows', 'plot_differences', 'our_style', 'ablation_comparison', 'effects_figure',
+           'sensitivity_figure', 'plot_gaps', 'plot_gradients', 'plot_runs', 'dynamics_figure', 'plot_by_position',
+           'positions_figure', 'interactions_figure', 'sweep_figure', 'save_figure', 'plot_setups', 'front_figure']
 
 # %% ../nbs/21_figures.ipynb #b3bf2984
 import hashlib, io, itertools, textwrap
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -559,6 +560,10 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ablation_nb",
 }
 
+def our_style(**more: Any) -> Any:
+    "Matplotlib's defaults with `STYLE` and `more`, whatever a matplotlibrc says on this machine. Also a decorator."
+    return mpl.style.context(["default", STYLE | more])
+
 # %% ../nbs/21_figures.ipynb #ee209f8c
 def new_figure(width: float, height: float) -> Figure:
     "An empty figure in inches, laid out when it is settled."
@@ -588,7 +593,7 @@ def settled(fig: Figure) -> Figure:
     return fig
 
 # %% ../nbs/21_figures.ipynb #3de4a8c8
-@mpl.rc_context(STYLE)
+@our_style()
 def ablation_comparison(
     runs: pd.DataFrame,      # a row a run, at most one an arm and seed
     metrics: pd.DataFrame,   # a row a log line, as `load_metrics` gives it
@@ -622,7 +627,7 @@ def ablation_comparison(
     return settled(fig)
 
 # %% ../nbs/21_figures.ipynb #0696d576
-@mpl.rc_context(STYLE)
+@our_style()
 def effects_figure(
     setups: dict,         # title -> runs, at most one an arm and seed
     margin: float = .005, # differences smaller than this count as none
@@ -712,7 +717,7 @@ def name_ladder(ax: Axes, rates: Sequence[float], chosen: bool) -> None:
     ax.minorticks_off()
 
 # %% ../nbs/21_figures.ipynb #c767d7e2
-@mpl.rc_context(STYLE)
+@our_style()
 def sensitivity_figure(
     runs: pd.DataFrame,               # a row a run, at several learning rates
     chosen: Mapping[str, float] = {}, # arm -> the learning rate that was chosen for it
@@ -832,7 +837,7 @@ def plot_runs(
     ax.margins(x=.08)
 
 # %% ../nbs/21_figures.ipynb #ab73e5d2
-@mpl.rc_context(STYLE)
+@our_style()
 def dynamics_figure(
     runs: pd.DataFrame,    # a row a run, at most one an arm and seed
     metrics: pd.DataFrame, # their rows of metrics
@@ -922,7 +927,7 @@ def plot_by_position(
     ax.minorticks_off()
 
 # %% ../nbs/21_figures.ipynb #be40917d
-@mpl.rc_context(STYLE)
+@our_style()
 def positions_figure(
     positions: pd.DataFrame,          # as `load_position_losses` gives it, at most one run an arm and seed
     runs: pd.DataFrame | None = None, # a row a run: arms that all diverged are named; None: they are left out
@@ -958,7 +963,7 @@ def positions_figure(
     return settled(fig)
 
 # %% ../nbs/21_figures.ipynb #ddd36c89
-@mpl.rc_context(STYLE)
+@our_style()
 def interactions_figure(
     effects: pd.DataFrame, # rows of `factorial_effects` with verdicts
     margin: float = .005,  # effects smaller than this count as none
@@ -1119,7 +1124,7 @@ def draw_sweep(
     end_labels(ax, ends, notes=notes, lost=lost)
 
 # %% ../nbs/21_figures.ipynb #b5d80f12
-@mpl.rc_context(STYLE)
+@our_style()
 def sweep_figure(
     effects: pd.DataFrame,     # rows of `paired_effects` at each point: arm, point, mean, lo, hi, n_diverged
     differences: pd.DataFrame, # the pairs behind them: arm, point, difference
@@ -1142,7 +1147,7 @@ def save_figure(
     "Write `fig` as PNG and SVG; the same figure gives the same bytes."
     png, svg = Path(f"{stem}.png"), Path(f"{stem}.svg")
     pixels = io.BytesIO()
-    with mpl.rc_context(STYLE):
+    with our_style():
         fig.savefig(pixels, dpi=150)
         fig.savefig(svg, metadata={"Date": None, "Creator": None})
     image = Image.open(pixels).convert("RGB")
@@ -1175,7 +1180,7 @@ def plot_setups(ax: Axes, setups: dict, margin: float) -> None:
     ax.set(xlabel=",  ".join(named))
 
 # %% ../nbs/21_figures.ipynb #92d0be48
-@mpl.rc_context(STYLE | {"font.size": 10, "axes.titlesize": 11})
+@our_style(**{"font.size": 10, "axes.titlesize": 11})
 def front_figure(
     setups: dict,         # title -> runs, at most one an arm and seed: one or two, such as "own best rate" and "3e-4"
     sweeps: dict,         # what is swept, in words -> (effects, differences, labels), as `sweep_figure` takes them

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from .config import AblationError, ModelConfig, RunConfig, arm_label
-from .data import cache_folder, prepare
+from .data import cache_folder, prepare, sha256_file
 from .model import FlexibleTransformerLM
 from .results import has, read_json
 
@@ -101,8 +101,8 @@ def tokenizer_file(
     "The tokenizer that a run was trained with, by its hash."
     env, config = read_json(folder / "env.json"), read_json(folder / "config.json")
     wanted, name = env["tokenizer_hash"], config["corpus"]
-    for manifest in cache_folder().glob("*/manifest.json"):
-        if read_json(manifest)["tokenizer_hash"] == wanted: return manifest.with_name("tokenizer.json")
+    for tokenizer in cache_folder().glob("*/tokenizer.json"):
+        if sha256_file(tokenizer) == wanted: return tokenizer
     can_be_made = name.split(":")[0] in ("builtin", "tinystories") and "(files)" not in name
     text = corpus or os.environ.get("ABLATION_CORPUS") or (name if can_be_made else None)
     if text:

@@ -46,7 +46,7 @@ from .runs import PROMPTS
 from .statistics import best_of_evaluations, mean_interval, noise_budget, paired_differences, signed
 from .tables import (
     against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
-    factorial, for_reading, interactions_table, interval_words, judged, md_table,
+    factorial, for_reading, inert, interactions_table, interval_words, judged, md_table,
     overview_table, parts_combined, positions_table, precision_table, rates_long, rates_table,
     results_table, side_by_side, sureness_table, together_table, tuning_effects)
 
@@ -1203,22 +1203,22 @@ def interaction_figures(r: Results) -> Figures:
     return {"interactions": interactions_figure(effects, r.margin)}
 
 def interaction_tables(r: Results) -> Tables:
-    return dict(
-        interactions=factorial(r.shown, r.margin),
-        together=against_the_sum(r.shown, r.margin))
+    tables = dict(interactions=factorial(r.shown, r.margin))
+    together = against_the_sum(r.shown, r.margin)
+    if not together.empty: tables["together"] = together   # else no combination has all its parts alone beside it
+    return tables
 
 @section("Together", combines, interaction_figures, interaction_tables)
 def interactions(r: Results) -> list[str]:
     "What removals cost together, where they were combined."
     tables = interaction_tables(r)
-    return [
-        "![Main effects and interactions](interactions.svg)",
-        "A main effect is the mean cost of a removal over all settings of the others; an interaction is how much "
-        "more two removals cost together than one by one.",
-        md_table(interactions_table(tables["interactions"])),
-        "What each combination costs beyond the sum of what its parts cost alone:",
-        md_table(together_table(tables["together"])),
-    ]
+    parts = ["![Main effects and interactions](interactions.svg)",
+             "A main effect is the mean cost of a removal over all settings of the others; an interaction is how much "
+             "more two removals cost together than one by one.",
+             md_table(interactions_table(tables["interactions"]))]
+    if "together" not in tables: return parts
+    return [*parts, "What each combination costs beyond the sum of what its parts cost alone:",
+            md_table(together_table(tables["together"]))]
 
 # %% ../nbs/23_report.ipynb #f10c4796
 def noise_table(r: Results) -> pd.DataFrame:
@@ -1493,8 +1493,8 @@ def grid_files(r: Results) -> tuple[str, dict, dict]:
 
 # %% ../nbs/23_report.ipynb #5c1e0c26
 def write_text(path: Path, text: str) -> Path:
-    "Write UTF-8 with bare line feeds, on every system."
-    path.write_bytes(text.encode())
+    "Write UTF-8 with bare line feeds, on every system; in a page, words of run folders are no more than words."
+    path.write_bytes((inert(text) if path.suffix == ".md" else text).encode())
     return path
 
 def write_report(
@@ -1601,7 +1601,7 @@ def front_findings(
         tuned = f"; with tuning the difference {change}" if change else ""
         axes = "".join(also_along(arm, r) for r in others)
         sentences.append(f"**{arm_label(arm)}** is {joined(settings)}{tuned}.{axes}")
-    return [*sentences, *filter(None, map(together_sentence, others))]
+    return [inert(s) for s in (*sentences, *map(together_sentence, others)) if s]
 
 # %% ../nbs/23_report.ipynb #5c1e0d01
 def finished_seeds(runs: pd.DataFrame) -> str:
@@ -1621,10 +1621,10 @@ def front_setting(outputs: Path, study: str = FRONT[0]) -> str:
         where = f"at {rate_of(name)} for all"
         if name == "tuned": where = "*tuned*, each arm at its own best learning rate"
         settings.append(f"{where} ({finished_seeds(runs)})")
-    return (f"What was found at {size} of {text} ({device}), {' and '.join(settings)}; "
+    where = inert(f"{size} of {text} ({device})")
+    return (f"What was found at {where}, {' and '.join(settings)}; "
             "in nats per token against the baseline, paired by seed, with 95 % intervals:")
 
-# %% ../nbs/23_report.ipynb #07ec5b45
 def front_table(outputs: Path, study: str = FRONT[0]) -> str:
     """Arm, what was changed, and in each setting its difference with interval and verdict.
 

@@ -26,11 +26,12 @@ from tqdm import tqdm
 from .checks import blueprint, certificate, check_treatment, require
 from .config import MODEL_FIELDS, TRAIN_FIELDS, AblationError, RunConfig
 from .config import did_you_mean, project_root, run_config
-from .data import TokenData, prepare, write_atomic
+from .data import TokenData, prepare, refuse_short_validation, write_atomic
 from .model import FlexibleTransformerLM, generate_batch
 from .provenance import TAKING, code_now, described, environment, fingerprint, identity
 from .provenance import is_own, replaced, same_code, write_json
 from .results import FIRST_PROMPT, LOSSES, METRICS, has, read_json, read_rows
+from .step import check_step
 from .trainer import Trainer, resolve_device, use_precision
 
 # %% ../nbs/12_runs.ipynb #879a73e6
@@ -175,6 +176,7 @@ class Run:
         refuse_replaced(cfg)
         self.data = prepare(cfg.corpus, cfg.model.vocab_size)
         refuse_short(cfg, len(self.data.train))
+        refuse_short_validation(self.data.first_stories(cfg.train.valid_stories))
         self.env = environment(cfg, self.data)
         lone = run_folder(project_root() / "out", cfg)
         self.folder = project_root() / out if out else lone.with_name(f"{lone.name}-{self.env['identity'][:6]}")
@@ -187,6 +189,11 @@ class Run:
     def model(self) -> FlexibleTransformerLM:
         "Fresh, or with its trained weights if the run is finished."
         return model_of(self)
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        "What trains `model`: examined first, and then the same that goes to the end."
+        return Trainer(self.model, self.data, self.cfg.train, self.folder / "checkpoint.safetensors")
 
     def __repr__(self) -> str:
         m, t = self.cfg.model, self.cfg.train
@@ -262,10 +269,13 @@ def metrics(self: Run) -> pd.DataFrame:
 # %% ../nbs/12_runs.ipynb #27039df0
 @patch
 def check(self: Run) -> pd.DataFrame:
-    "Treatment checks on a fresh model of this run; raises `AblationError` if one fails."
+    "Checks on a fresh model of this run and on the step that will train it; raises `AblationError` if one fails."
     model = FlexibleTransformerLM(self.cfg.model, self.cfg.train.seed) if self.finished else self.model
     self.checks = check_treatment(model, self.cfg.arm, self.cfg.model, self.cfg.train.seed)
     require(self.checks)
+    if not self.finished:
+        self.checks += check_step(self.trainer)
+        require(self.checks, "The step that would train is not what is written down")
     return pd.DataFrame([asdict(c) for c in self.checks])
 
 @patch
@@ -291,36 +301,45 @@ def train(self: Run, progress: bool = True) -> dict:
         steps = self.cfg.train.n_steps
         with (tqdm(total=steps, disable=not progress, unit="step", mininterval=1, file=sys.stdout) as bar,
               MetricsFile(self.folder / "metrics.jsonl") as rows):
-            result, trainer = self.go_on(bar, rows)
-        return self.finish(result, trainer)
+            try: result = self.go_on(bar, rows)
+            except BaseException:
+                self.forget()
+                raise
+        return self.finish(result)
 
 @patch
-def go_on(self: Run, bar: tqdm, rows: MetricsFile) -> tuple[dict, Trainer]:
+def go_on(self: Run, bar: tqdm, rows: MetricsFile) -> dict:
     "Train from the last checkpoint to the end; each row goes to the file, the bar, and TensorBoard if it is asked for."
     board = None
     def on_row(row: dict) -> None:
         rows.append(row)
         advance(bar, row)
         if board: show(board, row)
-    deadline = math.inf if TAKING.get() else float(os.environ.get("ABLATION_DEADLINE", "inf"))
-    checkpoint = self.folder / "checkpoint.safetensors"
-    trainer = Trainer(self.model, self.data, self.cfg.train, checkpoint, on_row, deadline)
+    trainer = self.trainer
+    trainer.on_row = on_row
+    trainer.deadline = math.inf if TAKING.get() else float(os.environ.get("ABLATION_DEADLINE", "inf"))
     rows.keep_until(trainer.resume())
     step = trainer.state["step"]
     bar.update(step)
     if self.board: board = self.board(self.folder / "tensorboard", purge_step=step + 1)
     result = trainer.fit()
     if board: board.close()
-    return result, trainer
+    return result
+
+@patch
+def forget(self: Run) -> None:
+    "Let go of a model and a trainer that were stopped half-way: another attempt begins with fresh ones."
+    for name in ("model", "trainer", "checks"): self.__dict__.pop(name, None)
 
 # %% ../nbs/12_runs.ipynb #dab0a51c
 @patch
-def finish(self: Run, result: dict, trainer: Trainer) -> dict:
+def finish(self: Run, result: dict) -> dict:
     "Keep the weights, tell a story, and write `result.json` last of all."
     done = result["status"] == "done"
     if done:
-        np.save(self.folder / "doc_losses.npy", trainer.document_losses())
-        np.save(self.folder / "position_losses.npy", trainer.position_losses().astype(np.float32))
+        np.save(self.folder / "doc_losses.npy", self.trainer.document_losses())
+        np.save(self.folder / "position_losses.npy", self.trainer.position_losses().astype(np.float32))
+    del self.trainer   # it has done its work, and holds the optimiser's memory
     save_file(self.model.cpu().state_dict(), self.folder / "weights.tmp")
     os.replace(self.folder / "weights.tmp", self.folder / "weights.safetensors")
     cost = self.match()

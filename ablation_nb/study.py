@@ -7,7 +7,7 @@ __all__ = ['TODO', 'Study', 'read_study', 'climb', 'Job', 'plan', 'prepared', 'j
            'on_random_tokens', 'torch_version', 'torch_threads', 'estimate', 'spoken']
 
 # %% ../nbs/14_study.ipynb #47f5beab
-import itertools, math, os, sys
+import itertools, math, os, re, sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from .config import (MODEL_FIELDS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
+from .config import (LARGEST, MODEL_FIELDS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
     arm_name, did_you_mean, project_root, resolve_scale, run_config)
 from .data import TokenData, corpus_name, prepare
 from .model import FlexibleTransformerLM, flops_per_token
@@ -146,6 +146,7 @@ def check_seeds(d: dict, wrong: Wrong) -> None:
         for v in values_of(d, key):
             whole = isinstance(v, int) and not isinstance(v, bool)
             if not whole or v < 0: raise wrong(key, v, "must be a whole number, zero or more.")
+            if v > LARGEST: raise wrong(key, v, f"must be at most {LARGEST}, to fit 64 bits.")
 
 def check_each_once(d: dict, wrong: Wrong) -> None:
     "No list names a thing twice."
@@ -186,12 +187,16 @@ RESERVED = dict(
     **dict.fromkeys(("arm", "ablation", "norm", "placement", "position", "ffn"), "name an arm"),
 )
 
+MOST_POINTS = 10_000
+
 def grid_points(d: dict, wrong: Wrong) -> list[dict]:
     "The points of the grid: every combination of a table of lists, or the tables as they stand."
     grid = d.get("grid", {})
     if isinstance(grid, list): points = grid
     else:
         for k, v in grid.items(): check_list(f"grid.{k}", v, wrong)
+        n = math.prod(map(len, grid.values()))
+        if n > MOST_POINTS: raise wrong("grid", list(grid), f"has {n:,} points, more than {MOST_POINTS:,}; take fewer.")
         points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     check_fields("overrides", d.get("overrides", {}), d, wrong)
     for p in points: check_fields("grid", p, d, wrong)
@@ -216,8 +221,14 @@ def check_fields(where: str, fields: Any, d: dict, wrong: Wrong) -> None:
         if k == "order" and "tune" in d:
             leak = "the tuning would see the batches of the test, and a rate chosen on those flatters its arm"
             raise wrong(key, v, f"cannot stand beside [tune]: {leak}; leave one of them out.")
+        if where == "grid" and isinstance(v, str) and not names_a_folder(v):
+            raise wrong(key, v, "cannot name a folder; use letters, digits and single dots.")
         if where == "grid" and k in d.get("overrides", {}):
             raise wrong(key, v, "is in [overrides] too; keep one of them.")
+
+def names_a_folder(value: str) -> bool:
+    "Can a value be part of a folder's name, and lead nowhere else?"
+    return bool(re.fullmatch(r"[\w.:+-]+", value)) and ".." not in value
 
 def same_tokens(point: dict, base: RunConfig) -> dict:
     "The point with the batch size at which a step sees as many tokens as the study's own."
@@ -269,7 +280,7 @@ def read_toml(path: Path) -> dict:
     if not path.is_file():
         others = ", ".join(sorted(p.name for p in path.parent.glob("*.toml"))) or "none"
         raise AblationError(f"There is no study file {path}; the ones at hand are in {path.parent}: {others}.")
-    try: return tomllib.loads(path.read_text(encoding="utf-8"))
+    try: return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as e: raise AblationError(f"{path} is not valid TOML: {e}.") from None
     except UnicodeDecodeError as e:
         place = f"byte {e.object[e.start]:#04x} at {e.start}"

@@ -9,7 +9,7 @@ __all__ = ['lr_at', 'resolve_device', 'use_precision', 'working_copy', 'keep_mem
 
 # %% ../nbs/06_trainer.ipynb #3c7b0f50
 import contextlib, copy, ctypes, json, math, os, shutil, sys, time, warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,7 @@ class Trainer:
         self.forward: Callable[..., torch.Tensor] = self.work
         self.loss: Callable[..., torch.Tensor] = self.chunked_loss
         self.choose_functions()
+        self.replay: Callable[[], None] | None = None   # of the recorded step, on a card
         self.token_losses = np.empty(0)  # of the last evaluation
         self.state: dict[str, Any] = dict(step=0, last_row=0, seconds=0.0, eval_seconds=0.0, min_train_loss=math.inf,
                                           best_val_loss=math.inf, best_val_step=0)
@@ -203,7 +204,8 @@ def put_on_device(self: Trainer) -> None:
     self.starts = torch.from_numpy(window_starts(len(data.train), cfg, T)).to(device)
     self.lrs = torch.tensor([lr_at(i, cfg) for i in range(cfg.n_steps)], device=device)
     self.at = torch.zeros(1, dtype=torch.int64, device=device)   # the step that comes next
-    self.buffer = torch.zeros(2, cfg.log_every, device=device)   # ring of the last losses and gradient norms
+    self.ring = min(cfg.log_every, cfg.n_steps)                  # steps that the buffer holds
+    self.buffer = torch.zeros(2, self.ring, device=device)       # the last losses and gradient norms
 
 @patch
 def choose_functions(self: Trainer) -> None:
@@ -243,7 +245,7 @@ def step(self: Trainer) -> None:
     loss = self.loss(*self.batch(self.at))
     loss.backward()
     norm = self.update(self.lrs.index_select(0, self.at)[0])
-    self.buffer.index_copy_(1, self.at % self.cfg.log_every, torch.stack((loss.detach(), norm))[:, None])
+    self.buffer.index_copy_(1, self.at % self.ring, torch.stack((loss.detach(), norm))[:, None])
     self.at += 1
 
 @patch
@@ -270,27 +272,40 @@ def round_weights(self: Trainer) -> None:
 
 # %% ../nbs/06_trainer.ipynb #a0e1375e
 @patch
+@contextlib.contextmanager
+def undone(self: Trainer) -> Iterator[None]:
+    "What changes inside is taken back at the end: weights, buffers, optimiser, counters, windows."
+    models = self.model, self.work
+    weights = [t for m in models for t in (*m.parameters(), *m.buffers())]
+    moments = [t for s in self.optimizer.state.values() for t in s.values()]
+    rates = [group["lr"] for group in self.optimizer.param_groups]
+    state = [*weights, *moments, *rates, self.starts, self.at, self.buffer]
+    kept = [t.detach().clone() for t in state]
+    try: yield
+    finally:
+        with torch.no_grad(): torch._foreach_copy_(state, kept)
+
+@patch
 def recorded(self: Trainer) -> Callable[[], None]:
     "The step as a function that replays a CUDA graph of it; weights, optimiser and counters stay as they are."
-    moments = [t for s in self.optimizer.state.values() for t in s.values()]
-    state = [*self.model.parameters(), *self.work.parameters(), self.at, self.buffer, *moments]
-    kept = [t.detach().clone() for t in state]
-    here, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
-    side.wait_stream(here)
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            self.at.zero_()
-            self.step()
-    here.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): self.step()
-    with torch.no_grad(): torch._foreach_copy_(state, kept)
+    with self.undone():
+        here, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.at.zero_()
+                self.step()
+        here.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph): self.step()
     return graph.replay
 
 @patch
 def stepper(self: Trainer) -> Callable[[], None]:
-    "The step that `fit` runs: on a card the recorded one, elsewhere `step` itself."
-    return self.recorded() if self.device.type == "cuda" else self.step
+    "The step that `fit` runs: on a card the recorded one (recorded once), elsewhere `step` itself."
+    if self.device.type != "cuda": return self.step
+    if self.replay is None: self.replay = self.recorded()
+    return self.replay
 
 # %% ../nbs/06_trainer.ipynb #dabe4110
 def due(step: int, every: int, last: int) -> bool:
@@ -325,7 +340,7 @@ def row(self: Trainer, since: float) -> None:
     i, n = s["step"], s["step"] - s["last_row"]
     row = dict(step=i, tokens=i * cfg.batch_size * self.model.cfg.context_length)
     if n:
-        losses, norms = self.buffer[:, torch.arange(s["last_row"], i) % cfg.log_every].double().cpu()
+        losses, norms = self.buffer[:, torch.arange(s["last_row"], i) % self.ring].double().cpu()
         row |= dict(train_loss=losses.mean().item(), grad_norm=norms.mean().item(), lr=lr_at(i - 1, cfg))
         s["min_train_loss"] = min(s["min_train_loss"], *losses.tolist())
         s["final_train_loss"], s["last_row"] = row["train_loss"], i

@@ -9,9 +9,11 @@ import time
 
 import psutil
 import pytest
-from conftest import succeeded
+from conftest import ROOT, succeeded
 from engines import HEAD, LONG, checkpoints, engine, kernels, left, project, results, wait_for, write
 from engines import undisturbed  # noqa: F401  the fixture `long`
+
+from ablation_nb.stories import story
 
 STUDY = "studies/long.toml"
 
@@ -214,3 +216,63 @@ def test_an_engine_takes_over_from_one_that_died(tmp_path, env, long):
     _, err = second.communicate(timeout=250)
     assert second.returncode == 0, err
     assert results(root, "long-builtin") == long
+
+
+NAMES = [
+    "tiny stories", "it's here", 'a "b" c', "a$b", "5 $(x) ${y} $$", "$(shell touch made)",
+    "back\\slash", "a`b`", "#tag; a,b", "*"]
+
+
+def make_study(folder, env, *variables):
+    "What reaches `ablation`, in whose place a script prints the text and its arguments."
+    tool = folder / "bin" / "ablation"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\nprintf '%s\\n' \"$ABLATION_CORPUS\" \"$@\"\n")
+    tool.chmod(0o755)
+    place = folder / "place"
+    place.mkdir()
+    command = ["make", "--silent", "--file", ROOT / "Makefile", "--old-file=install", f"BIN={tool.parent}", "study"]
+    done = subprocess.run([*command, *variables], cwd=place, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert not list(place.iterdir())
+    return done.stdout.splitlines()
+
+
+WAYS = [("given", name) for name in NAMES]
+WAYS += [("environment", name) for name in ("tiny stories", "5 $(x) ${y} $$")]
+WAYS += [("relative", name) for name in ("tiny stories", "it's here")]
+
+
+@pytest.mark.parametrize("way, name", WAYS)
+def test_make_hands_on_the_text_and_the_study_as_they_were_typed(tmp_path, env, way, name):
+    for folder in (name, "tiny"):
+        (tmp_path / folder).mkdir()
+    corpus = f"../{name}" if way == "relative" else str(tmp_path / name)
+    study = f"studies/{name}.toml"
+    asked = [f"STUDY={study}"] if way == "environment" else [f"STUDY={study}", f"CORPUS={corpus}"]
+    outside = corpus if way == "environment" else "other"
+    told = make_study(tmp_path, {**env, "ABLATION_CORPUS": outside}, *asked)
+    assert told == [str(tmp_path / name), "run", study, str(tmp_path / name), "report", study]
+
+
+@pytest.mark.parametrize("asked, reaches", [
+    (["CORPUS=tinystories"], "tinystories"),
+    (["CORPUS=builtin:90"], "builtin:90"),
+    (["CORPUS="], ""),
+    ([], "from outside"),
+])
+def test_make_hands_on_a_word_as_it_is(tmp_path, env, asked, reaches):
+    told = make_study(tmp_path, {**env, "ABLATION_CORPUS": "from outside"}, *asked)
+    assert [told[0], told[3]] == [reaches, reaches]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, sh):
+    "As some editors save UTF-8: an arm, a study and a text."
+    root, mark = project(tmp_path), "\ufeff"
+    arm = 'Arm("slow_rope", "Slow RoPE", "RoPE with a base of 100", {"rope_theta": 100.0})'
+    (root / "arms.py").write_text(f"{mark}from ablation_nb.config import Arm, register_arm\nregister_arm({arm})\n")
+    (root / "text.txt").write_text(mark + "\n<|endoftext|>\n".join(map(story, range(100))))
+    file = write(root, "marked", f'{mark}{HEAD}corpus = "text.txt"\narms = ["slow_rope"]\nseeds = [0]\n')
+    done = sh("ablation", "run", file, cwd=root, ABLATION_CORPUS="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(results(root, "marked")) == 1

@@ -113,6 +113,30 @@ def test_metadata_has_one_place():
     assert meta["DEFAULT"]["version"] not in (ROOT / "setup.py").read_text() + (ROOT / "pyproject.toml").read_text()
 
 
+def test_every_pin_has_a_hash_and_none_is_forgotten():
+    "What `make pins` writes: pip installs nothing else under `--require-hashes`. torch has a file of its own."
+    text = (ROOT / "requirements.txt").read_text().replace("\\\n", "")
+    pins = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    for pin, *hashes in pins:
+        assert re.fullmatch(r"[\w.-]+==[\w.]+", pin)
+        assert hashes, f"{pin}: run make pins"
+        for h in hashes: assert re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", h), pin
+    pinned = {pin.partition("==")[0].lower().replace("_", "-") for pin, *_ in pins} | {"torch"}
+    meta = configparser.ConfigParser(delimiters=["="])
+    meta.read(ROOT / "settings.ini")
+    for kind in ("requirements", "dev_requirements"):
+        ranges = [r for r in meta["DEFAULT"][kind].split() if ";" not in r]  # the rest is for older Pythons
+        names = {re.match(r"[\w-]+", r)[0].lower().replace("_", "-") for r in ranges}
+        assert not names - pinned, f"{kind}: run make pins"
+
+
+def test_every_lab_note_is_listed_by_its_topic():
+    text = (ROOT / "LOG.md").read_text()
+    notes = re.findall(r"^## \S+ · (.+)$", text, re.M)
+    listed = re.findall(r"^  \[(.+)\]\(#", text, re.M)
+    assert sorted(listed) == sorted(notes)
+
+
 def test_the_text_of_the_project_names_no_machine():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     for f in tracked:

@@ -342,7 +342,7 @@ def test_search_finds_a_word_with_its_surroundings(look, site):
 
 
 def unsorted_column(look, report):
-    "The cells and button of a report's first column of differences, if three or more are not sorted already; else None."
+    "The cells and button of a report's first column of differences, if they are not sorted already; else None."
     page = look(report)
     table = page.locator("article table.sortable").first
     heads = table.locator("thead th").all_inner_texts()

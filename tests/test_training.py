@@ -1,10 +1,12 @@
 "train.ipynb as its users run it: through papermill, from the project's root, with real processes."
 import contextlib
+import inspect
 import json
 import os
 import shutil
 import subprocess
 import time
+from itertools import islice
 from pathlib import Path
 
 import nbformat
@@ -15,8 +17,10 @@ from conftest import ROOT, losses, numbers, refused, succeeded, train_command
 from nbclient import NotebookClient
 from papermill import PapermillExecutionError
 
+from ablation_nb.data import SHORTEST_VALID, prepare, read_stories, sha256_file
 from ablation_nb.kernels import run_notebook
 from ablation_nb.layers import ONEDNN, linear
+from ablation_nb.statistics import best_of_evaluations, noise_budget
 
 REAL_TEXT = os.environ.get("ABLATION_CORPUS", "")
 
@@ -227,3 +231,47 @@ def test_real_text(train, tmp_path):
     succeeded(train(real, corpus=REAL_TEXT))
     assert numbers(real)["final_val_loss"] < numbers(real)["initial_val_loss"] - 0.5
     assert os.path.abspath(REAL_TEXT) not in (real / "config.json").read_text()
+
+
+def test_half_of_the_prepared_tokens_set_to_zero_change_no_number(nope, sh, tmp_path):
+    "The corpus lies there as ever: names, sizes and times are right, and only its content is not."
+    cache = tmp_path / "cache"
+    ask = "from ablation_nb.data import prepare; prepare('builtin:300', 512)"
+    succeeded(sh("python", "-c", ask, ABLATION_CACHE=cache))
+    tokens = next(cache.glob("*/train.bin"))
+    good, before = tokens.read_bytes(), tokens.stat()
+    half = len(good) // 2
+    tokens.write_bytes(good[:half] + bytes(len(good) - half))
+    os.utime(tokens, ns=(before.st_atime_ns, before.st_mtime_ns))
+    succeeded(sh(*train_command(tmp_path / "run", ablation="nope"), ABLATION_CACHE=cache))
+    assert losses(tmp_path / "run") == losses(nope)
+    assert numbers(tmp_path / "run") == numbers(nope)
+    assert next(cache.glob("*/train.bin")).read_bytes() == good
+    assert "made again" in (tmp_path / "run.ipynb").read_text()
+
+
+def test_a_text_too_small_for_a_report_is_refused_before_training(train, tmp_path):
+    text = tmp_path / "tiny.txt"
+    text.write_text("\n<|endoftext|>\n".join(f"One day Tom had {i} red balls." for i in range(40)))
+    refused(train(tmp_path / "run", corpus=text), "The 2 validation stories have only")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_report_needs_is_what_a_run_asks_for():
+    for function in (noise_budget, best_of_evaluations):
+        assert inspect.signature(function).parameters["length"].default == SHORTEST_VALID - 1
+
+
+@pytest.mark.skipif(not Path(REAL_TEXT or "none").is_dir(), reason="no real text: ABLATION_CORPUS names no folder")
+def test_the_tokens_of_real_text_stay(tmp_path):
+    "Committed runs have read such tokens: another reader, or another tokenizer, would make them runs on another text."
+    if sha256_file(Path(REAL_TEXT) / "train.txt")[:16] != "fec7dc2892a7251b":
+        pytest.skip("the real text is another one")
+    text = tmp_path / "slice"
+    text.mkdir()
+    for name, n in (("train", 2_000), ("valid", 100)):
+        stories = islice(read_stories(Path(REAL_TEXT) / f"{name}.txt"), n)
+        (text / f"{name}.txt").write_text("\n<|endoftext|>\n".join(stories))
+    data = prepare(text, 1_000, tmp_path / "cache")
+    assert data.data_hash[:16] == "4289ce8beed763af"
+    assert data.tokenizer_hash[:16] == "ed4fc6251c170d72"

@@ -15,6 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 
+import bleach
 import matplotlib.pyplot as plt
 import pandas as pd
 from fastcore.nbio import mk_cell
@@ -31,6 +32,7 @@ from pygments.lexers import PythonLexer
 from ablation_nb.config import arm_label, arm_order
 from ablation_nb.report import study_question
 from ablation_nb.results import read_rows
+from ablation_nb.tables import inert
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "ablation_nb"
@@ -203,13 +205,57 @@ def title(page): return page.read_text(encoding="utf-8").splitlines()[0].removep
 def toctree(*entries): return "\n```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(entries) + "\n```\n"
 
 
-def with_curve(nb, run):
-    "Where an executed notebook of a run kept no picture, its own cell draws its curves again from `metrics.jsonl`."
+TAGS = {"div", "p", "pre", "span", "b", "i", "table", "thead", "tbody", "tr", "th", "td"}
+SHOWN = ("text/plain", "text/html", "text/markdown", "image/png")  # what else an output may be is not looked at
+NAMED = ("kernelspec", "language_info")  # of a notebook's metadata; others could tell Sphinx to execute it
+
+
+def is_of_a_table(tag, name, value):
+    "May this attribute stay? A class can make math of text, but the one of a frame makes a table of it."
+    return name in ("border", "colspan", "rowspan") or (name, value) == ("class", "dataframe")
+
+
+def plain_html(html):
+    "Tables and text of an output, without styles, scripts, links and whatever else a browser would act on."
+    said = re.sub(r"<style.*?</style>", "", "".join(html), flags=re.S)
+    return bleach.clean(said, tags=TAGS, attributes=is_of_a_table, strip=True)
+
+
+def plain_output(o):
+    "An output with the kinds of data that are words, tables or pictures."
+    if "data" not in o: return o
+    data = {kind: o["data"][kind] for kind in SHOWN if kind in o["data"]}
+    if "text/html" in data: data["text/html"] = plain_html(data["text/html"])
+    if "text/markdown" in data: data["text/markdown"] = inert("".join(data["text/markdown"]))
+    return dict(o, data=data, metadata={})
+
+
+def plain_run(run):
+    "The executed notebook of a run, of which nothing is trusted: whoever sent the folder wrote it."
+    nb = json.loads(run.read_text(encoding="utf-8"))
+    nb["metadata"] = {name: nb["metadata"][name] for name in NAMED if name in nb["metadata"]}
     for cell in nb["cells"]:
-        code = "".join(cell["source"])
-        if "run.metrics" not in code or cell["outputs"]: continue
+        cell["metadata"] = {"tags": cell["metadata"].get("tags", [])}
+        cell.pop("attachments", None)
+        if cell["cell_type"] == "code": cell["outputs"] = [plain_output(o) for o in cell["outputs"]]
+        else: cell["source"] = inert("".join(cell["source"]))
+    return nb
+
+
+def curve():
+    "The cell of `train.ipynb` that draws a run's curves."
+    cells = json.loads((ROOT / "nbs" / "train.ipynb").read_text(encoding="utf-8"))["cells"]
+    return next(code for c in cells if "run.metrics" in (code := "".join(c["source"])))
+
+
+def with_curve(nb, run):
+    """Where an executed notebook of a run kept no picture, its curves are drawn again from `metrics.jsonl`.
+
+    By the cell of `train.ipynb`: what a run's folder brings is read, not executed."""
+    for cell in nb["cells"]:
+        if "run.metrics" not in "".join(cell["source"]) or cell.get("outputs") != []: continue
         rows = pd.DataFrame(read_rows(run / "metrics.jsonl"))
-        exec(code, dict(plt=plt, run=SimpleNamespace(metrics=rows)))
+        exec(curve(), dict(plt=plt, run=SimpleNamespace(metrics=rows)))
         png = BytesIO()
         plt.savefig(png, dpi=150, bbox_inches="tight")
         plt.close()
@@ -221,7 +267,7 @@ def with_curve(nb, run):
 def executed_train(page):
     "`train.ipynb` with the outputs that its cells had in a committed run of the baseline."
     run = min((ROOT / "outputs").glob("*/baseline/*/run.ipynb"))
-    nb, ran = (json.loads(f.read_text(encoding="utf-8")) for f in (ROOT / "nbs" / "train.ipynb", run))
+    nb, ran = json.loads((ROOT / "nbs" / "train.ipynb").read_text(encoding="utf-8")), plain_run(run)
     left = {c["id"]: c["outputs"] for c in ran["cells"] if c["cell_type"] == "code"}
     for cell in nb["cells"]:
         if cell["cell_type"] == "code": cell["outputs"] = left.get(cell["id"], [])
@@ -273,13 +319,13 @@ def executed(out, study):
     first = {f.parent.parent.name: f for f in sorted(study.rglob("run.ipynb"), reverse=True)}
     for arm, f in first.items():
         page = out / f.relative_to(ROOT)
-        page.parent.mkdir(parents=True, exist_ok=True)
-        exec_nb(f, page, Page)
+        write(page, json.dumps(plain_run(f)))
+        exec_nb(page, page, Page)
         nb = with_curve(json.loads(page.read_text(encoding="utf-8")), f.parent)
         for cell in nb["cells"]: led_to_nbs(cell, os.path.relpath(ROOT, f.parent))
         run, report = f.parent.relative_to(ROOT / "outputs").as_posix(), os.path.relpath(study / "report.md", f.parent)
         whole = f"> {run}, as papermill left it. The whole study: [report]({report})."
-        nb["cells"][0]["source"] = f"# {arm_label(arm)}: one run\n\n{whole}"
+        nb["cells"][0]["source"] = inert(f"# {arm_label(arm)}: one run\n\n{whole}")
         write(page, json.dumps(nb))
     return {arm_label(arm): first[arm].relative_to(study).as_posix() for arm in arm_order(first)}
 
@@ -293,6 +339,7 @@ def report_page(out, report, pages=()):
     for says, files in pages:
         links = ", ".join(f"[{name}]({f})" for name, f in files.items())
         if links: text += f"{says}: {links}.\n\n"
+    text = inert(text)
     below = [f"{name} <{Path(f).with_suffix('').as_posix()}>" for _, files in pages for name, f in files.items()]
     if below: text += toctree(*below)
     write(out / report.relative_to(ROOT), text)
@@ -309,7 +356,7 @@ def in_short(report):
     text, asked = report.read_text(encoding="utf-8"), study_question(report.parent.name)
     left = re.findall(r"^\*\*This study is not complete.+", text, re.M)
     first_finding = re.findall(r"^## What was found\n\n- (.+)", text, re.M)
-    return "\n\n".join([f"*{asked}*"] * bool(asked) + left + first_finding)
+    return inert("\n\n".join([f"*{asked}*"] * bool(asked) + left + first_finding))
 
 
 def study_page(out, report):
