@@ -7,12 +7,12 @@ __all__ = ['CLAIM_VERDICTS', 'KINDS', 'TESTS', 'WIDTH_WITH_NORM', 'OFFICIAL', 'M
            'decided', 'Ends', 'lie_above', 'lies_below', 'lies_near', 'parameters', 'smaller', 'same_parameters',
            'vocabulary', 'tokens_of', 'tokens', 'widths', 'matrices', 'ffn_operations', 'flops_saved', 'percent',
            'perplexity', 'extreme', 'range_below', 'before_training', 'untrained', 'first_loss', 'first_losses',
-           'first_ratio', 'excess_beyond_logits', 'order_visible', 'span', 'lr_words', 'short_count', 'mean_words',
-           'Evidence', 'has_arms', 'clocked', 'lost_runs', 'evaluation_step', 'runs_with', 'effects_on', 'effect',
-           'size', 'below', 'could_be', 'between', 'ordered', 'largest', 'ranking', 'only', 'nothing_from', 'learnt',
-           'trains', 'finishes', 'narrower', 'narrowest', 'trains_at_the_rate_of', 'trend', 'spread_interval',
-           'seed_spread', 'within_luck', 'crowned', 'level', 'reached', 'settled_by', 'local_context', 'past_the_end',
-           'extrapolates', 'beyond', 'interacts', 'together']
+           'first_ratio', 'excess_beyond_logits', 'order_visible', 'lr_words', 'mean_words', 'Evidence', 'has_arms',
+           'clocked', 'lost_runs', 'evaluation_step', 'runs_with', 'effects_on', 'effect', 'size', 'below', 'could_be',
+           'between', 'ordered', 'largest', 'ranking', 'only', 'nothing_from', 'learnt', 'trains', 'finishes',
+           'narrower', 'narrowest', 'trains_at_the_rate_of', 'trend', 'spread_interval', 'seed_spread', 'within_luck',
+           'crowned', 'level', 'reached', 'settled_by', 'local_context', 'past_the_end', 'extrapolates', 'beyond',
+           'interacts', 'together']
 
 # %% ../nbs/24_claims.ipynb #d5d9925b
 import math
@@ -31,7 +31,9 @@ from scipy.special import log_softmax
 from .config import arm_label, arm_order, model_config, parse_arm, train_config
 from .model import (
     FlexibleTransformerLM, ffn_matrices, flops_per_token, parameter_count, reference_logits)
-from .report import Results, count_words, evaluations_table, of, on_the_ladder, points
+from .report import (
+    Results, count_words, evaluations_table, half_way_to_guessing,
+    of, on_the_ladder, points)
 from .results import RUN
 from .statistics import (
     Interval, mean_interval, noise_budget,
@@ -342,21 +344,10 @@ def order_visible(arm: str) -> Settled:
 # %% ../nbs/24_claims.ipynb #af4c5227
 OFFICIAL = "tinystories"  # the corpus of the replicated report, as config.json calls it
 
-def span(values: Iterable, words: Callable = str) -> str:
-    "'4 to 12': the lowest and the highest; one of them where they are equal."
-    lo, hi = min(values), max(values)
-    if lo == hi: return words(lo)
-    return f"{words(lo)} to {words(hi)}"
-
 def lr_words(lr: float) -> str:
     "A learning rate as people write it: '3e-4'."
     digits, power = f"{lr:e}".split("e")
     return f"{float(digits):g}e{int(power)}"
-
-def short_count(n: float) -> str:
-    "'22.7M', '0.836M', '1.2B': three significant digits."
-    if n >= 999.5e6: return f"{n / 1e9:.3g}B"
-    return f"{n / 1e6:.3g}M"
 
 def mean_words(i: Interval, sign: str = "+") -> str:
     "A mean with its interval: '+0.1285 [+0.1095, +0.1476]'."
@@ -534,7 +525,7 @@ def effects_on(
     return e.memo[value, at]
 
 # %% ../nbs/24_claims.ipynb #b5b05bc9
-def effect_words(effect: pd.Series, unit: str = "nats") -> str:
+def effect_figures(effect: pd.Series, unit: str = "nats") -> str:
     "A row of `effects_on`: 'NoPE +0.1285 [+0.1095, +0.1476] nats: worse (3 pairs)'."
     figures = interval_words(effect["mean"], effect.lo, effect.hi)
     pairs = count_words(int(effect.n), "pair")
@@ -581,7 +572,7 @@ def effect(
     beyond = margin if clear else None
     effects = effects_on(e, value, step).loc[arms]
     agree = [as_expected(t.verdict, t.lo, t.hi, expect, beyond) for t in effects.itertuples()]
-    words = [effect_words(t, unit) for _, t in effects.iterrows()]
+    words = [effect_figures(t, unit) for _, t in effects.iterrows()]
     if clear: words.append(f"clear means by more than {margin:g} {unit}")
     return all_hold(agree, words)
 
@@ -595,7 +586,7 @@ def size(e: Evidence, arm: str, nats: float) -> Settled | None:
     # An interval that holds everything shows nothing.
     fine = (t.hi - t.lo) / 2 <= max(e.r.margin, abs(nats) / 2)
     lost = lost_runs(e, "baseline", arm)
-    return answered(inside and fine, not inside and t.n > 1, effect_words(t), lost)
+    return answered(inside and fine, not inside and t.n > 1, effect_figures(t), lost)
 
 @settles("runs")
 def below(
@@ -638,7 +629,7 @@ def could_be(e: Evidence, arm: str, column: str) -> Settled | None:
         return t.lo <= theirs <= t.hi and (t.hi - t.lo) / 2 <= margin
     near = all(map(is_near, effects.values()))
     far = all(map(is_far, effects.values()))
-    ours = "; ".join(f"at {name}: {effect_words(t)}" for name, t in effects.items())
+    ours = "; ".join(f"at {name}: {effect_figures(t)}" for name, t in effects.items())
     figures = f"the report's difference is {theirs:+.6f}; here {ours}"
     lost = dict.fromkeys(lost_runs(Evidence(e.r, name), "baseline", arm) for name in effects)
     return answered(near, far, figures, "; ".join(filter(None, lost)))
@@ -714,8 +705,8 @@ def learnt(r: Results, runs: pd.DataFrame) -> pd.Series:
     if base.empty: return runs.status.eq("partial")      # nothing to compare with
     at = np.searchsorted(base.index, runs.lr * 1.0001) - 1
     best = base.to_numpy()[np.clip(at, 0, None)]
-    halfway = (np.log(runs.vocab_size) + best) / 2
-    return runs.status.eq("done") & (runs.final_val_loss < halfway)
+    half_way = half_way_to_guessing(best, runs.vocab_size)
+    return runs.status.eq("done") & (runs.final_val_loss < half_way)
 
 def trains(r: Results) -> pd.DataFrame:
     "Arm and rate -> did every run learn (`all`), did one (`any`), how many are there (`size`)?"

@@ -24,10 +24,10 @@ import pandas as pd
 
 from .claims import (
     CLAIM_VERDICTS, KINDS, MEANS, OFFICIAL, TESTS, Evidence, Settled,
-    lr_words, short_count, span, tokens_of)
+    lr_words, tokens_of)
 from .config import AblationError, arm_label, did_you_mean, model_config, parse_arm
 from .model import parameter_count
-from .report import Results, points, read_results, write_text
+from .report import Results, amount, points, read_results, span, write_text
 from .results import PACKED
 from .tables import md_table, reference_file
 
@@ -137,7 +137,7 @@ def read_claim(
     parameters = {k: v for k, v in row.items() if k not in OWN_KEYS}
     if row["test"] == "none": check_untested(row, parameters)
     else: check_test(row, parameters)
-    check_values(row)
+    check_row_values(row)
     check_subjects(row, list(subjects))
     own = {k: row[k] for k in ("number", "where", "says", "kind", "test")}
     may_decide = tuple(row.get("scales", scales)) + last_resort * row.get("last_resort", False)
@@ -169,7 +169,7 @@ def check_untested(row: dict, parameters: dict) -> None:
     idle = [*parameters, *(k for k in ("corpus", "advice", "against") if k in row)]
     if idle: raise AblationError(f"a row without a test has no use for '{idle[0]}'; remove it.")
 
-def check_values(row: dict) -> None:
+def check_row_values(row: dict) -> None:
     "Have the keys that any row may carry values that they can have?"
     if row.get("setup") not in (None, "tuned", "fixed"):
         raise AblationError(f"setup = {row['setup']!r} is unknown; "
@@ -319,7 +319,7 @@ def answers(
 def place(claim: Claim, e: Evidence) -> tuple[str, str]:
     """Where runs answer a claim: the baseline's size; and shape and rates, or the device.
     As in ('47.6M', '12 layers, 1e-3')."""
-    size = span(e.base.parameters, short_count)
+    size = span(e.base.parameters, amount)
     if timed(claim): return size, e.r.clock["device"]
     own = model_config(scale=e.r.config["scale"])
     shape = []
@@ -399,7 +399,7 @@ def verdict_places(
     opposite = [v for v in CLAIM_VERDICTS[:2] if v != answer.verdict and v in words]
     contrary = [words.pop(v) for v in opposite]
     found_at = list(here)
-    if not timed(claim): found_at.append(f"{short_count(e.base.tokens.max())} tokens")
+    if not timed(claim): found_at.append(f"{amount(e.base.tokens.max())} tokens")
     return "; ".join([", ".join(found_at), *contrary]), "; ".join(words.values())
 
 # %% ../nbs/25_ledger.ipynb #2ff3161f
@@ -407,7 +407,7 @@ def lacks(claim: Claim) -> str:
     "What a claim that no run bears on would need."
     named = ", ".join(map(arm_label, arms_in(claim.parameters)))
     of_arms = f" of {named}" if named else ""
-    size = short_count(parameter_count(model_config()))
+    size = amount(parameter_count(model_config()))
     if timed(claim): return f"needs `ablation time` of a study{of_arms} at {size} parameters"
     text = f", on the text {claim.corpus}" if claim.corpus else ""
     if claim.corpus == OFFICIAL: text += " (the official one)"
@@ -500,7 +500,7 @@ def readings(
         if advice.fields: return []
         row = settle_claim(claim, [])
         words = f"claim {claim.number} {row['verdict']}: {row['figures']}"
-        return [Reading(row["verdict"], short_count(parameter_count(model_config())), words)]
+        return [Reading(row["verdict"], amount(parameter_count(model_config())), words)]
     there = []
     for e, s in answers(claim, sets):
         of_its_size = within(e.runs, advice.fields) if advice.fields else e.of_true_size
@@ -614,7 +614,7 @@ def study_words(r: Results) -> str:
     words = f"- {r.name}: {r.config['scale']}, {len(r.runs)} runs"
     base = r.runs[r.runs.arm.eq("baseline") & r.runs.status.eq("done")]
     if len(base):
-        sizes, tokens = span(base.parameters, short_count), span(base.tokens, short_count)
+        sizes, tokens = span(base.parameters, amount), span(base.tokens, amount)
         rates = "rate" if r.runs.lr.nunique() == 1 else "rates"
         words += f" of {sizes} parameters and {tokens} tokens"
         words += f", {rates} {span(r.runs.lr, lr_words)}, on {r.config['corpus']}"

@@ -6,20 +6,20 @@
 __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'Figures', 'Tables', 'SECTIONS', 'RUN_COLUMNS',
            'ONE_SEED', 'FRONT', 'SEED_TOKENS', 'no_stories', 'Results', 'read_results', 'at_own_rates', 'setups',
            'most_arms', 'rate_of', 'setup_words', 'of', 'run_key', 'by_key', 'asked_for', 'count_words', 'amount',
-           'joined', 'span_of', 'effect_sentence', 'points', 'point_words', 'power_sentence', 'ran_words',
+           'joined', 'span_of', 'span', 'effect_sentence', 'points', 'point_words', 'power_sentence', 'ran_words',
            'effect_words', 'lost_words', 'by_verdict', 'set_sentence', 'tuning_words', 'comparable', 'one_rate',
-           'tuning_sentence', 'axis_of', 'level_text', 'finished_losses', 'not_learned', 'trend_words', 'moves',
-           'by_trend', 'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence', 'findings_in_words',
-           'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts', 'fact_list', 'unfinished',
-           'warnings', 'all_settings', 'misfits', 'Section', 'section', 'findings', 'both_rates', 'losses_by_seed',
-           'every_seed', 'on_the_ladder', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves',
-           'curves_table', 'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'by_position', 'combines',
-           'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
-           'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
-           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
-           'grid_page', 'study_files', 'point_labels', 'grid_files', 'write_text', 'write_report', 'find_study',
-           'standing', 'also_along', 'front_findings', 'finished_seeds', 'front_setting', 'front_table',
-           'front_picture', 'front_beside', 'study_question']
+           'tuning_sentence', 'axis_of', 'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned',
+           'trend_words', 'moves', 'by_trend', 'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence',
+           'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts',
+           'fact_list', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Section', 'section', 'findings',
+           'both_rates', 'losses_by_seed', 'every_seed', 'on_the_ladder', 'several_rates', 'ladder_figures',
+           'ladder_tables', 'rates', 'with_curves', 'curves_table', 'curves_figure', 'time_words', 'dynamics',
+           'shown_positions', 'losses_by_position', 'combines', 'interaction_figures', 'interaction_tables',
+           'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set',
+           'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories',
+           'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'study_files', 'point_labels',
+           'grid_files', 'write_text', 'write_report', 'find_study', 'standing', 'also_along', 'front_findings',
+           'finished_seeds', 'front_setting', 'front_table', 'front_picture', 'front_beside', 'study_question']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, re
@@ -284,8 +284,10 @@ def count_words(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 def amount(n: float) -> str:
-    "A count as one says it, large ones to three digits: 22.7M."
-    return f"{n / 1e6:.3g}M" if n >= 1e5 else f"{n:,.0f}"
+    "A count as one says it, large ones to three digits: 22.7M, 1.2B."
+    if n >= 999.5e6: return f"{n / 1e9:.3g}B"
+    if n >= 1e5: return f"{n / 1e6:.3g}M"
+    return f"{n:,.0f}"
 
 def joined(words: Iterable[str]) -> str:
     "'a, b and c'."
@@ -295,6 +297,10 @@ def joined(words: Iterable[str]) -> str:
 def span_of(words: Iterable[str]) -> str:
     "'a to b'; of one and the same, the one."
     return " to ".join(dict.fromkeys(words))
+
+def span(values: Iterable, words: Callable = str) -> str:
+    "'4 to 12': the lowest and the highest; one of them where they read alike."
+    return span_of([words(min(values)), words(max(values))])
 
 # %% ../nbs/23_report.ipynb #e6f4eaf2
 JUDGEMENTS = dict(  # what a sentence says of a verdict
@@ -377,10 +383,8 @@ def ran_words(runs: pd.DataFrame) -> str:
     done = runs[runs.status == "done"]
     base = done[done.arm == "baseline"]
     own = done if base.empty else base
-    def span(values: pd.Series) -> str:
-        return span_of([amount(values.min()), amount(values.max())])
     seeds = count_words(done.seed.nunique(), "seed")
-    size, tokens = span(own.parameters), span(own.tokens)
+    size, tokens = span(own.parameters, amount), span(own.tokens, amount)
     return f"{size} parameters, {tokens} tokens a run, {seeds}"
 
 def effect_words(effect: pd.Series) -> str:
@@ -519,6 +523,7 @@ def axis_of(r: Results) -> tuple[str, pd.DataFrame] | None:
     a_scale = pd.api.types.is_numeric_dtype(levels) and levels.nunique() > 1
     return (field, r.main) if a_scale else None
 
+# %% ../nbs/23_report.ipynb #5563d6f8
 def level_text(level: float) -> str:
     "A level of an axis: '1,024', '0.03'."
     if float(level).is_integer(): return f"{level:,}"
@@ -528,10 +533,14 @@ def finished_losses(runs: pd.DataFrame, arm: str) -> pd.Series:
     done = runs.status == "done"
     return runs[(runs.arm == arm) & done].final_val_loss
 
+def half_way_to_guessing(baseline: Any, vocab_size: Any) -> Any:
+    "From the loss of the baseline to that of guessing: an arm above it has not learned."
+    return (np.log(vocab_size) + baseline) / 2
+
 def not_learned(runs: pd.DataFrame, arm: str) -> str:
     "That an arm's loss stays nearer to guessing than to the baseline's; empty if it does not."
     own, base = finished_losses(runs, arm), finished_losses(runs, "baseline")
-    half_way = (np.log(runs.vocab_size.max()) + base.mean()) / 2
+    half_way = half_way_to_guessing(base.mean(), runs.vocab_size.max())
     if not len(own) or not own.min() > half_way: return ""
     return f"it does not learn: its loss is {own.mean():.2f}, the baseline's {base.mean():.2f}"
 
@@ -664,8 +673,8 @@ def over_points(r: Results) -> list[str]:
     for arm in arm_order(effects.arm):
         own = effects[effects.arm == arm]
         ends = own["mean"].min(), own["mean"].max()
-        span = span_of(signed(m) for m in ends if pd.notna(m))
-        arms.append(f"{arm_label(arm)} {span or '–'} ({places_words(own)})")
+        moved = span_of(signed(m) for m in ends if pd.notna(m))
+        arms.append(f"{arm_label(arm)} {moved or '–'} ({places_words(own)})")
     setup = setup_words(next(iter(r.sets)))
     setting = f"{len(points(r))} settings of {what} ({ran_words(r.main)} at each, {setup})"
     sentence = f"Over {setting}, against the baseline in nats per token: {'; '.join(arms)}."
@@ -1174,7 +1183,7 @@ def shown_positions(r: Results) -> pd.DataFrame:
     needs=lambda r: not shown_positions(r).empty,
     figures=lambda r: {"positions": positions_figure(shown_positions(r), r.shown)},
     tables=lambda r: {"positions": positions_table(shown_positions(r))})
-def by_position(r: Results) -> list[str]:
+def losses_by_position(r: Results) -> list[str]:
     "Loss by position in the context, within and beyond the trained length."
     words = ("Mean loss in windows of the trained length, "
              "and in each half of windows twice as long, "
