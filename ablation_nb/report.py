@@ -39,7 +39,7 @@ from .config import AblationError, arm_label, arm_order, parse_arm, project_root
 from .figures import (ablation_comparison, dynamics_figure, effects_figure, front_figure,
                                  interactions_figure, positions_figure, save_figure, sensitivity_figure, sweep_figure)
 from .results import (RUN, load_doc_losses, load_metrics, load_position_losses, load_stories, main_lr,
-                                 point_fields, read_json, trusted_runs)
+                                 point_fields, read_checked, read_json, trusted_runs)
 from .runs import PROMPTS
 from .statistics import best_of_evaluations, mean_interval, noise_budget, paired_differences, signed
 from .tables import (against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
@@ -107,9 +107,9 @@ def home(folder: Path) -> Path:
     return up.parent if a_point else folder
 
 def beside_the_runs(folder: Path, name: str) -> dict:
-    "A file of the study, such as study.json; empty if there is none."
+    "A file of the study, such as study.json; empty if there is none, and an error if it is damaged."
     file = home(folder) / name
-    return read_json(file) if file.exists() else {}
+    return read_checked(file) if file.exists() else {}
 
 # %% ../nbs/23_report.ipynb #496f83b3
 def read_results(
@@ -123,7 +123,7 @@ def read_results(
         raise AblationError(f"'{folder.name}' holds no finished run to report on; fill it with `ablation run "
                             f"studies/laptop.toml`, or with the study file that it is named after.{unused}")
     tuning = beside_the_runs(folder, "tuning.json")
-    if tuning and home(folder) != folder: tuning = {"": tuning[folder.resolve().name]}
+    if tuning and home(folder) != folder: tuning = {"": tuning.get(folder.resolve().name, {})}
     first = runs[runs.status.eq("done")].iloc[0]
     trusted = [folder / f for f in runs.folder]   # one that is refused may claim the name of another
     def long(load: Callable[..., pd.DataFrame]) -> pd.DataFrame: return load(folder, trusted)
