@@ -213,7 +213,10 @@ SHAPES: dict[str, dict[str, str]] = {  # file -> key, and what stands there
         **dict.fromkeys(("tune", "fixed"), "table of lists of numbers or nothing"),
         "grid": "table of tables",
         "margin": "number"},
-    "speed.json": {"tokens": "number", "seconds": "table of lists of numbers"},
+    "speed.json": {
+        **dict.fromkeys(("device", "torch", "precision"), "text"),
+        **dict.fromkeys(("threads", "steps", "tokens"), "whole number"),
+        "seconds": "table of lists of numbers"},
 }
 
 # %% ../nbs/11_results.ipynb #7b0c0004
@@ -222,7 +225,7 @@ def read_checked(path: Path) -> dict:
     try: value = read_json(path)
     except OSError as e: raise Damaged(path, f"cannot be read ({e.strerror})") from None
     if not isinstance(value, dict): raise Damaged(path, "is no table")
-    if path.name == "tuning.json" and not table_of(table_of(is_climb))(value):
+    if path.name == "tuning.json" and not (value and table_of(table_of(is_climb))(value)):
         raise Damaged(path, "is not what a tuning leaves")
     for key, kind in SHAPES.get(path.name, {}).items():
         if not (KINDS | OPTIONAL)[kind](standing_at(value, key)): raise Damaged(path, f"has no {kind} under '{key}'")
