@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from .config import ARMS, OWN_ARMS, SCALES, AblationError, project_root
-from .engine import local_pool, show_times, status, status_table, time_arms, work_off
+from .engine import local_pool, mend, show_times, status, status_table, time_arms, work_off
 from .interop import to_hf
 from .provenance import proofs_file, prove
 from .results import PACKED, pack_runs
 from .runs import alone
 from .study import (
-    TODO, Study, estimate, flops, job_tokens, plan,
+    TODO, Job, Study, estimate, flops, job_tokens, plan,
     prepared, read_study, show_plan, spoken)
 from .visit import unpack, visit
 
@@ -46,6 +46,7 @@ def show_cost(
     if unusable:
         say(f"{unusable} runs are stale or damaged: "
             "`ablation run` leaves them out, with --rerun-stale it replaces them.")
+        name_damaged(jobs, console)
     if not todo:
         console.print("Nothing is left to do.")
         return 0
@@ -57,6 +58,14 @@ def show_cost(
     say(f"To do: {work}; about {spoken(seconds)} on this machine, {n} at a time")
     return 0
 
+# %% ../nbs/33_cli.ipynb #4748dd42
+def name_damaged(jobs: list[Job], console: Console) -> None:
+    "A line for each damaged run, with what is wrong."
+    for j in jobs:
+        if j.state != "damaged": continue
+        words = f"{os.path.relpath(j.folder)}: {j.why}"
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+
 # %% ../nbs/33_cli.ipynb #4748dd43
 def show_status(
     study: Study,
@@ -65,9 +74,13 @@ def show_status(
 ) -> int:  # exit status
     "Print how far a study is."
     # a first call prepares the text and says so
-    with redirect_stdout(sys.stderr): frame = status(study)
+    with redirect_stdout(sys.stderr):
+        jobs, _ = plan(study)
+        frame = status(study, jobs)
     if as_json: print(frame.to_json(orient="records", indent=1))
-    else: console.print(status_table(frame, study.name))
+    else:
+        console.print(status_table(frame, study.name))
+        name_damaged(jobs, console)
     return 0
 
 # %% ../nbs/33_cli.ipynb #c1100013
@@ -77,6 +90,7 @@ def report(study: Study, console: Console) -> int:
     root = project_root()
     out = root / "out"
     out.mkdir(exist_ok=True)
+    mend(study)
     folder = os.path.relpath(study.outputs, root)
     try:
         papermill.execute_notebook(

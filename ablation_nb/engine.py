@@ -28,7 +28,7 @@ from .config import MODEL_FIELDS, TRAIN_FIELDS, AblationError, RunConfig, projec
 from .data import prepare
 from .kernels import NURSERY, run_notebook
 from .provenance import device_name, package_hash, write_json
-from .results import cut_short, has, read_json, read_rows
+from .results import Damaged, cut_short, has, read_checked, read_json, read_rows
 from .runs import Busy, alone, board_writer, busy, run_state
 from .study import (TODO, Job, Study, on_random_tokens, plan, prepared,
     show_plan, spoken, torch_threads, torch_version)
@@ -248,25 +248,32 @@ def dask_pool(address: str) -> Iterator[tuple]:
         finally: pool.shutdown(wait=False)  # cancels what has not ended
 
 # %% ../nbs/15_engine.ipynb #34dc9971
-def progress_of(folder: Path, cfg: RunConfig) -> dict:
-    "How far a run is, from its folder: state, step, losses, tokens/s, seconds to go."
-    state, rows = run_state(folder), read_rows(folder / "metrics.jsonl")
+def progress_of(
+    folder: Path,
+    cfg: RunConfig,
+    state: str | None = None,  # what `run_state` says of the folder, where that is known
+) -> dict:                     # state, step, of, train_loss, val_loss, tokens_per_second, eta (seconds to go)
+    "How far a run is, from its folder."
+    state, rows = state or run_state(folder), read_rows(folder / "metrics.jsonl")
     if state == "partial" and busy(folder): state = "running"
     last = rows[-1] if rows else {}
-    step, seconds = last.get("step", 0), last.get("seconds", 0.0)
+    step, seconds, done = last.get("step", 0), last.get("seconds"), last.get("tokens")
     newest = lambda k: next((r[k] for r in reversed(rows) if r.get(k) is not None), None)
     speed = eta = None
-    if seconds: speed = last["tokens"] / seconds
-    if step and state in ("running", "partial"): eta = (cfg.train.n_steps - step) * seconds / step
+    if seconds and done: speed = done / seconds
+    if step and seconds and state in ("running", "partial"): eta = (cfg.train.n_steps - step) * seconds / step
     return dict(
         state=state, step=step, of=cfg.train.n_steps,
         train_loss=newest("train_loss"), val_loss=newest("val_loss"),
         tokens_per_second=speed, eta=eta,
     )
 
-def status(study: Study) -> pd.DataFrame:
+def status(
+    study: Study,
+    jobs: list[Job] | None = None,  # of its plan, where that is made
+) -> pd.DataFrame:
     "A row a run of the study, as far as its plan is known: point, arm, lr, seed, role, and what `progress_of` tells."
-    jobs, _ = plan(study)
+    if jobs is None: jobs, _ = plan(study)
     return pd.DataFrame([status_row(j) for j in jobs])
 
 # %% ../nbs/15_engine.ipynb #d9ee69be
@@ -275,9 +282,7 @@ SPOILT = ("stale", "damaged")   # states of a run that counts for nothing, and h
 def status_row(j: Job) -> dict:
     "The row of `status` for a run."
     if not j.folder: return {**place_of(j), "lr": None, "state": "waiting", "step": 0, "of": j.cfg.train.n_steps}
-    row = {**place_of(j), **progress_of(j.folder, j.cfg)}
-    if j.state in SPOILT: row["state"] = j.state
-    return row
+    return {**place_of(j), **progress_of(j.folder, j.cfg, j.state)}
 
 def place_of(j: Job) -> dict:
     "The place of a run in its study."
@@ -355,8 +360,8 @@ def finished(self: Progress, j: Job, result: dict) -> None:
 @patch
 def running(self: Progress) -> pd.DataFrame:
     "The rows of `status` for the runs in progress."
-    begun = [j for j in self.jobs if j.folder and has(j.folder / "env.json")]
-    rows = [dict(folder=j.folder, **place_of(j), **progress_of(j.folder, j.cfg)) for j in begun]
+    going = [j for j in self.jobs if j.folder and has(j.folder / "env.json") and not has(j.folder / "result.json")]
+    rows = [dict(folder=j.folder, **place_of(j), **progress_of(j.folder, j.cfg, "partial")) for j in going]
     measures = ["step", "of", "train_loss", "val_loss", "tokens_per_second", "eta"]
     frame = pd.DataFrame(rows, columns=["folder", "point", "arm", "lr", "seed", "role", "state", *measures])
     return frame[frame.state == "running"]
@@ -398,7 +403,7 @@ class Underway:
 
     def plan_again(self) -> tuple[list[Job], dict]:
         "The plan as it is now; what the tuning found is written down."
-        jobs, tuning = plan(self.study, self.ready)
+        with LOOKING: jobs, tuning = plan(self.study, self.ready)
         try:
             write_down(self.study, tuning)
             self.ended.pop(self.study.outputs, None)
@@ -453,8 +458,8 @@ def result_of(future: Future) -> dict:
 
 def unusable(j: Job) -> str:
     "Why a run of the plan counts for nothing."
+    if j.state == "damaged": return j.why or "its files cannot be read"
     if j.why: return f"made with other {j.why}"
-    if j.state == "damaged": return "its files cannot be read"
     if j.state == "waiting": return "no rate yet, for runs of its tuning are missing"
     return "it is not done"
 
@@ -484,8 +489,16 @@ def write_down(study: Study, tuning: dict) -> None:
 
 def write_changed(path: Path, value: dict) -> None:
     "Write a JSON file, unless that is what it holds."
-    if path.exists() and read_json(path) == value: return
+    with suppress(AblationError, OSError):   # one that is damaged is written again
+        if read_json(path) == value: return
     write_json(path, value)
+
+def mend(study: Study) -> None:
+    "Write `study.json` and `tuning.json` again where they are damaged: from the study file, and from the runs."
+    try:
+        for name in ("study.json", "tuning.json"):
+            if (study.outputs / name).exists(): read_checked(study.outputs / name)
+    except Damaged: write_down(study, plan(study)[1])
 
 # %% ../nbs/15_engine.ipynb #ac22529c
 class Terminated(BaseException):

@@ -283,10 +283,18 @@ def parsed_proofs(path: Path, *_: int) -> list[dict]:  # of a version of the fil
     again = "take it from git again."
     try: proofs = tomllib.loads(path.read_text(encoding="utf-8")).get("proof", [])
     except ValueError as e: raise AblationError(f"{path} is not valid TOML ({e}); {again}") from None
+    if not isinstance(proofs, list): raise AblationError(f"{path} has no list of proofs; {again}")
     for p in proofs:
-        if {"old", "new", "fp32", "bf16"} <= p.keys(): continue
+        if is_proof(p): continue
         raise AblationError(f"{path} has a proof without old, new, fp32 or bf16: {p}; {again}")
     return proofs
+
+def is_proof(value: Any) -> bool:
+    "Two hashes, and for each precision the arms that agree?"
+    if not isinstance(value, dict): return False
+    arms = [value.get("fp32"), value.get("bf16")]
+    hashes = all(isinstance(value.get(k), str) for k in ("old", "new"))
+    return hashes and all(isinstance(a, list) and all(isinstance(x, str) for x in a) for a in arms)
 
 # %% ../nbs/10_provenance.ipynb #712559ea
 def behind(arm: str) -> list[str]:

@@ -41,7 +41,7 @@ from .figures import (
     interactions_figure, positions_figure, save_figure, sensitivity_figure, sweep_figure)
 from .results import (
     RUN, load_doc_losses, load_metrics, load_position_losses, load_stories,
-    main_lr, point_fields, read_json, trusted_runs)
+    main_lr, point_fields, read_checked, read_json, trusted_runs)
 from .runs import PROMPTS
 from .statistics import best_of_evaluations, mean_interval, noise_budget, paired_differences, signed
 from .tables import (
@@ -125,9 +125,9 @@ def home(folder: Path) -> Path:
     return above if a_point else folder
 
 def beside_the_runs(folder: Path, name: str) -> dict:
-    "A file of the study, such as study.json; empty if there is none."
+    "A file of the study, such as study.json; empty if there is none, and an error if it is damaged."
     file = home(folder) / name
-    return read_json(file) if file.exists() else {}
+    return read_checked(file) if file.exists() else {}
 
 def nothing_finished(
     folder: Path,
@@ -153,7 +153,7 @@ def read_results(
         raise nothing_finished(folder, refused)
     tuning = beside_the_runs(folder, "tuning.json")
     if tuning and home(folder) != folder:
-        tuning = {"": tuning[folder.resolve().name]}
+        tuning = {"": tuning.get(folder.resolve().name, {})}
     first = runs[runs.status.eq("done")].iloc[0]
     # one that is refused may claim the name of another
     trusted = [folder / f for f in runs.folder]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -26,13 +26,14 @@ from tqdm import tqdm
 from .checks import blueprint, certificate, check_treatment, require
 from .config import MODEL_FIELDS, TRAIN_FIELDS, AblationError, RunConfig
 from .config import did_you_mean, project_root, run_config
-from .data import TokenData, prepare, refuse_short_validation, write_atomic
+from .data import TokenData, prepare, refuse_short_validation, write_atomic, write_through
 from .model import FlexibleTransformerLM, generate_batch
 from .provenance import TAKING, code_now, described, environment, fingerprint, identity
 from .provenance import is_own, replaced, same_code, write_json
-from .results import FIRST_PROMPT, LOSSES, METRICS, has, read_json, read_rows
+from .results import FIRST_PROMPT, LOSSES, METRICS, Damaged
+from .results import has, read_checked, read_json, read_rows, rows_fault, why_not
 from .step import check_step
-from .trainer import Trainer, resolve_device, use_precision
+from .trainer import Trainer, read_checkpoint, resolve_device, use_precision
 
 # %% ../nbs/12_runs.ipynb #879a73e6
 from .provenance import package_hash
@@ -61,14 +62,13 @@ def run_state(
     "What a run's folder holds."
     ended = folder / "result.json"
     if not has(folder / "env.json"): return "absent"
-    try:
-        env = read_json(folder / "env.json")
-        result = read_json(ended) if has(ended) else {"status": "partial"}
-    except AblationError: return "damaged"
-    try:
-        if cfg is not None and data is not None and differences(env, cfg, data): return "stale"
-        return result["status"]
-    except (LookupError, TypeError): return "damaged"
+    try: env = read_checked(folder / "env.json")
+    except Damaged: return "damaged"
+    if cfg is not None and data is not None and differences(env, cfg, data): return "stale"
+    only_begun = not has(ended) and not has(folder / "config.json")
+    if only_begun: return "partial"
+    if why_not(folder): return "damaged"
+    return read_json(ended)["status"] if has(ended) else "partial"
 
 def run_folder(study: Path, cfg: RunConfig) -> Path:
     "Where a study keeps a run: `<study>/<arm>/<lr>-s<seed>`."
@@ -114,9 +114,12 @@ def clear(folder: Path) -> None:
 # %% ../nbs/12_runs.ipynb #40c81951
 class MetricsFile:
     "An append-only file of JSON rows, flushed row by row."
-    def __init__(self, path: Path) -> None: self.path = path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: TextIO | None = None   # until `keep_until`
     def __enter__(self) -> "MetricsFile": return self
-    def __exit__(self, *exc: object) -> None: self.file.close()
+    def __exit__(self, *exc: object) -> None:
+        if self.file: self.file.close()
 
     def keep_until(self, step: int) -> None:
         "Open for appending after the rows up to `step`; step 0 begins anew."
@@ -126,8 +129,13 @@ class MetricsFile:
 
     def append(self, row: dict) -> None:
         "Write a row; what is no number becomes null."
+        assert self.file
         self.file.write(json.dumps({k: as_json(v) for k, v in row.items()}) + "\n")
         self.file.flush()
+
+    def settle(self) -> None:
+        "Have the system put the rows on the disk now."
+        write_through(self.path)
 
 # %% ../nbs/12_runs.ipynb #36fae371
 def as_json(value: Any) -> Any:
@@ -217,19 +225,38 @@ def look(self: Run, replace: bool | str) -> bool:
         other = " and ".join(differences(read_json(self.folder / "env.json"), self.cfg, self.data))
         raise AblationError(f"{self.folder} holds a run with other {other}; {way_out}")
     if self.state == "damaged":
-        raise AblationError(f"{self.folder} holds a run whose files cannot be read; {way_out}")
-    resumable = self.state == "partial" and (self.folder / "checkpoint.safetensors").exists()
-    return self.finished or resumable
+        raise AblationError(f"{self.folder} holds a run that cannot be used, because {why_not(self.folder)}; {way_out}")
+    if self.state != "partial": return self.finished
+    return (self.folder / "checkpoint.safetensors").exists() and not self.lost()
 
 @patch
 def begin(self: Run, fresh: bool | str) -> None:
     "Empty the folder, and write down who the run is."
     with alone(self.folder):
-        if fresh is not True and self.look(fresh): return   # another process was faster
+        if fresh is not True:
+            if self.look(fresh): return   # another process was faster
+            if self.state == "partial" and (why := self.lost()): print(f"{self.folder} begins anew: {why}.")
         clear(self.folder)
         write_json(self.folder / "env.json", self.env)   # first: with it a packed run counts no more
         write_json(self.folder / "config.json", described(self.cfg))
         self.state = "absent"
+
+# %% ../nbs/12_runs.ipynb #8da318a1
+@patch
+def lost(self: Run) -> str:
+    "What of a checkpoint, and of the rows up to it, is lost; empty if nothing is, or there is no checkpoint."
+    checkpoint = self.folder / "checkpoint.safetensors"   # read first: rows are there before it
+    if not checkpoint.exists(): return ""
+    if not (self.folder / "config.json").exists(): return "its config.json is missing"
+    try: step = read_checkpoint(checkpoint)[1]["step"]
+    except AblationError: return "its checkpoint cannot be read"
+    return self.rows_lost(step)
+
+@patch
+def rows_lost(self: Run, step: int) -> str:
+    "What is missing of the rows up to a step; empty if nothing is."
+    rows = [row for row in read_rows(self.folder / "metrics.jsonl") if row["step"] <= step]
+    return rows_fault(rows, asdict(self.cfg.train), step) or ""
 
 # %% ../nbs/12_runs.ipynb #8a240861
 def refuse_replaced(cfg: RunConfig) -> None:
@@ -256,7 +283,10 @@ def model_of(run: Run) -> FlexibleTransformerLM:
     if not weights.exists():
         way_out = "Train this run again with fresh=True to have them"
         raise AblationError(f"{weights} is not here: weights are not committed. {way_out}.")
-    model.load_state_dict(load_file(weights))
+    try: model.load_state_dict(load_file(weights))
+    except Exception as e:   # SafetensorError, OSError, RuntimeError for tensors of another model
+        way_out = "Train this run again with fresh=True"
+        raise AblationError(f"{weights} is damaged ({type(e).__name__}). {way_out}.") from None
     return model
 
 # %% ../nbs/12_runs.ipynb #82724b12
@@ -318,8 +348,11 @@ def go_on(self: Run, bar: tqdm, rows: MetricsFile) -> dict:
     trainer = self.trainer
     trainer.on_row = on_row
     trainer.deadline = math.inf if TAKING.get() else float(os.environ.get("ABLATION_DEADLINE", "inf"))
-    rows.keep_until(trainer.resume())
-    step = trainer.state["step"]
+    trainer.on_save = rows.settle
+    step = trainer.resume()
+    if step and (why := self.rows_lost(step)):
+        raise AblationError(f"{self.folder} cannot go on: {why}; open the run again, and it begins anew.")
+    rows.keep_until(step)
     bar.update(step)
     if self.board: board = self.board(self.folder / "tensorboard", purge_step=step + 1)
     result = trainer.fit()
@@ -339,6 +372,7 @@ def finish(self: Run, result: dict) -> dict:
     if done:
         np.save(self.folder / "doc_losses.npy", self.trainer.document_losses())
         np.save(self.folder / "position_losses.npy", self.trainer.position_losses().astype(np.float32))
+    for name in ("metrics.jsonl", *["doc_losses.npy", "position_losses.npy"] * done): write_through(self.folder / name)
     del self.trainer   # it has done its work, and holds the optimiser's memory
     save_file(self.model.cpu().state_dict(), self.folder / "weights.tmp")
     os.replace(self.folder / "weights.tmp", self.folder / "weights.safetensors")

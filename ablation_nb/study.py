@@ -28,7 +28,7 @@ from .config import (LARGEST, MODEL_FIELDS, SCALES, TRAIN_FIELDS, AblationError,
 from .data import TokenData, corpus_name, prepare
 from .model import FlexibleTransformerLM, flops_per_token
 from .provenance import described
-from .results import cut_short, read_json
+from .results import cut_short, read_json, why_not
 from .runs import differences, run_folder, run_state
 from .trainer import Trainer, resolve_device
 
@@ -421,7 +421,7 @@ class Job:
     role: str             # test | tune | fixed
     folder: Any           # Path; None: its rate is not known yet
     state: str            # absent | partial | done | diverged | stale | damaged | waiting
-    why: str = ""         # what differs, if stale
+    why: str = ""         # what differs, if stale; what is wrong, if damaged
 
 def plan(
     study: Study,
@@ -452,6 +452,7 @@ def job_at(folder: Path, cfg: RunConfig, wanted: Wanted, data: TokenData) -> Job
     state, why = run_state(folder, cfg, data), ""
     if state in ("done", "diverged") and cut_short(folder): state = "partial"
     if state == "stale": why = " and ".join(differences(read_json(folder / "env.json"), cfg, data))
+    if state == "damaged": why = why_not(folder) or ""
     return Job(cfg, wanted.point, wanted.role, folder, state, why)
 
 def tuning_state(study: Study, ready: dict) -> dict[str, dict]:

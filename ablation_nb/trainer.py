@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['lr_at', 'resolve_device', 'use_precision', 'working_copy', 'keep_memory', 'token_losses', 'by_document',
            'by_position', 'make_optimizer', 'window_starts', 'on_device', 'can_compile', 'Stopped', 'Trainer', 'due',
-           'finite']
+           'digest_of', 'read_checkpoint', 'finite']
 
 # %% ../nbs/06_trainer.ipynb #3c7b0f50
-import contextlib, copy, ctypes, json, math, os, shutil, sys, time, warnings
+import contextlib, copy, ctypes, hashlib, json, math, os, shutil, sys, time, warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -174,9 +174,11 @@ class Trainer:
         checkpoint: Path | None = None, # file to save to and resume from; None keeps no checkpoint
         on_row: Callable[[dict], object] = lambda row: None,  # called with each row of metrics
         deadline: float = math.inf,     # time.time() at which to save a checkpoint and raise `Stopped`
+        on_save: Callable[[], object] = lambda: None,         # called before a new checkpoint counts
     ) -> None:
         if cfg.threads: torch.set_num_threads(cfg.threads)
-        self.cfg, self.data, self.checkpoint, self.on_row, self.deadline = cfg, data, checkpoint, on_row, deadline
+        self.cfg, self.data, self.checkpoint, self.deadline = cfg, data, checkpoint, deadline
+        self.on_row, self.on_save = on_row, on_save
         self.device = resolve_device(cfg.device)
         self.autocast = use_precision(cfg.precision, self.device)
         self.model = model.to(self.device)
@@ -374,35 +376,59 @@ def kept(self: Trainer) -> dict[str, torch.Tensor]:
         for k, t in self.optimizer.state[p].items(): moments[f"{k}.{name}"] = t
     return {"buffer": self.buffer, **weights, **moments}
 
+def digest_of(tensors: dict[str, torch.Tensor], *counters: str) -> str:
+    "A hash of all that a checkpoint holds."
+    h = hashlib.sha256(json.dumps(counters).encode())
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        h.update(f"{name} {t.dtype} {[*t.shape]}".encode())
+        h.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return h.hexdigest()
+
 @patch
 def save(self: Trainer, since: float) -> None:
     "Write tensors and counters to `checkpoint`, if there is to be one, atomically; counters are JSON in its header."
     if self.checkpoint is None: return
     self.state["seconds"] = time.perf_counter() - since
-    counters = dict(state=json.dumps(self.state), threads=str(torch.get_num_threads()))
+    tensors, state, threads = self.kept(), json.dumps(self.state), str(torch.get_num_threads())
+    header = dict(state=state, threads=threads, digest=digest_of(tensors, state, threads))
     tmp = self.checkpoint.with_suffix(".tmp")
     with open(tmp, "wb") as f:
-        f.write(safetensors.torch.save(self.kept(), counters))
+        f.write(safetensors.torch.save(tensors, header))
         f.flush()
         os.fsync(f.fileno())
+    self.on_save()
     os.replace(tmp, self.checkpoint)
+
+# %% ../nbs/06_trainer.ipynb #fc2d4e74
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict, int]:
+    "Tensors, counters and number of threads of a checkpoint; one that is damaged is an error."
+    try:
+        with safetensors.safe_open(path, "pt") as f:
+            header = f.metadata()
+            tensors = {name: f.get_tensor(name) for name in f.keys()}
+        state, threads = header["state"], header["threads"]
+        if header["digest"] != digest_of(tensors, state, threads): raise ValueError("its digest is another")
+        return tensors, json.loads(state), int(threads)
+    except Exception as e:   # SafetensorError, OSError, KeyError, and what else a flipped bit can bring about
+        why = type(e).__name__
+        raise AblationError(f"{path} cannot be read ({why}); remove it to begin this run anew.") from None
 
 @patch
 def resume(self: Trainer) -> int:
     "Go back to the checkpoint, if there is one; returns the step that training stands at."
     if not self.checkpoint or not self.checkpoint.exists(): return self.state["step"]
-    try:
-        with safetensors.safe_open(self.checkpoint, "pt") as f, torch.no_grad():
-            counters = f.metadata()
-            for name, t in self.kept().items(): t.copy_(f.get_tensor(name))
-        self.state = json.loads(counters["state"])
-    except Exception as e:
-        why = type(e).__name__
-        raise AblationError(f"{self.checkpoint} cannot be read ({why}); remove it to begin this run anew.") from None
+    tensors, state, threads = read_checkpoint(self.checkpoint)
+    own = self.kept()
+    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
+        raise AblationError(f"{self.checkpoint} is that of another model; remove it to begin this run anew.")
+    with torch.no_grad():
+        for name, t in own.items(): t.copy_(tensors[name])
+    self.state = state
     self.round_weights()
     self.at.fill_(self.state["step"])
     # sums in another order are other sums
-    if self.device.type == "cpu": torch.set_num_threads(int(counters["threads"]))
+    if self.device.type == "cpu": torch.set_num_threads(threads)
     return self.state["step"]
 
 # %% ../nbs/06_trainer.ipynb #fc2d4e73

@@ -26,7 +26,7 @@ from .data import write_atomic
 from .engine import work_off
 from .model import FlexibleTransformerLM
 from .provenance import identity_of
-from .results import RUN_FILES, RUN_LOCKS, content, cut_short, has, run_folders
+from .results import RUN_FILES, RUN_LOCKS, content, cut_short, has, run_folders, why_not
 from .runs import OWN_FILES, Busy, alone, clear
 from .study import read_study
 from .trainer import Trainer, can_compile, resolve_device
@@ -228,11 +228,13 @@ def pack_ended(
 ) -> list[Path]:                  # the archives
     """Pack every finished run of a study with its plan, a run never in two archives.
 
-    What is packed already stays where it is. Another result for it is an error."""
+    One that may not count, as its files are damaged, stays where it is, and so does what is packed already. Another
+    result for it is an error."""
     out.mkdir(parents=True, exist_ok=True)
     archives = archives_of(study, out)
     archive_of = {name: a for a in archives for name in members(a) if name.endswith("/result.json")}
     ended = [f for f in run_folders(study) if (f / "result.json").exists() and (half or not cut_short(f))]
+    ended = [f for f in ended if not why_not(f)]
     left = []
     for f in ended:
         name = (f / "result.json").relative_to(study.parent).as_posix()
