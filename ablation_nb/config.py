@@ -255,6 +255,7 @@ def check_label(arm: Arm) -> None:
         reason = str(e).strip().rpartition("Exception: ")[2].partition(", found")[0]
         raise AblationError(f"{given} cannot be drawn: {reason}; matplotlib's mathtext knows no packages.") from None
 
+# %% ../nbs/00_config.ipynb #0558a477
 def register_arm(arm: Arm) -> Arm:
     "Add `arm` to the registry; a name or alias that is taken already, or a field that is none, is an error."
     for n in (arm.name, *arm.aliases):

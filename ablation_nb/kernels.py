@@ -110,6 +110,7 @@ class Nursery:
         if self.process: bury(self.process)
         for folder in self.folders: shutil.rmtree(folder, ignore_errors=True)
 
+# %% ../nbs/13_kernels.ipynb #09c2b5b2
 def bury(p: subprocess.Popen) -> None:
     "End a process; what is still on the way to it is lost without a word."
     p.kill()

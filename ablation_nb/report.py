@@ -1625,6 +1625,7 @@ def front_setting(outputs: Path, study: str = FRONT[0]) -> str:
     return (f"What was found at {where}, {' and '.join(settings)}; "
             "in nats per token against the baseline, paired by seed, with 95 % intervals:")
 
+# %% ../nbs/23_report.ipynb #ff85e7bd
 def front_table(outputs: Path, study: str = FRONT[0]) -> str:
     """Arm, what was changed, and in each setting its difference with interval and verdict.
 

@@ -185,6 +185,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
 }
 OPTIONAL = {f"{kind} or nothing": or_none(f) for kind, f in KINDS.items()}
 
+# %% ../nbs/11_results.ipynb #27666303
 COUNTED = ("parameters", "flops_per_token", "tokens", "seconds", "tokens_per_second")
 LAST = ("final_val_loss", "best_val_loss", "final_train_loss", "min_train_loss", "initial_val_loss", "bits_per_byte")
 HASHES = ("identity", "data_hash", "tokenizer_hash", "package_hash")
@@ -466,6 +467,7 @@ def settings_fault(config: dict, env: dict) -> str | None:
         return "its settings and hashes do not give the identity in its env.json"
     return None
 
+# %% ../nbs/11_results.ipynb #5fac87c6
 def losses_fault(folder: Path, result: dict, logged: Any) -> str | None:
     "Where the losses of a finished run are not of its documents, of its log, or by position."
     docs, positions, final = folder / "doc_losses.npy", folder / "position_losses.npy", result["final_val_loss"]

@@ -203,14 +203,18 @@ class Run:
         "What trains `model`: examined first, and then the same that goes to the end."
         return Trainer(self.model, self.data, self.cfg.train, self.folder / "checkpoint.safetensors")
 
-    def __repr__(self) -> str:
-        m, t = self.cfg.model, self.cfg.train
-        what = f"{self.cfg.arm} at scale {self.cfg.scale} on {described(self.cfg)['corpus']}"
-        steps = f"{t.n_steps} steps of {t.batch_size} x {m.context_length} tokens"
-        state = dict(absent="new", partial="to be resumed").get(self.state, self.state)
-        where = f"{self.env['device']}, {self.env['precision']}"
-        layers = f"{m.n_layers} layers of width {m.d_model}"
-        return f"{what}: {layers}, {steps}, lr {t.lr:g}, seed {t.seed}, {where} ({state})"
+    def __repr__(self) -> str: return words_of_run(self)
+
+# %% ../nbs/12_runs.ipynb #53879e64
+def words_of_run(run: Run) -> str:
+    "What a run is, in a line."
+    m, t = run.cfg.model, run.cfg.train
+    what = f"{run.cfg.arm} at scale {run.cfg.scale} on {described(run.cfg)['corpus']}"
+    steps = f"{t.n_steps} steps of {t.batch_size} x {m.context_length} tokens"
+    state = dict(absent="new", partial="to be resumed").get(run.state, run.state)
+    where = f"{run.env['device']}, {run.env['precision']}"
+    layers = f"{m.n_layers} layers of width {m.d_model}"
+    return f"{what}: {layers}, {steps}, lr {t.lr:g}, seed {t.seed}, {where} ({state})"
 
 # %% ../nbs/12_runs.ipynb #8da3189f
 @patch
@@ -337,6 +341,7 @@ def train(self: Run, progress: bool = True) -> dict:
                 raise
         return self.finish(result)
 
+# %% ../nbs/12_runs.ipynb #0ac05c18
 @patch
 def go_on(self: Run, bar: tqdm, rows: MetricsFile) -> dict:
     "Train from the last checkpoint to the end; each row goes to the file, the bar, and TensorBoard if it is asked for."

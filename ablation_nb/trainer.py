@@ -165,6 +165,7 @@ def can_compile(device: torch.device) -> bool:
 class Stopped(AblationError):
     "Training stopped at its time limit, with a checkpoint to go on from."
 
+# %% ../nbs/06_trainer.ipynb #844c3b30
 class Trainer:
     "Trains one model on one token stream; `fit` goes to the end and tells `on_row` what it sees."
     def __init__(self,
