@@ -39,7 +39,7 @@ study: install  ## run the laptop study (or STUDY=...) and print its table
 test: export OMP_NUM_THREADS := 1
 test: lint  ## lint, then the notebooks' own tests, then end to end
 	$(BIN)/nbdev-test --skip-file-re '^(train|analysis|index|benchmark)' --n-workers 2 --timing
-	$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadfile --durations 10 tests
+	$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 10 tests
 
 lint: install  ## names, types and loose ends of notebooks, package and tests
 	$(BIN)/ruff check nbs tests ablation_nb setup.py

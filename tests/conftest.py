@@ -12,6 +12,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+LONGEST = ("own_arm", "site", "resuming", "storm", "visit", "faults", "doors", "lab", "damage")  # files, by minutes
+
+
+def pytest_collection_modifyitems(items):
+    "Files that take minutes begin first, so that no process is left with one of them at the end."
+    places = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
 def as_in_a_terminal():
     """Before a process begins: Ctrl-C interrupts it.
     So it is even where the tests themselves run in the background and ignore it."""

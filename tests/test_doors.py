@@ -154,8 +154,8 @@ def plant_in_run(folder, *kept):
     env["identity"] = result["identity"] = identity
     result["stories"] = {prompt + PLANT: text for prompt, text in result["stories"].items()}
     for name, content in files.items(): (folder / name).write_text(json.dumps(content))
-    rows = [planted(json.loads(line), *kept) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r | {"note": PLANT}) + "\n" for r in rows))
+    rows = [json.loads(line) | {PLANT: 1.0} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))   # numbers, under any name
     notebook = json.loads((folder / "run.ipynb").read_text())
     for cell in notebook["cells"]:
         cell["metadata"]["mystnb"] = {"execution_mode": "force"}

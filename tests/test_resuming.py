@@ -89,8 +89,9 @@ def test_stale_is_judged_by_behaviour(other_code):
     assert done.stderr.count("\n") == 1, done.stderr
 
     notebook.write_text(cells)
-    warm_up = "return cfg.lr * (i + 1)", "return 1.01 * cfg.lr * (i + 1)"
-    trainer.write_text(edited(text, warm_up))
+    # what trains may not be changed unnoticed: checks see it; how a model is evaluated only its behaviour shows
+    evaluation = "self.token_losses = token_losses(", "self.token_losses = 1.01 * token_losses("
+    trainer.write_text(edited(text, evaluation))
     done = refused(run(), "silu/0.01-s0", "--rerun-stale")
     assert done.stderr.count("other code") == 2
     assert results(root, "tiny-builtin") == before

@@ -1,4 +1,4 @@
-"A study of forty runs whose engine is killed again and again, while the disk spoils its files."
+"Studies whose engine is killed again and again, while the disk spoils their files."
 import itertools
 import os
 import random
@@ -30,6 +30,7 @@ seeds = [0]
 n_steps = 60
 checkpoint_every = 10
 """
+MANY = FORTY.replace("[0, 1, 2]", "[0, 1]").replace("[100, 101]", "[100]")
 
 
 def calm_and_storm(folder, sh, text):
@@ -48,17 +49,17 @@ def must_be_as(calm, storm, *told):
         assert after.read_bytes() == expected.read_bytes(), (name, *told)
 
 
-def test_forty_runs_killed_five_times_at_random(tmp_path, env, sh):
-    """With tuning: 24 runs on the ladders, 12 of the test and 4 at the fixed rate.
+def test_many_runs_killed_five_times_at_random(tmp_path, env, sh):
+    """With tuning: 12 runs on the ladders, 8 of the test and 4 at the fixed rate.
     SIGKILL to the engine at moments that nobody chose."""
-    calm, storm, study = calm_and_storm(tmp_path, sh, FORTY)
-    assert len(results(calm, "many-builtin")) >= 40
+    calm, storm, study = calm_and_storm(tmp_path, sh, MANY)
+    assert len(results(calm, "many-builtin")) >= 20
     seed = int(os.environ.get("KILL_SEED", time.time()))
     print(f"KILL_SEED={seed}")
     draw, kills, moments = random.Random(seed), 0, []
     while kills < 5:
         process = engine(storm, env, study)
-        target = len(results(storm, "many-builtin")) + draw.randrange(1, 6)
+        target = len(results(storm, "many-builtin")) + draw.randrange(1, 4)
         wait_for(lambda: process.poll() is not None or len(left(storm, "result.json")) >= target)
         time.sleep(draw.random() / 2)
         if process.poll() is not None:
