@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['WORKERS', 'PROVE', 'show_cost', 'show_status', 'report', 'has_one_rate', 'result_table', 'run', 'show_proof',
-           'pack_studies', 'export', 'bring_home', 'add_command', 'as_sentence', 'add_on_study', 'add_study_commands',
-           'add_run_options', 'add_other_commands', 'add_visit', 'add_visit_run', 'check_numbers', 'main']
+           'pack_studies', 'export', 'show_comparison', 'bring_home', 'add_command', 'as_sentence', 'add_on_study',
+           'add_study_commands', 'add_run_options', 'add_other_commands', 'add_compare', 'add_visit', 'add_visit_run',
+           'check_numbers', 'main']
 
 # %% ../nbs/33_cli.ipynb #c1100003
 import argparse, errno, os, sys
@@ -18,6 +19,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from .compare import compare_file
 from .config import ARMS, OWN_ARMS, SCALES, AblationError, project_root
 from .engine import local_pool, mend, show_times, status, status_table, time_arms, work_off
 from .interop import to_hf
@@ -197,6 +199,15 @@ def export(args: argparse.Namespace) -> int:
     print(f"Exported: {written}")
     return 0
 
+def show_comparison(args: argparse.Namespace) -> int:
+    "Print and write what a file of anybody's numbers says."
+    page, folder = compare_file(
+        args.numbers, args.out, args.metric,
+        args.baseline, args.better, args.margin)
+    print(page)
+    print(f"Page, figure and table (CSV, LaTeX): {folder}")
+    return 0
+
 def bring_home(archives: list[str]) -> int:
     "Put the runs of a visit into outputs/."
     states = unpack([Path(a) for a in archives])
@@ -315,6 +326,19 @@ def add_other_commands(sub: Any) -> None:
     away.add_argument("folder", help="the folder to write; it must not exist yet")
     away.add_argument("--corpus", help="the run's text, if its tokenizer is not in the cache")
 
+def add_compare(sub: Any) -> None:
+    "Anybody's numbers."
+    p = add_command(
+        sub, "compare",
+        "compare arms that were run elsewhere, from a file with the columns arm, seed and a metric",
+        show_comparison)
+    p.add_argument("numbers", help="CSV, with commas, semicolons or tabs")
+    p.add_argument("--metric", help="the column to compare (default: the only one)")
+    p.add_argument("--baseline", default="baseline", help="the arm to compare with (default: baseline)")
+    p.add_argument("--better", choices=["higher", "lower"], help="default: as the file says, or lower")
+    p.add_argument("--margin", type=float, help="the smallest difference that matters (default: none is declared)")
+    p.add_argument("--out", help="the folder to write (default: beside the file, under its name)")
+
 # %% ../nbs/33_cli.ipynb #38280838
 def add_visit(sub: Any) -> None:
     "A short visit to a machine with a card: `visit run STUDY`, and at home `visit unpack ARCHIVE...`."
@@ -380,6 +404,7 @@ def main(
     sub = parser.add_subparsers(dest="command", required=True)
     add_study_commands(sub)
     add_other_commands(sub)
+    add_compare(sub)
     add_visit(sub)
     args = parser.parse_args(argv)
     try:

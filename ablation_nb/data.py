@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['END', 'LONGEST', 'SHORTEST_VALID', 'split_stories', 'read_stories', 'Source', 'write_through', 'write_atomic',
            'find_source', 'corpus_name', 'train_tokenizer', 'encode_stories', 'TokenData', 'cache_folder', 'prepare',
-           'refuse_short_validation', 'batch']
+           'refuse_short_validation', 'batch', 'story']
 
 # %% ../nbs/02_data.ipynb #c0e02caf
 import gzip, hashlib, io, json, os, re, secrets, shutil, time, unicodedata
@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from .config import AblationError, did_you_mean, project_root
 from .stories import GRAMMAR, LISTS, NAMES, story
+
+_all_ = ["story"]  # may be asked for here, too
 
 # %% ../nbs/02_data.ipynb #9da566b3
 END = "<|endoftext|>"  # ends a story; token 0
