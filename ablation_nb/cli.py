@@ -326,6 +326,7 @@ def add_other_commands(sub: Any) -> None:
     away.add_argument("folder", help="the folder to write; it must not exist yet")
     away.add_argument("--corpus", help="the run's text, if its tokenizer is not in the cache")
 
+# %% ../nbs/33_cli.ipynb #f82d9874
 def add_compare(sub: Any) -> None:
     "Anybody's numbers."
     p = add_command(

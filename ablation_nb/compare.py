@@ -51,6 +51,7 @@ def read_lines(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
         rows.append((number, dict(zip(names, (cell.strip() for cell in cells)))))
     return names, rows
 
+# %% ../nbs/26_compare.ipynb #374153d0
 def metric_of(file: Path, names: Sequence[str], metric: str | None) -> str:
     "The column that is compared."
     metrics = [name for name in names if name not in OURS]
