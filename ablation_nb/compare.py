@@ -11,7 +11,6 @@ import csv, math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from .config import AblationError, did_you_mean
 from .figures import arm_colour, new_figure, our_style, plot_intervals, save_figure, settled
 from .report import write_text
 from .statistics import paired_differences, paired_effects, smallest_effect, verdicts
-from .tables import inert
+from .tables import inert, interval_words
 
 # %% ../nbs/26_compare.ipynb #26c00006
 OURS = ("arm", "seed", "setting", "unit", "better")   # what is no metric
@@ -146,7 +145,7 @@ def compare_numbers(
     return table[["setting", *table.columns.drop("setting")]]
 
 # %% ../nbs/26_compare.ipynb #26c0000f
-NO_MARGIN = np.finfo(float).tiny   # within which only what is exactly equal lies
+NO_MARGIN = np.finfo(float).tiny   # within which only what is exactly equal lies, and that is not called equivalent
 
 def as_runs(numbers: Numbers, rows: pd.DataFrame) -> pd.DataFrame:
     "The rows as `statistics` asks for them, with less as the better."
@@ -164,6 +163,7 @@ def compare_setting(numbers: Numbers, rows: pd.DataFrame, baseline: str, margin:
     if not effects.n.any():
         raise AblationError(f"No seed was run by both '{baseline}' and another arm{where}; runs are compared by seed.")
     judged = verdicts(effects, NO_MARGIN if margin is None else margin, controls=())
+    verdict = judged.verdict if margin else judged.verdict.replace("equivalent", "undetermined")
     level = 1 - .05 / len(effects)
     least = [smallest_effect(int(n), sd, level=level) for n, sd in zip(effects.n, effects.sd)]
     counts, means = rows.arm.value_counts(), rows[rows.status == "done"].groupby("arm").value.mean()
@@ -177,7 +177,7 @@ def compare_setting(numbers: Numbers, rows: pd.DataFrame, baseline: str, margin:
         hi=-judged.lo if numbers.higher else judged.hi,
         p=judged.p,
         p_holm=judged.p_holm,
-        verdict=judged.verdict,
+        verdict=verdict,
         detectable=least))
     base = dict(arm=baseline, runs=counts[baseline], n=0, value=means.get(baseline, np.nan), verdict="")
     return pd.concat([pd.DataFrame([base]), table], ignore_index=True)
@@ -193,16 +193,14 @@ def digits_of(table: pd.DataFrame) -> int:
 def words_for(table: pd.DataFrame) -> pd.DataFrame:
     "A comparison for reading: each column as text, under its heading."
     digits = digits_of(table)
-    def fixed(value: float, sign: str = "") -> str: return "–" if pd.isna(value) else f"{value + 0.:{sign}.{digits}f}"
-    def ends(r: Any) -> str:
-        if pd.isna(r.lo): return fixed(r.difference, "+")
-        return f"{fixed(r.difference, '+')} [{fixed(r.lo, '+')}, {fixed(r.hi, '+')}]"
+    def fixed(value: float) -> str: return interval_words(value, np.nan, np.nan, sign="", digits=digits)
+    differences = [interval_words(r.difference, r.lo, r.hi, digits=digits) for r in table.itertuples()]
     shown = pd.DataFrame({
         "setting": table.setting,
         "arm": table.arm,
         "runs": [f"{n:.0f}" for n in table.runs],
         "mean": [fixed(v) for v in table.value],
-        "difference [95 %]": [ends(r) for r in table.itertuples()],
+        "difference [95 %]": differences,
         "pairs": ["–" if r.verdict == "" else f"{r.n:.0f}" for r in table.itertuples()],
         "p (Holm)": ["–" if pd.isna(p) else f"{p:.2g}" for p in table.p_holm],
         "verdict": [v or "–" for v in table.verdict],
