@@ -24,10 +24,10 @@ from .config import ARMS, OWN_ARMS, SCALES, AblationError, project_root
 from .engine import local_pool, mend, show_times, status, status_table, time_arms, work_off
 from .interop import to_hf
 from .provenance import proofs_file, prove
-from .results import PACKED, pack_runs
+from .results import PACKED, pack_runs, planned_looks
 from .runs import alone
 from .study import (
-    TODO, Job, Study, estimate, flops, job_tokens, plan,
+    TODO, Job, Study, estimate, flops, job_tokens, plan, power_words,
     prepared, read_study, show_plan, spoken)
 from .visit import unpack, visit
 
@@ -58,6 +58,9 @@ def show_cost(
     operations = sum(map(flops, todo))
     work = f"{len(todo)} runs, {millions:.1f}M tokens, {operations:.1e} FLOPs"
     say(f"To do: {work}; about {spoken(seconds)} on this machine, {n} at a time")
+    looks = planned_looks(study.settings)
+    if looks: say(f"After {looks[0]} pairs an arm, seeds are added until its verdict stands, up to {looks[-1]} pairs.")
+    if len(study.settings["arms"]) > 1: say(power_words(study))
     return 0
 
 # %% ../nbs/33_cli.ipynb #4748dd42

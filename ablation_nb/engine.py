@@ -437,7 +437,7 @@ def begin_new(self: Underway) -> tuple[list[Job], dict]:
 
 @patch
 def receive(self: Underway, future: Future) -> None:
-    "Note how a run ended. One that another engine has is asked for again; one of the tuning may bring new runs."
+    "Note how a run ended. One that another engine has is asked for again; one of the tuning, or one that a look waits for, may bring new runs."
     j = self.futures.pop(future)
     result = result_of(future)
     if result["status"] == "busy":
@@ -447,7 +447,8 @@ def receive(self: Underway, future: Future) -> None:
         return
     self.ended[j.folder] = (result["status"], result.get("why", ""))
     self.show.finished(j, result)
-    if j.role == "tune": self.begin_new()
+    asks_on = j.role == "tune" or "until" in self.study.settings
+    if asks_on: self.begin_new()
 
 # %% ../nbs/15_engine.ipynb #42b501d2
 def result_of(future: Future) -> dict:

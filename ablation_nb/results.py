@@ -7,10 +7,10 @@ __all__ = ['PACKED', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_P
            'Damaged', 'read_json', 'read_array', 'read_rows', 'is_row', 'steps_due', 'rows_fault', 'read_checked',
            'standing_at', 'run_folders', 'who', 'cut_short', 'load_runs', 'load_metrics', 'load_stories', 'load_arrays',
            'load_doc_losses', 'load_position_losses', 'mean_and_range', 'curves_of', 'done_runs', 'main_lr', 'gaps',
-           'point_fields', 'fault', 'why_not', 'trusted_runs', 'pack_runs']
+           'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs', 'pack_runs']
 
 # %% ../nbs/11_results.ipynb #464e9732
-import io, json, math, os, re, zipfile
+import io, itertools, json, math, os, re, zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -178,6 +178,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "list of texts": all_are(is_text),
     "list of numbers": all_are(is_number),
     "list of checks": all_are(is_check),
+    "looks": lambda x: table_of(KINDS["whole number"])(x) and {*x} == {"most", "every"} and x["every"] > 0,
     "table of texts": table_of(is_text),
     "table of tables": table_of(lambda x: isinstance(x, dict)),
     "table of lists of numbers": table_of(all_are(is_number)),
@@ -213,6 +214,7 @@ SHAPES: dict[str, dict[str, str]] = {  # file -> key, and what stands there
         "lr": "list of numbers or nothing",
         **dict.fromkeys(("tune", "fixed"), "table of lists of numbers or nothing"),
         "grid": "table of tables",
+        "until": "looks or nothing",
         "margin": "number"},
     "speed.json": {
         **dict.fromkeys(("device", "torch", "precision"), "text"),
@@ -439,6 +441,22 @@ def gaps(
     both = arms.merge(base, on=["seed", "step"], suffixes=("", "_base"))
     both = both.assign(gap=both.val_loss - both.val_loss_base)
     return both[["arm", "seed", "step", "gap"]]
+
+# %% ../nbs/11_results.ipynb #9a170102
+def planned_seeds(plan: dict) -> list[int]:
+    "The seeds of a study's test in their order: those that the file names, and with `[until]` those that may follow."
+    seeds = plan["seeds"]
+    if not plan.get("until"): return seeds
+    others = [part["seeds"] for part in (plan.get("tune"), plan.get("fixed")) if part]
+    taken = {s for part in others for s in part}
+    free = (s for s in itertools.count(max(seeds) + 1) if s not in taken)
+    return [*seeds, *itertools.islice(free, plan["until"]["most"] - len(seeds))]
+
+def planned_looks(plan: dict) -> tuple[int, ...]:
+    "Pairs of runs at each look of a study that adds seeds until it is decided; empty for one that does not."
+    if not plan.get("until"): return ()
+    until = plan["until"]
+    return (*range(len(plan["seeds"]), until["most"], until["every"]), until["most"])
 
 # %% ../nbs/11_results.ipynb #5c1e0a03
 def point_fields(point: str) -> dict:

@@ -6,7 +6,7 @@
 __all__ = ['HISTORIES', 'LEVELS', 'Interval', 'mean_interval', 'signed', 'paired_differences', 'paired_power', 'smallest_effect',
            'paired_effects', 'paired_trend', 'ratio_interval', 'CrossedInterval', 'crossed_interval', 'crossed_effects',
            'difference_p', 'equivalence_p', 'holm', 'verdicts', 'equivalence_power', 'largest_spread', 'pairs_needed',
-           'spent', 'look_levels', 'looks_so_far', 'sequential_p', 'pairs_wanted', 'looks_of', 'noise_budget',
+           'spent', 'look_levels', 'looks_so_far', 'sequential_p', 'pairs_wanted', 'noise_budget',
            'best_of_evaluations', 'add_factors', 'all_terms', 'factorial_contrasts', 'factorial_effects']
 
 # %% ../nbs/09_statistics.ipynb #3fe7e21c
@@ -473,6 +473,7 @@ def equivalence_power(
     room = margin / sd * np.sqrt(n) - stats.t.ppf(level, n - 1) * _spreads_seen(n)
     return float(np.clip(2 * stats.norm.cdf(room) - 1, 0, 1).mean())
 
+# %% ../nbs/09_statistics.ipynb #9a17002b
 def largest_spread(
     n: int,             # pairs
     margin: float,      # the difference that would matter
@@ -524,6 +525,7 @@ def _null_histories(looks: tuple[int, ...]) -> np.ndarray:  # (looks, HISTORIES)
         tails.append(difference_p(n, mean, sd))
     return np.array(tails)
 
+# %% ../nbs/09_statistics.ipynb #9a17005b
 @cache
 def look_levels(
     looks: tuple[int, ...],                            # pairs at each look
@@ -606,7 +608,7 @@ def _corrected_over_looks(
 # %% ../nbs/09_statistics.ipynb #9a170012
 def pairs_wanted(
     losses: Mapping[str, Sequence[float]], # arm -> loss by place in the list of seeds; NaN: to do, infinite: diverged
-    looks: Sequence[int],                  # pairs at each look, as by `looks_of`
+    looks: Sequence[int],                  # pairs at each look
     margin: float,                         # the smallest difference that matters (nats per token)
     baseline: str = "baseline",            # the arm to compare with
     controls: Sequence[str] = ("aa",),     # arms that are looked at once
@@ -624,14 +626,7 @@ def pairs_wanted(
     wanted[baseline] = max(wanted.values())
     return wanted
 
-def looks_of(
-    first: int, # pairs at the first look
-    every: int, # pairs between looks
-    most: int,  # pairs at the last one
-) -> tuple[int, ...]:
-    "8, 4, 24 -> (8, 12, 16, 20, 24)."
-    return (*range(first, most, every), most)
-
+# %% ../nbs/09_statistics.ipynb #9a17012b
 def _effects_at(
     losses: Mapping[str, Sequence[float]],
     arms: Sequence[str],

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TODO', 'Study', 'read_study', 'climb', 'Job', 'plan', 'prepared', 'job_tokens', 'flops', 'show_plan',
-           'on_random_tokens', 'torch_version', 'torch_threads', 'estimate', 'spoken']
+           'on_random_tokens', 'torch_version', 'torch_threads', 'estimate', 'spoken', 'spread_seen', 'power_words',
+           'contrasts']
 
 # %% ../nbs/14_study.ipynb #47f5beab
 import itertools, math, os, re, sys
@@ -28,7 +29,7 @@ from .config import (LARGEST, MODEL_FIELDS, SCALES, TRAIN_FIELDS, AblationError,
 from .data import TokenData, corpus_name, prepare
 from .model import FlexibleTransformerLM, flops_per_token
 from .provenance import described
-from .results import cut_short, read_json, why_not
+from .results import cut_short, planned_looks, planned_seeds, read_json, why_not
 from .runs import differences, run_folder, run_state
 from .trainer import Trainer, resolve_device
 
@@ -63,6 +64,7 @@ KEY_KINDS: dict[str, Any] = dict(
     lr=list,
     tune=dict,
     fixed=dict,
+    until=dict,
     grid=(dict, list),
     same_tokens=bool,
     overrides=dict,
@@ -85,8 +87,8 @@ def check_keys(d: dict, wrong: Wrong) -> None:
         keys = f"Keys: {', '.join(KEY_KINDS)}."
         raise wrong(k, v, f"is not a key of a study file.{did_you_mean(k, KEY_KINDS)} {keys}")
     for k in ("arms", "seeds", *d): check_kind(k, d.get(k), wrong)
-    check_rates_table("tune", ("lr", "seeds"), d, wrong)
-    check_rates_table("fixed", ("lr",), d, wrong)
+    check_rates_table("tune", ("lr", "seeds", "refine"), d, wrong)
+    check_rates_table("fixed", ("lr", "seeds"), d, wrong)
 
 def check_kind(key: str, value: Any, wrong: Wrong) -> None:
     "The value of a key is of the key's kind and not empty."
@@ -98,13 +100,17 @@ def check_kind(key: str, value: Any, wrong: Wrong) -> None:
     if not fits or empty or no_margin: raise wrong(key, value, f"must be {KIND_WORDS[kind]}.")
 
 # %% ../nbs/14_study.ipynb #da5b742c
-def check_rates_table(table: str, needed: tuple[str, ...], d: dict, wrong: Wrong) -> None:
-    "`[tune]` and `[fixed]` hold rates and seeds, in lists that are not empty, and nothing else."
+def check_rates_table(table: str, known: tuple[str, ...], d: dict, wrong: Wrong) -> None:
+    "`[tune]` and `[fixed]` hold rates, seeds in lists that are not empty, and nothing else but `refine`."
     if table not in d: return
     for k, v in d[table].items():
-        if k in ("lr", "seeds"): continue
-        raise wrong(f"{table}.{k}", v, "is not a key of this table; it has lr and seeds.")
-    for k in (*needed, *d[table]): check_list(f"{table}.{k}", d[table].get(k), wrong)
+        key = f"{table}.{k}"
+        if k not in known:
+            *first, last = known
+            raise wrong(key, v, f"is not a key of this table; it has {', '.join(first)} and {last}.")
+        if k != "refine": check_list(key, v, wrong)
+        elif not isinstance(v, bool): raise wrong(key, v, f"must be {KIND_WORDS[bool]}.")
+    check_list(f"{table}.lr", d[table].get("lr"), wrong)
 
 def check_list(key: str, value: Any, wrong: Wrong) -> None:
     "The value is a list that is not empty."
@@ -121,6 +127,7 @@ def check_values(d: dict, wrong: Wrong) -> None:
     check_each_once(d, wrong)
     check_folders(d, wrong)
     if "tune" in d: check_tuning(d, wrong)
+    if "until" in d: check_until(d, wrong)
 
 def values_of(d: dict, key: str) -> list:
     "The list that stands at a key such as `seeds` or `tune.seeds`; empty if there is none."
@@ -167,7 +174,7 @@ def check_folders(d: dict, wrong: Wrong) -> None:
 
 def check_tuning(d: dict, wrong: Wrong) -> None:
     "A tuning chooses among rates, and on seeds that no test uses."
-    rates, seeds = d["tune"]["lr"], d["tune"]["seeds"]
+    rates, seeds = d["tune"]["lr"], d["tune"].get("seeds", [])
     if "lr" in d:
         why = "cannot stand beside [tune], which finds each arm's own; put common rates into [fixed]."
         raise wrong("lr", d["lr"], why)
@@ -176,6 +183,30 @@ def check_tuning(d: dict, wrong: Wrong) -> None:
     if both := set(seeds) & tested:
         flatters = "a rate chosen on a test seed flatters its arm; take others."
         raise wrong("tune.seeds", seeds, f"shares {min(both)} with the seeds of the test: {flatters}")
+
+# %% ../nbs/14_study.ipynb #9a170201
+MOST_PAIRS = 1000  # levels are found on simulated histories of so many pairs
+
+def check_until(d: dict, wrong: Wrong) -> None:
+    "`[until]` ends at more pairs than it begins with, and has something to compare."
+    until, first = d["until"], len(d["seeds"])
+    for k, v in until.items():
+        key, whole = f"until.{k}", isinstance(v, int) and not isinstance(v, bool)
+        if k not in ("most", "every"): raise wrong(key, v, "is not a key of this table; it has most and every.")
+        if not whole or v < 1: raise wrong(key, v, "must be a whole number, one or more.")
+    most = until.get("most")
+    if most is None: raise wrong("until", until, "does not say how far to go; add most, such as most = 24.")
+    if first < 2: raise wrong("seeds", d["seeds"], "is too few: [until] looks at two seeds or more to begin with.")
+    if not first < most <= MOST_PAIRS:
+        bounds = f"must be more than the {first} seeds to begin with, and at most {MOST_PAIRS}."
+        raise wrong("until.most", most, bounds)
+    if "baseline" not in d["arms"]: raise wrong("arms", d["arms"], "holds no baseline to compare with; add it.")
+
+def tuning_seeds(d: dict) -> list[int]:
+    "Two seeds for a tuning that names none, and that no test uses."
+    tested = {*d["seeds"], *d.get("fixed", {}).get("seeds", [])}
+    free = (s for s in itertools.count(100) if s not in tested)
+    return [*itertools.islice(free, 2)]
 
 # %% ../nbs/14_study.ipynb #190854d3
 RESERVED = dict(
@@ -313,12 +344,18 @@ def check_runs(study: Study, wrong: Wrong) -> None:
 def settings_of(d: dict, name: str, base: RunConfig, arms: list[str], points: dict) -> dict:
     "What `study.json` keeps of a study file."
     fixed = {"seeds": d["seeds"], **d["fixed"]} if "fixed" in d else None
+    tune, later = None, dict[str, Any]()
+    if "tune" in d:
+        tune = {"lr": d["tune"]["lr"], "seeds": d["tune"].get("seeds") or tuning_seeds(d)}
+        if d["tune"].get("refine"): later["refine"] = True
+    if "until" in d: later["until"] = {"every": max(1, len(d["seeds"]) // 2), **d["until"]}
     return dict(
         study=name, scale=base.scale, corpus=described(base)["corpus"],
-        arms=arms, seeds=d["seeds"], lr=d.get("lr"), tune=d.get("tune"), fixed=fixed,
+        arms=arms, seeds=d["seeds"], lr=d.get("lr"), tune=tune, fixed=fixed,
         grid=points if "grid" in d else {},
         overrides=d.get("overrides", {}),
         margin=float(d.get("margin", .005)),
+        **later,
     )
 
 def study_name(path: Path, scale: str, own_scale: str, corpus: str, own_corpus: str) -> str:
@@ -337,16 +374,23 @@ def next_rung(ladder: list[float], up: bool) -> float:
     step = a[-1] / a[-2] if len(a) == 2 else a[-2] / a[-3]
     return float(f"{a[-1] * step:.2g}")
 
+def halves(best: float, rungs: list[float]) -> set[float]:
+    "The rates half way from the best to the rungs beside it: between 0.003 and 0.01 it is 0.0055."
+    i = rungs.index(best)
+    beside = rungs[max(i - 1, 0):i] + rungs[i + 1:i + 2]
+    return {float(f"{math.sqrt(best * lr):.2g}") for lr in beside}
+
 # %% ../nbs/14_study.ipynb #35ce9c4d
 def climb(
     ladder: list[float],                     # the rates of the study file
     result: Callable[[float], dict | None],  # rate -> final loss by tuning seed, None while one is missing
+    refine: bool = False,                    # halve the rungs beside the best, once it is found
 ) -> dict:                                   # rungs (all so far), lr, edge (None | low | high), curve, ready
     """Where an arm stands on its ladder: what is still to run, or its best rate.
 
     A seed that diverged has the loss None. `lr` is None while it is unknown, and where every rate diverged.
     """
-    rungs = sorted(ladder)
+    rungs, to_halve = sorted(ladder), refine
     while True:
         curve: list[dict[str, Any]] = [dict(lr=lr, losses=result(lr)) for lr in rungs]
         missing = any(c["losses"] is None for c in curve)
@@ -356,8 +400,9 @@ def climb(
         edge = edge_at(best, rungs)
         grown = dict(low=sum(r < min(ladder) for r in rungs), high=sum(r > max(ladder) for r in rungs))
         reached = edge is None or grown[edge] >= WIDEN
-        if reached: return dict(rungs=rungs, lr=best, edge=edge, curve=curve, ready=True)
-        rungs = sorted([*rungs, next_rung(rungs, up=edge == "high")])
+        if not reached: rungs = sorted([*rungs, next_rung(rungs, up=edge == "high")])
+        elif not to_halve or best is None: return dict(rungs=rungs, lr=best, edge=edge, curve=curve, ready=True)
+        else: rungs, to_halve = sorted({*rungs, *halves(best, rungs)}), False
 
 # %% ../nbs/14_study.ipynb #ff82640f
 def summary_of(losses: dict) -> dict:
@@ -391,6 +436,7 @@ class Wanted(NamedTuple):
 def runs_wanted(
     study: Study,
     tuning: dict,         # point -> arm -> what `climb` returns; empty for a study that tunes nothing
+    wanted: dict,         # (point, rate) -> arm -> how many seeds of the test; empty: those of the file
 ) -> Iterator[Wanted]:    # the tuning's runs first, then those at fixed rates, then the test's, seeds outermost
     """The runs that file and tuning ask for.
 
@@ -404,7 +450,9 @@ def runs_wanted(
     fixed = s["fixed"] or dict(seeds=[], lr=[])
     for seed, point, lr, arm in itertools.product(fixed["seeds"], study.points, fixed["lr"], s["arms"]):
         yield Wanted(arm, point, lr, seed, "fixed")
-    for seed, point, lr, arm in itertools.product(s["seeds"], study.points, s["lr"] or [None], s["arms"]):
+    places = enumerate(planned_seeds(s))
+    for (place, seed), point, lr, arm in itertools.product(places, study.points, s["lr"] or [None], s["arms"]):
+        if place >= wanted.get((point, lr), {}).get(arm, len(s["seeds"])): continue
         if not s["tune"]:
             yield Wanted(arm, point, lr, seed, "test")
             continue
@@ -430,9 +478,10 @@ def plan(
     "The runs of the study and their state, and the tuning: point -> arm -> what `climb` returns."
     ready = ready or prepared(study)
     tuning = tuning_state(study, ready)
+    wanted = seeds_wanted(study, ready, tuning)
     jobs: list[Job] = []
     planned: set[Path] = set()
-    for w in runs_wanted(study, tuning):
+    for w in runs_wanted(study, tuning, wanted):
         cfg = study.run(w.arm, w.point, w.lr, w.seed)
         folder = study.folder(cfg, w.point)
         if not w.known: jobs.append(Job(cfg, w.point, w.role, None, "waiting"))
@@ -461,7 +510,7 @@ def tuning_state(study: Study, ready: dict) -> dict[str, dict]:
     if not tune: return tuning
     for point, arm in itertools.product(study.points, study.settings["arms"]):
         losses_at = partial(tuning_losses, study, ready, arm, point)
-        tuning.setdefault(point, {})[arm] = climb(tune["lr"], losses_at)
+        tuning.setdefault(point, {})[arm] = climb(tune["lr"], losses_at, study.settings.get("refine", False))
     return tuning
 
 def tuning_losses(study: Study, ready: dict, arm: str, point: str, lr: float) -> dict | None:
@@ -472,6 +521,39 @@ def tuning_losses(study: Study, ready: dict, arm: str, point: str, lr: float) ->
         folders[str(seed)] = folder = study.folder(cfg, point)
         if run_state(folder, cfg, ready[cfg.model.vocab_size]) not in ("done", "diverged"): return None
     return {seed: read_json(folder / "result.json")["final_val_loss"] for seed, folder in folders.items()}
+
+# %% ../nbs/14_study.ipynb #9a170202
+def test_losses(study: Study, ready: dict, arm: str, point: str, lr: float | None) -> list[float]:
+    "Final losses on the seeds of the test, in their order: NaN where a run is to do, infinite where it diverged."
+    losses = []
+    for seed in planned_seeds(study.settings):
+        cfg = study.run(arm, point, lr, seed)
+        folder, loss = study.folder(cfg, point), math.nan
+        rate_known = lr is not None or not study.settings["tune"]
+        state = run_state(folder, cfg, ready[cfg.model.vocab_size]) if rate_known else "absent"
+        if state == "diverged": loss = math.inf
+        elif state == "done" and not cut_short(folder): loss = read_json(folder / "result.json")["final_val_loss"]
+        losses.append(loss)
+    return losses
+
+def seeds_wanted(
+    study: Study,
+    ready: dict,                       # what `prepared` returns
+    tuning: dict,                      # point -> arm -> what `climb` returns
+    losses_of: Callable = test_losses, # study, ready, arm, point, rate -> losses by place in the list of seeds
+) -> dict[tuple, dict[str, int]]:
+    "(point, rate of the file or None) -> arm -> how many seeds of the test it is to have; empty without `[until]`."
+    s, looks = study.settings, planned_looks(study.settings)
+    if not looks: return {}
+    from ablation_nb.statistics import pairs_wanted   # what it imports takes longer than most plans
+    wanted = {}
+    for point, lr in itertools.product(study.points, s["lr"] or [None]):
+        rates = dict.fromkeys(s["arms"], lr)
+        if s["tune"]: rates = {arm: c["lr"] for arm, c in tuning[point].items() if c["lr"] or not c["ready"]}
+        losses = {arm: losses_of(study, ready, arm, point, rate) for arm, rate in rates.items()}
+        wanted[point, lr] = pairs_wanted(losses, looks, s["margin"])
+    return wanted
+
 
 # %% ../nbs/14_study.ipynb #c0380192
 TODO = ("absent", "partial", "waiting")
@@ -592,3 +674,43 @@ def spoken(seconds: float) -> str:
     if seconds < 100: return f"{seconds:.0f} s"
     if seconds < 5400: return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+# %% ../nbs/14_study.ipynb #9a170206
+def spread_seen(study: Study) -> tuple[float, str] | None:
+    """Standard deviation of paired differences, pooled over arms, and the study that showed it.
+
+    That is this one, or else the one with the most pairs at the same scale; None if there is none."""
+    seen = []
+    for table in study.outputs.parent.glob("*/tables/effects.csv"):
+        folder = table.parents[1]
+        try: kept = read_json(folder / "study.json")
+        except (OSError, AblationError): continue
+        if any(kept.get(k) != study.settings[k] for k in ("scale", "overrides", "grid")): continue
+        effects = pd.read_csv(table)
+        rows = effects[effects.n.ge(2) & effects.sd.gt(0) & effects.n_diverged.eq(0)]
+        if "setup" in rows: rows = rows[rows.setup.eq("tuned") == bool(study.settings["tune"])]
+        if rows.empty: continue
+        df = rows.n - 1
+        pooled = math.sqrt((df * rows.sd**2).sum() / df.sum())
+        seen.append((folder == study.outputs, df.sum(), pooled, folder.name))
+    return max(seen)[2:] if seen else None
+
+def power_words(study: Study) -> str:
+    "How often the study would show that an arm equals the baseline."
+    from ablation_nb.statistics import equivalence_power, largest_spread, look_levels, pairs_needed
+    s, looks = study.settings, planned_looks(study.settings)
+    pairs, margin, level = len(s["seeds"]), s["margin"], .95
+    if looks: pairs, level = looks[-1], 1 - look_levels(looks, .1 / contrasts(s))[-1] / 2
+    if pairs < 2: return "One pair of runs earns no verdict."
+    spread = f"spread by at most {largest_spread(pairs, margin, .8, level):.2g}"
+    words = f"Equality within ±{margin:g} nats: {pairs} pairs show it in 80 % of studies if their differences {spread}"
+    seen = spread_seen(study)
+    if not seen: return f"{words} (standard deviation)."
+    sd, where = seen
+    power = equivalence_power(pairs, sd, margin, level)
+    return (f"{words} (standard deviation). In {where} they spread by {sd:.2g}: "
+            f"then in {100 * power:.2g} %, and 80 % would need {pairs_needed(sd, margin)} pairs.")
+
+def contrasts(settings: dict) -> int:
+    "How many arms are compared with the baseline, controls apart."
+    return max(1, len(set(settings["arms"]) - {"baseline", "aa"}))

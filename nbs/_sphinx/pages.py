@@ -39,7 +39,12 @@ PACKAGE = ROOT / "ablation_nb"
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 LONG = 20  # lines of an exported cell that a reader is still shown at once
 STORY = [f for f in NOTEBOOKS if f.stem[0].isdigit()]
-WINGS = {"0": "What trains, and how it is judged", "1": "How it runs", "2": "What it says", "3": "Doors"}  # tens of a notebook's number
+WINGS = {  # tens of a notebook's number
+    "0": "What trains, and how it is judged",
+    "1": "How it runs",
+    "2": "What it says",
+    "3": "Doors",
+}
 ORDER = ("The package is written as notebooks, each of which defines, shows and tests one thing. "
          "Each builds on those above it.")
 STUDIES = ("true_model", "true_context", "true_depth", "true_factorial", "report_config", "replication",
