@@ -38,17 +38,17 @@ from .results import RUN
 from .statistics import (
     Interval, mean_interval, noise_budget,
     paired_differences, paired_effects, paired_trend, verdicts)
-from .tables import SEED_REPORT, factorial, interval_words, judged, reference_file
+from .tables import SEED_REPORT, factorial, interval_words, judged, reference_file, share_words
 
 # %% ../nbs/24_claims.ipynb #5b4f6215
 class Settled(NamedTuple):
     "What a test says."
-    verdict: str        # holds | fails | undetermined
+    verdict: str        # holds | fails | undetermined | could not be shown
     figures: str        # our numbers, in words
     thin: bool = False  # undetermined for want of a second run: evidence with two seeds goes before
 
 CLAIM_VERDICTS = (
-    "holds", "fails", "undetermined", "not tested", "beyond a test",
+    "holds", "fails", "undetermined", "could not be shown", "not tested", "beyond a test",
     "agrees with its table", "disagrees with its table")
 KINDS: dict[str, tuple[str, ...]] = dict(
     arithmetic=("computed", "its table"),
@@ -525,11 +525,22 @@ def effects_on(
     return e.memo[value, at]
 
 # %% ../nbs/24_claims.ipynb #b5b05bc9
+EARNABLE = .5  # power below which a test would more often miss what is true than show it
+
 def effect_figures(effect: pd.Series, unit: str = "nats") -> str:
     "A row of `effects_on`: 'NoPE +0.1285 [+0.1095, +0.1476] nats: worse (3 pairs)'."
     figures = interval_words(effect["mean"], effect.lo, effect.hi)
     pairs = count_words(int(effect.n), "pair")
     return f"{arm_label(str(effect.name))} {figures} {unit}: {effect.verdict} ({pairs})"
+
+def beyond_reach(effect: Any) -> bool:
+    "Is it undetermined, where equality would hardly have been shown?"
+    return effect.verdict == "undetermined" and effect.power < EARNABLE
+
+def reach_words(effects: pd.DataFrame) -> str:
+    "'equality could not be shown with 8 pairs (power 0.2 %)': the best of these effects."
+    best = effects.loc[effects.power.idxmax()]
+    return f"equality could not be shown with {count_words(int(best.n), 'pair')} (power {share_words(best.power)})"
 
 def as_expected(
     verdict: str,
@@ -574,7 +585,10 @@ def effect(
     agree = [as_expected(t.verdict, t.lo, t.hi, expect, beyond) for t in effects.itertuples()]
     words = [effect_figures(t, unit) for _, t in effects.iterrows()]
     if clear: words.append(f"clear means by more than {margin:g} {unit}")
-    return all_hold(agree, words)
+    answer = all_hold(agree, words)
+    hopeless = effects[[expect == "equal" and beyond_reach(t) for t in effects.itertuples()]]
+    if answer.verdict != "undetermined" or hopeless.empty: return answer
+    return Settled("could not be shown", f"{answer.figures}; {reach_words(hopeless)}")
 
 # %% ../nbs/24_claims.ipynb #c6594cba
 @settles("runs")
@@ -691,10 +705,15 @@ def nothing_from(
 ) -> Settled | None:
     "Are at least so many arms equivalent to the baseline?"
     if not has_arms(e, *arms): return None
-    verdict = effects_on(e, "final_val_loss").verdict[arms]
+    effects = effects_on(e, "final_val_loss").loc[arms]
+    verdict = effects.verdict
     none, some = verdict.eq("equivalent").sum(), verdict.isin(["worse", "better"]).sum()
     words = [f"{arm_label(a)}: {v}" for a, v in verdict.items()]
-    return answered(none >= at_least, some > len(arms) - at_least, words)
+    answer = answered(none >= at_least, some > len(arms) - at_least, words)
+    hopeless = effects[[beyond_reach(t) for t in effects.itertuples()]]
+    still_possible = len(arms) - some - len(hopeless)
+    if answer.verdict != "undetermined" or still_possible >= at_least: return answer
+    return Settled("could not be shown", f"{answer.figures}; {reach_words(hopeless)}")
 
 # %% ../nbs/24_claims.ipynb #2dfec0c3
 def learnt(r: Results, runs: pd.DataFrame) -> pd.Series:

@@ -437,7 +437,7 @@ def begin_new(self: Underway) -> tuple[list[Job], dict]:
 
 @patch
 def receive(self: Underway, future: Future) -> None:
-    "Note how a run ended. One that another engine has is asked for again; one of the tuning, or one that a look waits for, may bring new runs."
+    "Note how a run ended. What another engine has is asked for again; what was waited for may bring new runs."
     j = self.futures.pop(future)
     result = result_of(future)
     if result["status"] == "busy":

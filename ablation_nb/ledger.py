@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 if sys.version_info >= (3, 11): import tomllib
 else: import tomli as tomllib
 
+import numpy as np
 import pandas as pd
 
 from .claims import (
@@ -388,7 +389,7 @@ def verdict_places(
     here = spot(e)
     verdicts_at: dict[tuple[str, str], set[str]] = {}
     for x, s in given: verdicts_at.setdefault(spot(x), set()).add(s.verdict)
-    places: dict[str, list[tuple[str, str]]] = {v: [] for v in CLAIM_VERDICTS[:3]}
+    places: dict[str, list[tuple[str, str]]] = {v: [] for v in CLAIM_VERDICTS[:4]}
     for x, s in others:
         there = size, more = spot(x)
         disagree = len(verdicts_at[there]) > 1
@@ -537,9 +538,15 @@ PREFACE = """\
 *Holds* and *fails* are said by the named test, at the 5 % level where it is one of \
 means; that an arm diverges or does not train is said where all runs there do, and \
 these are two or more; *undetermined* means that the runs are too few or too noisy for \
-it; *not tested* that no run bears on the claim so far, and what it would need; \
+it; *could not be shown* that so many pairs find an equality in fewer than half of all \
+studies even where it is true, so that the claim was lost before the first run; \
+*not tested* that no run bears on the claim so far, and what it would need; \
 *beyond a test* that none could: an opinion, an explanation, a word about other \
 people's models.
+
+Within a study, tests of means are corrected over its arms. Across the rows of this \
+page nothing is corrected: each row is tested at its own 5 %, so of {tested} rows that a \
+test of runs decides, up to {wrong:.0f} may be decided by luck.
 
 A verdict says where it was found: the baseline's parameters, the learning rates (each \
 arm's own best one, or one for all arms) and the tokens of a run; behind it stands \
@@ -558,8 +565,8 @@ def count_of(ledger: pd.DataFrame) -> str:
     "'Of 116 claims 9 only restate ...': how many rows have which verdict."
     n = ledger.verdict.value_counts().reindex(CLAIM_VERDICTS, fill_value=0)
     verbs = dict(holds="hold", fails="fail")
-    rest = ", ".join(f"{n[v]} {verbs.get(v, f'are {v}')}" for v in CLAIM_VERDICTS[:5])
-    agree, disagree = n.iloc[5:]
+    rest = ", ".join(f"{n[v]} {verbs.get(v, f'are {v}')}" for v in CLAIM_VERDICTS[:6])
+    agree, disagree = n.iloc[6:]
     return (f"Of {len(ledger)} claims {agree + disagree} only restate the report's own table: "
             f"{agree} agree with it, {disagree} do not, which says nothing of whether it is right. "
             f"Of the others {rest}.")
@@ -632,7 +639,8 @@ def ledger_page(
     aim = ("What the replicated report claims, row by row, "
            "and what this project's runs and computations say of it.")
     parts = ["# Claims ledger", f"{aim} {count_of(ledger)}"]
-    parts.append(PREFACE.format(tokens=f"{tokens_of('full'):,}"))
+    tested = (ledger.kind.eq("empirical") & ledger.verdict.isin(CLAIM_VERDICTS[:2])).sum()
+    parts.append(PREFACE.format(tokens=f"{tokens_of('full'):,}", tested=tested, wrong=np.ceil(.05 * tested)))
     parts += [*advice_page(weighed), "## The claims"]
     for section, rows in ledger.groupby(section_of(ledger), sort=False):
         parts += [f"### {section}", claims_table(rows)]

@@ -6,8 +6,9 @@
 __all__ = ['HISTORIES', 'LEVELS', 'Interval', 'mean_interval', 'signed', 'paired_differences', 'paired_power', 'smallest_effect',
            'paired_effects', 'paired_trend', 'ratio_interval', 'CrossedInterval', 'crossed_interval', 'crossed_effects',
            'difference_p', 'equivalence_p', 'holm', 'verdicts', 'equivalence_power', 'largest_spread', 'pairs_needed',
-           'spent', 'look_levels', 'looks_so_far', 'sequential_p', 'pairs_wanted', 'noise_budget',
-           'best_of_evaluations', 'add_factors', 'all_terms', 'factorial_contrasts', 'factorial_effects']
+           'spent', 'look_levels', 'looks_so_far', 'sequential_p', 'pairs_wanted', 'OffLadder', 'off_ladder',
+           'noise_budget', 'best_of_evaluations', 'add_factors', 'all_terms', 'factorial_contrasts',
+           'factorial_effects']
 
 # %% ../nbs/09_statistics.ipynb #3fe7e21c
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -645,6 +646,38 @@ def _effects_at(
         rows.append(dict(arm=arm, **i._asdict(), **lost, twin_of=twin_of))
     columns = ["arm", *Interval._fields, "n_diverged", "n_base_diverged", "twin_of"]
     return pd.DataFrame(rows, columns=columns)
+
+# %% ../nbs/09_statistics.ipynb #9a170502
+class OffLadder(NamedTuple):
+    "What an arm could gain between the rungs of its ladder; NaN where the best rung has no two neighbours."
+    lr: float    # the rate at the bottom of the parabola
+    gain: float  # nats per token below the best rung, 0 or more
+    se: float    # standard error of the gain
+
+def off_ladder(
+    rates: ArrayLike,   # of the ladder, (n,)
+    losses: ArrayLike,  # final losses, (seeds, n); NaN where a run diverged
+    sd: float = np.nan, # of a loss over seeds: for a tuning on one seed
+) -> OffLadder:
+    "The bottom of the parabola in log rate through the best rung and the two beside it."
+    order = np.argsort(rates)
+    x, y = np.log(np.asarray(rates, dtype=float)[order]), np.asarray(losses, dtype=float)[:, order]
+    means = y.mean(0)  # NaN where one diverged
+    nowhere = OffLadder(np.nan, np.nan, np.nan)
+    if np.isnan(means).all(): return nowhere
+    best = int(np.nanargmin(means))
+    beside = slice(best - 1, best + 2)
+    if not 0 < best < len(x) - 1 or np.isnan(means[beside]).any(): return nowhere
+    x3, y3 = x[beside], y[:, beside]
+    a, b, _ = np.polyfit(x3 - x3[1], y3.mean(0), 2)
+    bottom = -b / (2 * a) if a > 0 else 0.
+    others = [np.delete(x3, i) for i in range(3)]
+    at = x3[1] + bottom
+    weights = np.array([np.prod((at - o) / (x3[i] - o)) for i, o in enumerate(others)])
+    gains = y3 @ (np.array([0, 1, 0]) - weights)
+    if len(gains) > 1: se = gains.std(ddof=1) / np.sqrt(len(gains))
+    else: se = sd * np.linalg.norm(np.array([0, 1, 0]) - weights)
+    return OffLadder(float(np.exp(at)), float(gains.mean()), float(se))
 
 # %% ../nbs/09_statistics.ipynb #e0866bd4
 def window_losses(

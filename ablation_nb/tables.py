@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['How', 'COLUMNS', 'OUR_LINK', 'ALIVE', 'DEFINITION', 'TEXT', 'AGAINST', 'INTERVALS', 'SEED_REPORT', 'duration',
-           'p_words', 'inert', 'plain_words', 'cell_words', 'md_table', 'judged', 'arm_means', 'results_table',
-           'interval_words', 'for_reading', 'compared', 'sureness_table', 'side_by_side', 'tuning_effects',
-           'reference_file', 'SeedReport', 'overview_table', 'precision_table', 'certificate_table', 'gap_columns',
-           'dynamics_table', 'rates_long', 'rate_words', 'rates_table', 'positions_table', 'parts_of', 'parts_combined',
-           'factorial', 'interactions_table', 'against_the_sum', 'together_table', 'effects_along']
+           'p_words', 'share_words', 'inert', 'plain_words', 'cell_words', 'md_table', 'twins', 'last_test', 'judged',
+           'arm_means', 'results_table', 'interval_words', 'for_reading', 'compared', 'sureness_table', 'side_by_side',
+           'tuning_effects', 'ladder_gains', 'ladder_table', 'reference_file', 'SeedReport', 'overview_table',
+           'precision_table', 'certificate_table', 'gap_columns', 'dynamics_table', 'rates_long', 'rate_words',
+           'rates_table', 'positions_table', 'parts_of', 'parts_combined', 'factorial', 'interactions_table',
+           'against_the_sum', 'together_table', 'effects_along']
 
 # %% ../nbs/22_tables.ipynb #5c1d0a03
 import re
@@ -24,8 +25,8 @@ import ablation_nb
 from .config import AblationError, arm_label, arm_order, parse_arm, project_root
 from .results import RUN, gaps
 from .statistics import (
-    add_factors, crossed_effects, factorial_effects,
-    mean_interval, paired_differences, paired_effects, paired_trend,
+    add_factors, crossed_effects, equivalence_power, factorial_effects,
+    look_levels, mean_interval, off_ladder, paired_differences, paired_effects, paired_trend,
     ratio_interval, signed, smallest_effect, verdicts)
 
 # %% ../nbs/22_tables.ipynb #5c1d0a09
@@ -38,6 +39,11 @@ def duration(seconds: float) -> str:
 def p_words(p: float) -> str:
     "A p-value to three digits."
     return "<0.001" if p < .001 else f"{p:.3f}"
+
+def share_words(share: float) -> str:
+    "A probability in per cent, to two digits."
+    if share < .001: return "<0.1 %"
+    return ">99 %" if share > .99 else f"{100 * share:.2g} %"
 
 # %% ../nbs/22_tables.ipynb #1803dea3
 How = str | Callable[[Any], str]  # a format, or a function that makes text of a value
@@ -70,7 +76,7 @@ COLUMNS |= dict(
     final_val_loss=("final loss", ".4f"),
     level=("final loss [95 %]", ""),
     effect=("difference to the baseline [95 %]", ""),
-    p_holm=("p (Holm)", p_words),
+    p_holm=("p (corrected)", p_words),
     verdict=("verdict", str),
     bits_per_byte=("bits per byte", ".4f"),
     perplexity_ratio=("perplexity ×", ".4f"),
@@ -81,6 +87,12 @@ COLUMNS |= dict(
     crossed=("seeds and documents [95 %]", ""),
     detectable=("seen with 80 % power at Holm's first step", ".4f"),
     within=("equivalent within", ".4f"),
+    power=("equality would show in", share_words),
+    bottom=("bottom between the rungs", ".3g"),
+    gain=("could gain there", ".4f"),
+    gain_se=("±", ".4f"),
+    at_bottom=("difference with both there", "+.4f"),
+    hangs=("verdict hangs on the rate", str),
     report_best=("best loss, report", ".4f"),
     best_val_loss=("best loss, here", ".4f"),
     report_delta=("Δ, report", "+.2f%"),
@@ -123,7 +135,7 @@ TEXT = (  # columns that read from the left
     "arm", "change", "component", "whose",
     "verdict", "fixed_verdict", "tuned_verdict",
     "source", "quantity", "evaluation",
-    "removed", "claim", "figures", "test",
+    "removed", "claim", "figures", "test", "hangs",
 )
 
 def plain_words(value: Any) -> str:
@@ -149,26 +161,56 @@ def md_table(frame: pd.DataFrame) -> str:
         lines.append([cell_words(value, how) for value, (_, how) in zip(row, shown)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
+# %% ../nbs/22_tables.ipynb #9a170401
+def twins(runs: pd.DataFrame) -> dict[str, str]:  # `runs`: a row a run, at most one an arm and seed
+    "Arm -> the arm before it that is the same model: their final losses agree to the last bit."
+    if "final_val_loss" not in runs: return {}   # of times that were taken apart from the runs
+    done = runs[runs.status == "done"]
+    first, twin_of = dict[tuple, str](), dict[str, str]()
+    for arm in arm_order(set(done.arm) - {"baseline", "aa"}):
+        own = done[done.arm == arm].sort_values("seed")
+        losses = tuple(zip(own.seed, own.final_val_loss))
+        leader = first.setdefault(losses, arm)
+        if leader != arm: twin_of[arm] = leader
+    return twin_of
+
+def last_test(
+    n: int,             # pairs that there are
+    family: int,        # contrasts
+    looks: tuple = (),  # pairs at each look; empty: one look, at `n`
+) -> tuple[int, float, float]:
+    "Pairs of the last test, its confidence level for a difference at Holm's first step, and for equality."
+    if not looks: return n, 1 - .05 / family, .95
+    different, equal = (look_levels(looks, error / family)[-1] for error in (.05, .10))
+    return looks[-1], 1 - different, 1 - equal / 2
+
 # %% ../nbs/22_tables.ipynb #85c4654b
 def judged(
-    runs: pd.DataFrame,             # a row a run, at most one an arm and seed
+    runs: pd.DataFrame,             # a row a run, at most one an arm and seed; `looks`: where seeds are added
     margin: float,                  # nats per token within which an effect counts as none
     value: str = "final_val_loss",  # the column to compare
 ) -> pd.DataFrame:                  # a row an arm in the order of the figures
     """Paired effects of one set of runs with their verdicts.
 
-    `detectable` is the smallest effect that Holm's first step detects among `contrasts`."""
+    `detectable` is the smallest effect that Holm's first step detects among `contrasts`;
+    `power` is how often an arm without effect is called equivalent. Where seeds are added, both at the last look."""
     effects = paired_effects(runs, value, by=())
-    contrasts = effects.arm.ne("aa").sum()
-    least = []
+    same_models = twins(runs)
+    effects["twin_of"] = [same_models.get(arm, "") for arm in effects.arm]
+    contrasts = (effects.arm.ne("aa") & effects.twin_of.eq("")).sum()
+    looks = runs.looks.iloc[0] if "looks" in runs else ()
+    least, power = [], []
     for e in effects.itertuples():
         family = 1 if e.arm == "aa" else contrasts
-        least.append(smallest_effect(int(e.n), e.sd, level=1 - .05 / family))
-    effects = effects.assign(detectable=least, contrasts=contrasts)
-    judged = verdicts(effects, margin).set_index("arm")
+        n, level, level_of_equality = last_test(int(e.n), family, looks)
+        least.append(smallest_effect(n, e.sd, level=level))
+        power.append(equivalence_power(n, e.sd, margin, level_of_equality))
+    effects = effects.assign(detectable=least, contrasts=contrasts, power=power)
+    judged = verdicts(effects, margin, looks=looks).set_index("arm")
     order = arm_order(effects.arm)
     return judged.reindex(order).rename_axis("arm").reset_index()
 
+# %% ../nbs/22_tables.ipynb #9a170402
 def arm_means(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     "Means over the finished runs, a row an arm; missing where none is finished."
     done = runs[runs.status == "done"]
@@ -279,7 +321,7 @@ def sureness_table(
     margin: float,       # nats per token within which an effect counts as none
 ) -> pd.DataFrame:       # a row an arm
     "Difference of each arm with both intervals, smallest detectable effect, margin of equivalence."
-    known = ["arm", "n", "mean", "lo", "hi", "verdict", "detectable", "within"]
+    known = ["arm", "n", "mean", "lo", "hi", "verdict", "detectable", "within", "power"]
     table = judged(runs, margin)[known]
     table = table.rename(columns={"mean": "difference", "n": "pairs"})
     if docs.empty: return table
@@ -290,7 +332,7 @@ def sureness_table(
         "arm", "pairs",
         "difference", "lo", "hi", "verdict",
         "crossed_mean", "crossed_lo", "crossed_hi",
-        "detectable", "within",
+        "detectable", "within", "power",
     ]]
 
 # %% ../nbs/22_tables.ipynb #5c1d0a24
@@ -336,6 +378,46 @@ def tuning_effects(
         rows.append(dict(arm=arm) | change._asdict() | left | lost)
     if not rows: return pd.DataFrame()
     return verdicts(pd.DataFrame(rows), margin)
+
+# %% ../nbs/22_tables.ipynb #9a170505
+def ladder_gains(
+    ladder: pd.DataFrame,  # the runs on which rates were chosen, a row an arm, rate and seed
+    tuned: pd.DataFrame,   # the runs of the test, each arm at its best rung
+) -> pd.DataFrame:         # arm, lr (best rung), bottom, gain, gain_se
+    "What each arm could gain between the rungs of its ladder, in nats per token."
+    rows = []
+    spread = tuned.groupby("arm").final_val_loss.std()
+    chosen = tuned.drop_duplicates("arm").set_index("arm").lr
+    for arm in arm_order(set(ladder.arm) & set(chosen.index)):
+        own = ladder[ladder.arm == arm]
+        wide = own.pivot_table(index="seed", columns="lr", values="final_val_loss", dropna=False)
+        off = off_ladder(wide.columns, wide, spread.get(arm, np.nan))
+        rows.append(dict(arm=arm, lr=chosen[arm], bottom=off.lr, gain=off.gain, gain_se=off.se))
+    return pd.DataFrame(rows, columns=["arm", "lr", "bottom", "gain", "gain_se"])
+
+def ladder_table(
+    ladder: pd.DataFrame,  # the runs on which rates were chosen
+    tuned: pd.DataFrame,   # the runs of the test
+    margin: float,         # nats per token within which an effect counts as none
+) -> pd.DataFrame:         # a row an arm: `ladder_gains`, difference, verdict, at_bottom, hangs
+    "Does a verdict hang on the rungs of the ladder?"
+    gains = ladder_gains(ladder, tuned).set_index("arm")
+    effects = judged(tuned, margin).set_index("arm")
+    table = gains.join(effects[["mean", "verdict"]].rename(columns={"mean": "difference"}))
+    if "baseline" not in gains.index: return table.reset_index()
+    table["at_bottom"] = table.difference + gains.gain["baseline"] - gains.gain
+    farthest = gains.gain + 2 * gains.gain_se
+    looks = tuned.looks.iloc[0] if "looks" in tuned else ()
+    arm_gains, base_gains = -farthest.reindex(effects.index), farthest["baseline"]
+    def verdict_at(shift: pd.Series | float) -> pd.Series:
+        moved = effects.assign(mean=effects["mean"] + shift).reset_index()
+        return verdicts(moved, margin, looks=looks).set_index("arm").verdict
+    low, high = verdict_at(arm_gains), verdict_at(base_gains)
+    same = low.eq(effects.verdict) & high.eq(effects.verdict)
+    known = arm_gains.notna() & pd.notna(base_gains)
+    hangs = np.where(known, np.where(same, "no", "yes"), "not known")
+    table["hangs"] = pd.Series(hangs, index=effects.index)
+    return table.reset_index()
 
 # %% ../nbs/22_tables.ipynb #b8017d80
 def reference_file(
