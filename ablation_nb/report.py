@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'Figures', 'Tables', 'SECTIONS', 'RUN_COLUMNS',
-           'ONE_SEED', 'FRONT', 'SEED_TOKENS', 'no_stories', 'Results', 'read_results', 'at_own_rates', 'setups',
-           'most_arms', 'rate_of', 'setup_words', 'of', 'run_key', 'by_key', 'asked_for', 'count_words', 'amount',
-           'joined', 'span_of', 'span', 'effect_sentence', 'points', 'point_words', 'power_sentence', 'ran_words',
-           'effect_words', 'lost_words', 'by_verdict', 'set_sentence', 'tuning_words', 'comparable', 'one_rate',
-           'tuning_sentence', 'axis_of', 'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned',
-           'trend_words', 'moves', 'by_trend', 'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence',
-           'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts',
-           'fact_list', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Section', 'section', 'findings',
-           'both_rates', 'losses_by_seed', 'every_seed', 'on_the_ladder', 'several_rates', 'ladder_figures',
-           'ladder_tables', 'rates', 'with_curves', 'curves_table', 'curves_figure', 'time_words', 'dynamics',
-           'shown_positions', 'losses_by_position', 'combines', 'interaction_figures', 'interaction_tables',
-           'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set',
-           'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories',
-           'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'study_files', 'point_labels',
-           'grid_files', 'write_text', 'write_report', 'find_study', 'standing', 'also_along', 'front_findings',
-           'finished_seeds', 'front_setting', 'front_table', 'front_picture', 'front_beside', 'study_question']
+           'LADDER', 'ONE_SEED', 'FRONT', 'SEED_TOKENS', 'no_stories', 'Results', 'read_results', 'at_own_rates',
+           'setups', 'most_arms', 'rate_of', 'setup_words', 'of', 'run_key', 'by_key', 'asked_for', 'rates_asked',
+           'seeds_asked', 'count_words', 'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points',
+           'point_words', 'power_sentence', 'equality_sentence', 'ran_words', 'effect_words', 'lost_words',
+           'by_verdict', 'set_sentence', 'tuning_words', 'comparable', 'one_rate', 'tuning_sentence', 'axis_of',
+           'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned', 'trend_words', 'moves', 'by_trend',
+           'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence', 'findings_in_words', 'opening',
+           'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts', 'fact_list', 'unfinished', 'warnings',
+           'all_settings', 'misfits', 'Section', 'section', 'findings', 'both_rates', 'losses_by_seed', 'every_seed',
+           'on_the_ladder', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves', 'curves_table',
+           'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position', 'combines',
+           'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
+           'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
+           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
+           'grid_page', 'study_files', 'point_labels', 'grid_files', 'write_text', 'write_report', 'find_study',
+           'standing', 'also_along', 'front_findings', 'finished_seeds', 'front_setting', 'front_table',
+           'front_picture', 'front_beside', 'study_question']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, re
@@ -41,14 +42,15 @@ from .figures import (
     interactions_figure, positions_figure, save_figure, sensitivity_figure, sweep_figure)
 from .results import (
     RUN, load_doc_losses, load_metrics, load_position_losses, load_stories,
-    main_lr, point_fields, read_checked, read_json, trusted_runs)
+    main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
 from .runs import PROMPTS
-from .statistics import best_of_evaluations, mean_interval, noise_budget, paired_differences, signed
+from .statistics import (
+    best_of_evaluations, mean_interval, noise_budget, paired_differences, pairs_wanted, pooled_sd, signed)
 from .tables import (
     against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
-    factorial, for_reading, inert, interactions_table, interval_words, judged, md_table,
+    factorial, for_reading, inert, interactions_table, interval_words, judged, ladder_table, md_table,
     overview_table, parts_combined, positions_table, precision_table, rates_long, rates_table,
-    results_table, side_by_side, sureness_table, together_table, tuning_effects)
+    results_table, share_words, side_by_side, sureness_table, together_table, tuning_effects, twins)
 
 # %% ../nbs/23_report.ipynb #43633bb3
 def no_stories() -> pd.DataFrame:
@@ -182,8 +184,8 @@ def at_own_rates(r: Results) -> pd.DataFrame:
     ]
     chosen = pd.Series(chosen, index=r.runs.index, dtype=float)
     at_chosen = np.isclose(r.runs.lr, chosen)
-    of_seeds = r.runs.seed.isin(r.plan.get("seeds", []))
-    return r.runs[at_chosen & of_seeds]
+    seeds = planned_seeds(r.plan) if r.plan else []
+    return r.runs[at_chosen & r.runs.seed.isin(seeds)]
 
 def setups(r: Results) -> dict:
     """Name -> runs that are compared with each other, the main set first.
@@ -204,6 +206,10 @@ def setups(r: Results) -> dict:
         finished = runs.lr[runs.status == "done"].unique()
         rates = sorted(finished, key=lambda lr: (lr != main, lr))
         sets = {f"lr {lr:g}": runs[runs.lr == lr] for lr in rates}
+    looks = planned_looks(r.plan)
+    if looks:
+        decided = ["tuned"] if r.tuning else [*sets]
+        sets |= {name: sets[name].assign(looks=[looks] * len(sets[name])) for name in decided if name in sets}
     return {name: own.reset_index(drop=True) for name, own in sets.items()}
 
 # %% ../nbs/23_report.ipynb #40c4f790
@@ -269,14 +275,32 @@ def asked_for(r: Results) -> list[tuple]:
     tune, fixed = plan.get("tune"), plan.get("fixed")
     for part in (tune, fixed):
         if part: ask(points, plan["arms"], part["lr"], part["seeds"])
-    if not tune:
-        rates = plan.get("lr") or [main_lr(r.runs)]
-        ask(points, plan["arms"], rates, plan["seeds"])
-        return list(keys)
     for p in points:
-        for arm, chosen in r.tuning.get(p, {}).items():
-            if chosen["lr"]: ask([p], [arm], [chosen["lr"]], plan["seeds"])
+        for arms in rates_asked(r, p):
+            seeds = seeds_asked(r, p, arms)
+            for place in range(max(seeds.values(), default=0)):
+                for arm, lr in arms.items():
+                    if place < seeds[arm]: ask([p], [arm], [lr], [planned_seeds(plan)[place]])
     return list(keys)
+
+# %% ../nbs/23_report.ipynb #9a170605
+def rates_asked(r: Results, point: str) -> list[dict[str, float]]:
+    "Arm -> the rate of its test, for each comparison at a point of the study."
+    if not r.plan.get("tune"):
+        return [dict.fromkeys(r.plan["arms"], lr) for lr in r.plan.get("lr") or [main_lr(r.runs)]]
+    return [{arm: chosen["lr"] for arm, chosen in r.tuning.get(point, {}).items() if chosen["lr"]}]
+
+def seeds_asked(r: Results, point: str, rates: dict[str, float]) -> dict[str, int]:
+    "Arm -> how many seeds of the test the study asks for, as far as its losses tell."
+    looks = planned_looks(r.plan)
+    if not looks: return dict.fromkeys(rates, len(r.plan["seeds"]))
+    have, losses = by_key(r), dict[str, list[float]]()
+    def loss(run: Any) -> float:
+        if run is None or run.status == "partial": return np.nan
+        return run.final_val_loss if run.status == "done" else np.inf
+    for arm, lr in rates.items():
+        losses[arm] = [loss(have.get(run_key(point, arm, lr, seed))) for seed in planned_seeds(r.plan)]
+    return pairs_wanted(losses, looks, r.margin)
 
 # %% ../nbs/23_report.ipynb #5c1e0b01
 def count_words(n: int, what: str) -> str:
@@ -320,7 +344,18 @@ def measured_words(effect: pd.Series, margin: float) -> str:
     measured = f"{size}, 95 % interval {lo} to {hi} ({n} pairs)"
     judgement = JUDGEMENTS.get(effect.verdict)
     if judgement is None: return f"{measured}."
-    return f"{measured}: {judgement.format(margin=margin)}."
+    return f"{measured}: {judgement.format(margin=margin)}{equality_words(effect, margin)}."
+
+def equality_words(effect: pd.Series, margin: float) -> str:
+    "The interval that an *equivalent* rests on and how often equality would show; where it hardly could, that."
+    if effect.arm == "aa" and effect["mean"] == effect.sd == 0: return ""
+    power = share_words(effect.power)
+    if effect.verdict == "equivalent":
+        half = effect.within - abs(effect["mean"])
+        lo, hi = signed(effect["mean"] - half, 4), signed(effect["mean"] + half, 4)
+        return f": the 90 % interval {lo} to {hi} lies inside, as it would in {power} of studies of an equal arm"
+    if effect.verdict != "undetermined" or effect.power >= .5: return ""
+    return f"; that it is equivalent could hardly be shown (power {power})"
 
 # %% ../nbs/23_report.ipynb #8d52682b
 def effect_sentence(
@@ -353,7 +388,8 @@ def point_words(point: str) -> str:
     return ", ".join(f"{f} = {v}" for f, v in point_fields(point).items())
 
 def power_sentence(
-    effects: pd.DataFrame,  # rows of `verdicts`
+    effects: pd.DataFrame,       # rows of `verdicts`
+    looks: tuple[int, ...] = (), # pairs at each look of a study that adds seeds
 ) -> str:
     "The smallest effect that this study could detect, over the arms that change something."
     changes = effects.arm.map(lambda a: bool(parse_arm(a)[0].change))
@@ -362,6 +398,7 @@ def power_sentence(
     if rows.empty:
         return ("No arm has two pairs of runs, "
                 "so this study cannot tell any difference from the luck of a seed.")
+    at_last = "" if not looks else f", at the last look with {looks[-1]},"
     several = "point" in rows and rows.point.nunique() > 1
     def words(x: pd.Series) -> str:
         where = f" at {point_words(x.point)}" if several else ""
@@ -371,9 +408,26 @@ def power_sentence(
         return " or ".join(map(str, distinct))
     least = words(rows.iloc[0])
     if len(rows) > 1: least += f" to {words(rows.iloc[-1])}"
-    return (f"The smallest difference to the baseline that {any_of(rows.n)} pairs of runs detect "
+    return (f"The smallest difference to the baseline that {any_of(rows.n)} pairs of runs detect{at_last} "
             f"with 80 % power at Holm's first step (5 % / {any_of(rows.contrasts)}): "
             f"{least} nats per token, judged by the spread seen here.")
+
+# %% ../nbs/23_report.ipynb #9a170601
+def equality_sentence(
+    runs: pd.DataFrame,    # a set of runs
+    effects: pd.DataFrame, # its rows of `judged`
+    margin: float,         # nats per token within which an effect counts as none
+) -> str:
+    "What the margin is, beside the luck of a seed, and how often an equality would have shown."
+    rows = effects[effects.power.notna() & effects.arm.map(lambda a: bool(parse_arm(a)[0].change))]
+    if rows.empty: return ""
+    done = runs[runs.status == "done"]
+    luck, _ = pooled_sd(done[done.arm != "aa"], "final_val_loss", ["point", "arm"])
+    perplexity = 100 * np.expm1(margin)
+    powers = span_of(share_words(p) for p in (rows.power.min(), rows.power.max()))
+    size = f"±{margin:g} nats, {perplexity:.2g} % of the perplexity"
+    return (f"Differences within {size}, count as none; another seed moves one loss by {luck:.2g} (standard deviation). "
+            f"Of an arm that truly equals the baseline, that would be shown in {powers} of such studies.")
 
 # %% ../nbs/23_report.ipynb #8fce6a4f
 def ran_words(runs: pd.DataFrame) -> str:
@@ -383,7 +437,9 @@ def ran_words(runs: pd.DataFrame) -> str:
     done = runs[runs.status == "done"]
     base = done[done.arm == "baseline"]
     own = done if base.empty else base
+    by_arm = done[done.arm != "aa"].groupby("arm").seed.nunique()
     seeds = count_words(done.seed.nunique(), "seed")
+    if "looks" in runs and by_arm.nunique() > 1: seeds = f"{by_arm.min()} to {by_arm.max()} seeds"
     size, tokens = span(own.parameters, amount), span(own.tokens, amount)
     return f"{size} parameters, {tokens} tokens a run, {seeds}"
 
@@ -417,7 +473,8 @@ def by_verdict(
 ) -> str:
     "Each verdict with the arms that have it, the largest difference first."
     def words(e: pd.Series) -> str:
-        parts = [arm_label(e.arm)]
+        alike = effects.arm[effects.twin_of == e.arm] if "twin_of" in effects else []
+        parts = [joined(map(arm_label, [e.arm, *alike]))]
         if e.n: parts.append(effect_words(e))
         if e.arm in lost: parts.append(f"({lost[e.arm]})")
         return " ".join(parts)
@@ -425,6 +482,7 @@ def by_verdict(
     verdicts = []
     for verdict, head in heads.items():
         rows = effects[effects.verdict == verdict]
+        if "twin_of" in rows: rows = rows[rows.twin_of == ""]
         if rows.empty: continue
         largest_first = rows["mean"].abs().sort_values(ascending=False).index
         arms = [words(e) for _, e in rows.loc[largest_first].iterrows()]
@@ -743,8 +801,9 @@ def opening(r: Results) -> str:
     "What was found, how fine the study could see, and what was run."
     sure = []
     for name, runs in with_baseline(r).items():
-        power = power_sentence(judged(runs, r.margin))
-        sure.append(f"{power[:-1]}{at_setup(r, name)}.")
+        effects, looks = judged(runs, r.margin), runs.looks.iloc[0] if "looks" in runs else ()
+        power = power_sentence(effects, looks)
+        sure.append(f"{power[:-1]}{at_setup(r, name)}. {equality_sentence(runs, effects, r.margin)}".rstrip())
     return "\n\n".join([*beginning(r, sure), fact_list(r)])
 
 def with_baseline(r: Results) -> dict[str, pd.DataFrame]:
@@ -987,6 +1046,18 @@ seed; above zero, the arm's loss is the higher one. Verdicts: *worse* or \
 table at 5 %; *equivalent* if two one-sided tests place the difference \
 within ±{margin:g} nats; else *undetermined*."""
 
+LOOKS = """\
+Seeds were added here until each verdict stood, and somebody looked at {looks} \
+pairs. The 5 % are shared out over looks and arms, for both tests together, so that any \
+wrong verdict at any look has that chance; the intervals hold at 95 % whenever one looks."""
+
+def twin_words(runs: pd.DataFrame) -> str:
+    "Which arms are one model; empty if none are."
+    pairs = [f"{arm_label(first)} and {arm_label(twin)}" for twin, first in twins(runs).items()]
+    if not pairs: return ""
+    return (f"{joined(pairs)} are one model here: their runs agree to the last bit, "
+            "so they are one contrast in every correction.")
+
 def effect_list(runs: pd.DataFrame, margin: float) -> str:
     "A sentence for each arm."
     lost, lines = runs[runs.status == "diverged"], []
@@ -1008,11 +1079,13 @@ def findings(r: Results) -> list[str]:
     for name, runs in r.sets.items():
         setup = setup_words(name)
         if len(r.sets) > 1: parts.append(f"### {setup.capitalize()}")
+        if "looks" in runs: parts.append(LOOKS.format(looks=joined(map(str, runs.looks.iloc[0]))))
         caption = f"Loss curves, learning rate and differences to the baseline: {setup}"
         parts.append(f"![{caption}]({stems[name]}.svg)")
         table = compared(results_table(runs, r.margin))
         parts.append(md_table(for_reading(table)))
         if name not in comparable(r): continue
+        if alike := twin_words(runs): parts.append(alike)
         parts.append(effect_list(runs, r.margin))
         if runs.seed.nunique() < 2: continue
         sureness = sureness_table(runs, of(r.docs, runs), r.margin)
@@ -1105,7 +1178,15 @@ def ladder_figures(r: Results) -> Figures:
     return {"tuning": sensitivity_figure(on_the_ladder(r), chosen)}
 
 def ladder_tables(r: Results) -> Tables:
-    return {"rates": rates_long(on_the_ladder(r))}
+    tables = {"rates": rates_long(on_the_ladder(r))}
+    if "tuned" in comparable(r): tables["ladder"] = ladder_table(on_the_ladder(r), r.sets["tuned"], r.margin)
+    return tables
+
+# %% ../nbs/23_report.ipynb #9a170606
+LADDER = """\
+What an arm could gain between the rungs is the depth of a parabola through its best rung and the two beside it, over \
+the logarithm of the rate; its error is that of a tuning on {seeds}. A verdict hangs on the rate if it changes where \
+only the arm, or only the baseline, gains that and two standard errors more:"""
 
 @section("Learning rates", several_rates, ladder_figures, ladder_tables)
 def rates(r: Results) -> list[str]:
@@ -1125,6 +1206,9 @@ def rates(r: Results) -> list[str]:
     if no_rate:
         none = "No rate of the ladder could be chosen, so there is no run at an own best rate"
         parts.append(f"{none}, for: {', '.join(no_rate)}.")
+    if "tuned" in comparable(r):
+        seeds = count_words(len(r.plan["tune"]["seeds"]), "seed")
+        parts += [LADDER.format(seeds=seeds), md_table(ladder_tables(r)["ladder"])]
     return parts
 
 # %% ../nbs/23_report.ipynb #5c1e0c14
@@ -1233,7 +1317,7 @@ def evaluations_table(r: Results, runs: pd.DataFrame) -> pd.DataFrame:
     """What the replicated report's evaluation would have shown on these runs.
 
     Empty without documents, for a grid, and without a seed that all arms finished."""
-    done = runs[(runs.status == "done") & (runs.arm != "aa")]
+    done = runs[(runs.status == "done") & ~runs.arm.isin({"aa", *twins(runs)})]
     docs = of(r.docs, done)
     if docs.empty or done.point.nunique() > 1: return pd.DataFrame()
     arms = set(done.arm)

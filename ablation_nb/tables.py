@@ -6,10 +6,10 @@
 __all__ = ['How', 'COLUMNS', 'OUR_LINK', 'ALIVE', 'DEFINITION', 'TEXT', 'AGAINST', 'INTERVALS', 'SEED_REPORT', 'duration',
            'p_words', 'share_words', 'inert', 'plain_words', 'cell_words', 'md_table', 'twins', 'last_test', 'judged',
            'arm_means', 'results_table', 'interval_words', 'for_reading', 'compared', 'sureness_table', 'side_by_side',
-           'tuning_effects', 'ladder_gains', 'ladder_table', 'reference_file', 'SeedReport', 'overview_table',
-           'precision_table', 'certificate_table', 'gap_columns', 'dynamics_table', 'rates_long', 'rate_words',
-           'rates_table', 'positions_table', 'parts_of', 'parts_combined', 'factorial', 'interactions_table',
-           'against_the_sum', 'together_table', 'effects_along']
+           'tuning_effects', 'ladder_gains', 'learned', 'ladder_table', 'reference_file', 'SeedReport',
+           'overview_table', 'precision_table', 'certificate_table', 'gap_columns', 'dynamics_table', 'rates_long',
+           'rate_words', 'rates_table', 'positions_table', 'parts_of', 'parts_combined', 'factorial',
+           'interactions_table', 'against_the_sum', 'together_table', 'effects_along']
 
 # %% ../nbs/22_tables.ipynb #5c1d0a03
 import re
@@ -74,6 +74,7 @@ COLUMNS: dict[str, tuple[str, How]] = dict(  # column -> heading, and how its va
 # %% ../nbs/22_tables.ipynb #5c1d0a13
 COLUMNS |= dict(
     final_val_loss=("final loss", ".4f"),
+    difference=("difference", "+.4f"),
     level=("final loss [95 %]", ""),
     effect=("difference to the baseline [95 %]", ""),
     p_holm=("p (corrected)", p_words),
@@ -385,7 +386,7 @@ def ladder_gains(
     tuned: pd.DataFrame,   # the runs of the test, each arm at its best rung
 ) -> pd.DataFrame:         # arm, lr (best rung), bottom, gain, gain_se
     "What each arm could gain between the rungs of its ladder, in nats per token."
-    rows = []
+    rows, ladder = [], ladder.assign(final_val_loss=ladder.final_val_loss.where(learned(ladder)))
     spread = tuned.groupby("arm").final_val_loss.std()
     chosen = tuned.drop_duplicates("arm").set_index("arm").lr
     for arm in arm_order(set(ladder.arm) & set(chosen.index)):
@@ -395,6 +396,12 @@ def ladder_gains(
         rows.append(dict(arm=arm, lr=chosen[arm], bottom=off.lr, gain=off.gain, gain_se=off.se))
     return pd.DataFrame(rows, columns=["arm", "lr", "bottom", "gain", "gain_se"])
 
+def learned(runs: pd.DataFrame) -> pd.Series:
+    "Did a run end nearer to its arm's best than to guessing? A cliff is no side of a bowl."
+    best = runs.groupby("arm").final_val_loss.transform("min")
+    return runs.final_val_loss < (best + np.log(runs.vocab_size)) / 2
+
+# %% ../nbs/22_tables.ipynb #9a17055b
 def ladder_table(
     ladder: pd.DataFrame,  # the runs on which rates were chosen
     tuned: pd.DataFrame,   # the runs of the test
