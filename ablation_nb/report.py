@@ -426,8 +426,8 @@ def equality_sentence(
     perplexity = 100 * np.expm1(margin)
     powers = span_of(share_words(p) for p in (rows.power.min(), rows.power.max()))
     size = f"±{margin:g} nats, {perplexity:.2g} % of the perplexity"
-    return (f"Differences within {size}, count as none; another seed moves one loss by {luck:.2g} (standard deviation). "
-            f"Of an arm that truly equals the baseline, that would be shown in {powers} of such studies.")
+    return (f"Differences within {size}, count as none; another seed moves one loss by {luck:.2g} (standard deviation)."
+            f" Of an arm that truly equals the baseline, that would be shown in {powers} of such studies.")
 
 # %% ../nbs/23_report.ipynb #8fce6a4f
 def ran_words(runs: pd.DataFrame) -> str:
