@@ -12,7 +12,7 @@ __all__ = ['Interval', 'mean_interval', 'signed', 'paired_differences', 'paired_
 # %% ../nbs/20_statistics.ipynb #3fe7e21c
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -264,10 +264,10 @@ class StudiesTrend(NamedTuple):
     mean_se: float     # and the standard error of that
 
 def _line(
-    y: np.ndarray,         # effects, (..., studies)
-    w: np.ndarray,         # their weights, (..., studies)
-    x: np.ndarray,         # (studies,)
-) -> tuple[np.ndarray, ...]: # sum of weights, centre, weighted squares of x, mean, slope, weighted squares left
+    y: np.ndarray,       # effects, (..., studies)
+    w: np.ndarray,       # their weights, (..., studies)
+    x: np.ndarray,       # (studies,)
+) -> tuple[Any, ...]:     # sum of weights, centre, weighted squares of x, mean, slope, weighted squares left
     "Weighted least squares; fields of shape (...)."
     total = w.sum(-1)
     centre = (w * x).sum(-1) / total

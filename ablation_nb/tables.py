@@ -8,7 +8,8 @@ __all__ = ['How', 'COLUMNS', 'OUR_LINK', 'ALIVE', 'DEFINITION', 'TEXT', 'AGAINST
            'interval_words', 'for_reading', 'compared', 'sureness_table', 'side_by_side', 'tuning_effects',
            'reference_file', 'SeedReport', 'overview_table', 'precision_table', 'certificate_table', 'gap_columns',
            'dynamics_table', 'rates_long', 'rate_words', 'rates_table', 'positions_table', 'parts_of', 'parts_combined',
-           'factorial', 'interactions_table', 'against_the_sum', 'together_table', 'effects_along']
+           'factorial', 'interactions_table', 'against_the_sum', 'together_table', 'effects_along', 'in_bits',
+           'effects_at_size', 'trends_over_size']
 
 # %% ../nbs/22_tables.ipynb #5c1d0a03
 import re
@@ -26,7 +27,8 @@ from .results import RUN, gaps
 from .statistics import (
     add_factors, crossed_effects, factorial_effects,
     mean_interval, paired_differences, paired_effects, paired_trend,
-    ratio_interval, signed, smallest_effect, verdicts)
+    ratio_interval, signed, smallest_effect, verdicts,
+    holm, studies_trend, turning_size)
 
 # %% ../nbs/22_tables.ipynb #5c1d0a09
 def duration(seconds: float) -> str:
@@ -119,7 +121,7 @@ def inert(page: str) -> str:
 
 
 # %% ../nbs/22_tables.ipynb #5c1d0a14
-TEXT = (  # columns that read from the left
+TEXT: tuple[str, ...] = (  # columns that read from the left
     "arm", "change", "component", "whose",
     "verdict", "fixed_verdict", "tuned_verdict",
     "source", "quantity", "evaluation",
@@ -633,3 +635,83 @@ def effects_along(
         several = runs.arm.map(levels) > 1
         trend = verdicts(paired_trend(runs[several], field), margin)
     return pd.concat(effects, ignore_index=True), trend.set_index("arm")
+
+# %% ../nbs/22_tables.ipynb #5ca1e102
+def in_bits(runs: pd.DataFrame) -> float:
+    "Bits per byte for each nat per token: one factor for all runs on one validation text."
+    factors = (runs.bits_per_byte / runs.final_val_loss).dropna()
+    if np.ptp(factors) > 1e-6 * factors.mean():
+        raise AblationError("The runs were measured on different texts; compare runs of one validation text.")
+    return factors.mean()
+
+def effects_at_size(
+    runs: pd.DataFrame,  # a row a run of one study, at most one an arm and seed
+    margin: float,       # nats per token within which an effect counts as none
+) -> pd.DataFrame:       # a row an arm, in the order of the figures
+    """What each arm costs at the size of this study, in nats per token and in bits per byte.
+
+    arm, parameters and tokens (of the baseline), pairs, difference, lo, hi, bits, bits_lo, bits_hi, bits_se, verdict.
+    `bits_se` is NaN where a trend must leave the arm out: nothing, or not everything, was tested."""
+    done = runs[runs.status == "done"]
+    base = done[done.arm == "baseline"]
+    effects = judged(runs, margin)
+    effects = effects[effects.arm != "aa"].reset_index(drop=True)
+    to_bits = in_bits(done)
+    se = effects.sd / np.sqrt(effects.n)
+    tested = effects.p.notna() & se.gt(0)
+    return pd.DataFrame(dict(
+        arm=effects.arm,
+        parameters=base.parameters.max(),
+        tokens=base.tokens.max(),
+        pairs=effects.n,
+        difference=effects["mean"], lo=effects.lo, hi=effects.hi,
+        bits=to_bits * effects["mean"], bits_lo=to_bits * effects.lo, bits_hi=to_bits * effects.hi,
+        bits_se=to_bits * se.where(tested),
+        verdict=effects.verdict))
+
+# %% ../nbs/22_tables.ipynb #5ca1e103
+def trends_over_size(
+    effects: pd.DataFrame,     # rows of `effects_at_size` of several studies
+    over: str = "parameters",  # or "tokens"
+) -> pd.DataFrame:             # a row an arm with a standard error at two sizes
+    """The line through the effects of each arm, in bits per byte for each doubling; the arms are one family of tests.
+
+    arm, studies, slope, slope_lo, slope_hi, p_holm, trend (rises, falls, undetermined), between, turns, turns_lo,
+    turns_hi (where the line crosses zero) and `line`, the `StudiesTrend` itself."""
+    rows = []
+    for arm in arm_order(effects.arm):
+        own = effects[effects.arm.eq(arm) & effects.bits_se.notna()]
+        if own[over].nunique() < 2: continue
+        line = studies_trend(own.bits, own.bits_se, own[over])
+        turns = turning_size(line)
+        rows.append(dict(
+            arm=arm, studies=line.n,
+            slope=line.slope, slope_lo=line.lo, slope_hi=line.hi,
+            p=line.p, between=line.between,
+            turns=turns.mean, turns_lo=turns.lo, turns_hi=turns.hi,
+            line=line))
+    table = pd.DataFrame(rows, columns=[
+        "arm", "studies", "slope", "slope_lo", "slope_hi", "p", "between",
+        "turns", "turns_lo", "turns_hi", "line"])
+    p_holm = holm(table.p.astype(float))
+    told = p_holm <= .05
+    trend = np.select([told & (table.slope > 0), told & (table.slope < 0)], ["rises", "falls"], "undetermined")
+    table.insert(6, "p_holm", p_holm)
+    table.insert(7, "trend", trend)
+    return table
+
+# %% ../nbs/22_tables.ipynb #5ca1e105
+COLUMNS |= dict(
+    study=("study", str),
+    rates=("learning rate", str),
+    pairs=("pairs", ".0f"),
+    bits_effect=("bits per byte [95 %]", ""),
+    slope_effect=("bits per byte for each doubling [95 %]", ""),
+    trend=("trend", str),
+    between=("between studies, sd", ".4f"),
+    turns=("crosses zero at", str))
+TEXT += ("study", "rates", "trend")
+INTERVALS += [
+    ("bits", "bits_lo", "bits_hi", "bits_effect", "+"),
+    ("slope", "slope_lo", "slope_hi", "slope_effect", "+"),
+]
