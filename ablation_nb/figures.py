@@ -1196,7 +1196,7 @@ def scale_figure(
     for ax, arm in zip(panels[0], arms): ax.set_title(arm_label(arm), color=ink(arm_colour(arm)))
     fig.supxlabel(
         "Validation loss against the baseline of the same seed; ◆ each arm at its own best rate, ◇ one rate for all,\n"
-        "× runs diverged; bars and band: 95 % intervals",
+        "× runs diverged; bars and band: 95 % intervals. A panel that is all tinted has a line that may go anywhere",
         fontsize=10.5, color="0.35")
     return settled(fig)
 

@@ -1902,6 +1902,7 @@ def scale_page(
         "## What else differs",
         f"From study to study differ: {differ}. {confounded(effects)}".strip(),
         md_table(settings),
+        "The numbers in full: [effects](scale.csv), [lines](scale-trends.csv).",
     ]
     if unused: parts.append("\n".join(f"- {name}: not used. {why}" for name, why in unused.items()))
     return "\n\n".join(parts) + "\n"

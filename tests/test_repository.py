@@ -66,6 +66,13 @@ def test_the_committed_ledger_regenerates_byte_for_byte(copy):
         assert (ROOT / "outputs" / name).read_bytes() == (copy / "outputs" / name).read_bytes()
 
 
+def test_the_committed_page_of_scale_regenerates_byte_for_byte(copy):
+    from ablation_nb.report import write_scale
+    assert write_scale(copy / "outputs")
+    for name in ("scale.md", "scale.csv", "scale-trends.csv", "scale.svg", "scale.png"):
+        assert (ROOT / "outputs" / name).read_bytes() == (copy / "outputs" / name).read_bytes(), name
+
+
 def test_readme_is_what_index_says(copy, sh):
     for name in ("Makefile", "CITATION.cff"): shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "studies", copy / "studies")
