@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Interval', 'mean_interval', 'signed', 'paired_differences', 'paired_power', 'smallest_effect', 'paired_effects',
            'paired_trend', 'ratio_interval', 'StudiesTrend', 'studies_trend', 'line_at', 'turning_size',
-           'CrossedInterval', 'crossed_interval', 'crossed_effects', 'difference_p', 'equivalence_p', 'holm',
-           'verdicts', 'noise_budget', 'best_of_evaluations', 'add_factors', 'all_terms', 'factorial_contrasts',
-           'factorial_effects']
+           'CrossedInterval', 'crossed_interval', 'crossed_effects', 'unpaired_interval', 'pairing_gain',
+           'difference_p', 'equivalence_p', 'holm', 'verdicts', 'noise_budget', 'best_of_evaluations', 'add_factors',
+           'all_terms', 'factorial_contrasts', 'factorial_effects']
 
 # %% ../nbs/20_statistics.ipynb #3fe7e21c
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -426,6 +426,46 @@ def crossed_effects(
         rows.append(dict(zip(keys, key)) | i._asdict())
     columns = [*keys, *CrossedInterval._fields]
     return pd.DataFrame(rows, columns=columns)
+
+# %% ../nbs/20_statistics.ipynb #5ca1e402
+def unpaired_interval(
+    arm: ArrayLike,      # losses, (..., n)
+    base: ArrayLike,     # losses of the baseline, (..., n)
+    level: float = .95,  # confidence level
+) -> Interval:           # of the difference of the means, fields of shape (...); NaN: sd
+    "Welch's interval: as if no seed were common to both."
+    a, b = np.asarray(arm, dtype=float), np.asarray(base, dtype=float)
+    n, mean = a.shape[-1], a.mean(-1) - b.mean(-1)
+    if n < 2: return Interval(n, mean, *[np.nan] * 3)
+    va, vb = a.var(-1, ddof=1) / n, b.var(-1, ddof=1) / n
+    with np.errstate(invalid="ignore"): df = (n - 1) * (va + vb)**2 / (va**2 + vb**2)
+    t = np.nan_to_num(stats.t.ppf((1 + level) / 2, df))  # no spread at all has no degrees of freedom, and no width
+    half = t * np.sqrt(va + vb)
+    return Interval(n, mean, np.nan, mean - half, mean + half)
+
+def pairing_gain(
+    runs: pd.DataFrame,            # a row a run, as `load_runs` gives it
+    value: str = "final_val_loss", # the column to compare
+    baseline: str = "baseline",    # the arm to compare with
+    by: Sequence[str] = ("lr",),   # columns besides the seed in which a pair agrees
+) -> pd.DataFrame:                 # arm, *by, correlation, paired_width; NaN for fewer than three pairs
+    """What pairing buys: the correlation of an arm's losses with the baseline's over seeds.
+    `paired_width` is that of the paired interval against that of the unpaired one: below 1, pairing narrows it."""
+    keys, on = ["arm", *by], [*by, "seed"]
+    pairs = paired_differences(runs, value, baseline, by)
+    base = runs[(runs.arm == baseline) & (runs.status == "done")]
+    pairs = pairs.merge(base[[*on, value]], on=on)
+    rows = []
+    for key, pair in pairs.groupby(keys, sort=False, dropna=False):
+        losses, of_base = pair[value] + pair.difference, pair[value]
+        known = len(pair) > 2 and losses.std() > 0 and of_base.std() > 0
+        paired, unpaired = mean_interval(pair.difference), unpaired_interval(losses, of_base)
+        gain = dict(correlation=np.nan, paired_width=np.nan)
+        if known:
+            gain["correlation"] = np.corrcoef(losses, of_base)[0, 1]
+            gain["paired_width"] = (paired.hi - paired.lo) / (unpaired.hi - unpaired.lo)
+        rows.append(dict(zip(keys, key)) | gain)
+    return pd.DataFrame(rows, columns=[*keys, "correlation", "paired_width"])
 
 # %% ../nbs/20_statistics.ipynb #e360eaf3
 def difference_p(
