@@ -28,7 +28,7 @@ from .statistics import (
     add_factors, crossed_effects, factorial_effects,
     mean_interval, paired_differences, paired_effects, paired_trend,
     ratio_interval, signed, smallest_effect, verdicts,
-    holm, studies_trend, turning_size)
+    holm, pairing_gain, studies_trend, turning_size)
 
 # %% ../nbs/22_tables.ipynb #5c1d0a09
 def duration(seconds: float) -> str:
@@ -274,16 +274,25 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     if len(table) != 1: return table
     return table.dropna(axis=1, how="all")
 
+# %% ../nbs/22_tables.ipynb #5ca1e111
+COLUMNS |= dict(  # what pairing buys
+    correlation=("correlation with the baseline", "+.2f"),
+    paired_width=("interval's width against an unpaired one", ".2f"))
+
 # %% ../nbs/22_tables.ipynb #b280da0a
 def sureness_table(
     runs: pd.DataFrame,  # a row a run, at most one an arm and seed
     docs: pd.DataFrame,  # a row a validation document and run; may be empty
     margin: float,       # nats per token within which an effect counts as none
 ) -> pd.DataFrame:       # a row an arm
-    "Difference of each arm with both intervals, smallest detectable effect, margin of equivalence."
+    """Difference of each arm with both intervals, smallest detectable effect, margin of equivalence.
+
+    And what pairing buys: the columns of `pairing_gain`."""
     known = ["arm", "n", "mean", "lo", "hi", "verdict", "detectable", "within"]
     table = judged(runs, margin)[known]
     table = table.rename(columns={"mean": "difference", "n": "pairs"})
+    gain = pairing_gain(runs, by=()).set_index("arm")
+    table = table.join(gain, on="arm")
     if docs.empty: return table
     crossed = crossed_effects(docs, by=()).set_index("arm")
     crossed = crossed[["mean", "lo", "hi"]].add_prefix("crossed_")
@@ -293,6 +302,7 @@ def sureness_table(
         "difference", "lo", "hi", "verdict",
         "crossed_mean", "crossed_lo", "crossed_hi",
         "detectable", "within",
+        *gain,
     ]]
 
 # %% ../nbs/22_tables.ipynb #5c1d0a24
