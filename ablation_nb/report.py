@@ -12,17 +12,18 @@ __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'Figur
            'half_way_to_guessing', 'not_learned', 'trend_words', 'moves', 'by_trend', 'along', 'swept', 'over_points',
            'luck_sentence', 'together_sentence', 'findings_in_words', 'opening', 'with_baseline', 'at_setup',
            'beginning', 'listed_once', 'facts', 'fact_list', 'unfinished', 'warnings', 'all_settings', 'misfits',
-           'Section', 'section', 'findings', 'both_rates', 'losses_by_seed', 'every_seed', 'on_the_ladder',
-           'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves', 'curves_table', 'curves_figure',
-           'time_words', 'dynamics', 'shown_positions', 'losses_by_position', 'combines', 'interaction_figures',
-           'interaction_tables', 'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables',
-           'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs',
-           'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'study_files',
-           'point_labels', 'grid_files', 'write_text', 'write_report', 'find_study', 'standing', 'also_along',
-           'front_findings', 'finished_seeds', 'front_setting', 'front_table', 'front_picture', 'front_beside',
-           'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words', 'scale_effects', 'settings_of',
-           'verdicts_by_size', 'crossing_words', 'sides', 'turn_words', 'scale_sentence', 'scale_sentences',
-           'confounded', 'settings_table', 'scale_page', 'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
+           'Shown', 'stem_of', 'Section', 'section', 'findings', 'both_rates', 'losses_by_seed', 'every_seed',
+           'on_the_ladder', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves', 'curves_table',
+           'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position', 'combines',
+           'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
+           'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
+           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
+           'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files', 'write_text', 'write_report',
+           'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'front_setting', 'front_table',
+           'front_picture', 'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words',
+           'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words',
+           'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'scale_parts', 'effects_shown',
+           'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, re
@@ -52,7 +53,7 @@ from .tables import (
     factorial, for_reading, inert, interactions_table, interval_words, judged, md_table,
     overview_table, parts_combined, positions_table, precision_table, rates_long, rates_table,
     results_table, side_by_side, sureness_table, together_table, tuning_effects,
-    effects_at_size, in_bits, trends_over_size)
+    effects_at_size, in_bits, tex_table, trends_over_size)
 
 # %% ../nbs/23_report.ipynb #43633bb3
 def no_stories() -> pd.DataFrame:
@@ -905,6 +906,21 @@ def misfits(r: Results) -> list[str]:
             words[f"{name} is {ours[name]!r} where it says {value!r}{where}"] = None
     return list(words)
 
+# %% ../nbs/23_report.ipynb #5ca1e601
+class Shown(str):
+    "A table as the page shows it, in markdown; it remembers its name and its frame, for other forms of it."
+    name: str            # of its file
+    frame: pd.DataFrame  # as `md_table` takes it
+
+    def __new__(cls, name: str, frame: pd.DataFrame) -> "Shown":
+        made = super().__new__(cls, md_table(frame))
+        made.name, made.frame = name, frame
+        return made
+
+def stem_of(r: Results, setup: str, what: str) -> str:
+    "The name of a file about one set of runs: that of the main set has the plain one."
+    return what if setup == next(iter(r.sets)) else f"{what}-{setup.replace(' ', '')}"
+
 # %% ../nbs/23_report.ipynb #5c1e0c05
 Figures = dict[str, Figure]       # stem -> figure
 Tables = dict[str, pd.DataFrame]  # name -> table, numbers in full
@@ -925,7 +941,11 @@ class Section:
 
     def __call__(self, r: Results) -> str:
         if not self.needs(r): return ""
-        return "\n\n".join([f"## {self.title}", *self.words(r)])
+        return "\n\n".join(self.parts(r))
+
+    def parts(self, r: Results) -> list[str]:
+        "Heading and paragraphs; tables are `Shown`."
+        return [f"## {self.title}", *self.words(r)]
 
 SECTIONS: dict[str, Section] = {}  # in the order of the page
 
@@ -958,11 +978,7 @@ def by_setup(
 
 def comparison_stems(r: Results) -> dict:
     "Setup -> stem of its figure; the main one has the plain name."
-    main, *others = r.sets
-    stems = {main: "ablation_comparison"}
-    for setup in others:
-        stems[setup] = f"ablation_comparison-{setup.replace(' ', '')}"
-    return stems
+    return {setup: stem_of(r, setup, "ablation_comparison") for setup in r.sets}
 
 def comparison_figures(r: Results) -> Figures:
     figures = {}
@@ -1015,12 +1031,12 @@ def findings(r: Results) -> list[str]:
         caption = f"Loss curves, learning rate and differences to the baseline: {setup}"
         parts.append(f"![{caption}]({stems[name]}.svg)")
         table = compared(results_table(runs, r.margin))
-        parts.append(md_table(for_reading(table)))
+        parts.append(Shown(stem_of(r, name, "results"), for_reading(table)))
         if name not in comparable(r): continue
         parts.append(effect_list(runs, r.margin))
         if runs.seed.nunique() < 2: continue
         sureness = sureness_table(runs, of(r.docs, runs), r.margin)
-        parts += ["How sure, and how fine:", md_table(for_reading(sureness))]
+        parts += ["How sure, and how fine:", Shown(stem_of(r, name, "sureness"), for_reading(sureness))]
     return parts
 
 # %% ../nbs/23_report.ipynb #5c1e0c10
@@ -1062,8 +1078,8 @@ def both_rates(r: Results) -> list[str]:
     caption = "Differences to the baseline at one learning rate and at each arm's own"
     parts = [f"![{caption}](effects.svg)"]
     for name, table in fixed_beside_tuned(r).items():
-        rows = md_table(for_reading(table))
-        parts.append(f"One rate for all is {rate_of(name)}:\n\n{rows}")
+        rows = Shown(f"side_by_side-{name.replace(' ', '')}", for_reading(table))
+        parts += [f"One rate for all is {rate_of(name)}:", rows]
     return parts
 
 # %% ../nbs/23_report.ipynb #73fc9bfd
@@ -1091,7 +1107,7 @@ def every_seed(r: Results) -> list[str]:
     parts = ["Final validation loss, nats per token."]
     for name, runs in r.sets.items():
         if len(r.sets) > 1: parts.append(f"{setup_words(name).capitalize()}:")
-        parts.append(md_table(losses_by_seed(runs)))
+        parts.append(Shown(stem_of(r, name, "runs"), losses_by_seed(runs)))
     return parts
 
 # %% ../nbs/23_report.ipynb #625958e3
@@ -1117,7 +1133,7 @@ def rates(r: Results) -> list[str]:
     parts = [
         "![Final loss of each arm against the learning rate](tuning.svg)",
         "Mean final loss, in brackets the number of finished runs:",
-        md_table(rates_table(on_the_ladder(r))),
+        Shown("rates", rates_table(on_the_ladder(r))),
     ]
     at_the_end, no_rate = [], []
     for arm, t in r.tuning.get("", {}).items():
@@ -1175,7 +1191,7 @@ def dynamics(r: Results) -> list[str]:
     return [
         "![Gap to the baseline, gradient norm, first loss, speed](dynamics.svg)",
         words,
-        md_table(table),
+        Shown("dynamics", table),
     ]
 
 # %% ../nbs/23_report.ipynb #5c1e0c16
@@ -1195,7 +1211,7 @@ def losses_by_position(r: Results) -> list[str]:
     return [
         "![Loss by position in the window](positions.svg)",
         words,
-        md_table(positions_table(shown_positions(r))),
+        Shown("positions", positions_table(shown_positions(r))),
     ]
 
 # %% ../nbs/23_report.ipynb #6149f2ab
@@ -1219,10 +1235,10 @@ def interactions(r: Results) -> list[str]:
     parts = ["![Main effects and interactions](interactions.svg)",
              "A main effect is the mean cost of a removal over all settings of the others; an interaction is how much "
              "more two removals cost together than one by one.",
-             md_table(interactions_table(tables["interactions"]))]
+             Shown("interactions", interactions_table(tables["interactions"]))]
     if "together" not in tables: return parts
     return [*parts, "What each combination costs beyond the sum of what its parts cost alone:",
-            md_table(together_table(tables["together"]))]
+            Shown("together", together_table(tables["together"]))]
 
 # %% ../nbs/23_report.ipynb #f10c4796
 def noise_table(r: Results) -> pd.DataFrame:
@@ -1277,8 +1293,8 @@ def noise(r: Results) -> list[str]:
     words = ("Standard deviation of one number, in nats per token, by what was drawn anew. "
              "A source with no degrees of freedom was not measured in this study"
              f"{at_setup(r, r.fullest)}.")
-    parts = [words, md_table(budget)]
-    if not r.evaluations.empty: parts += [ONE_SEED, md_table(r.evaluations)]
+    parts = [words, Shown("noise", budget)]
+    if not r.evaluations.empty: parts += [ONE_SEED, Shown("evaluations", r.evaluations)]
     return parts
 
 # %% ../nbs/23_report.ipynb #7811c978
@@ -1314,9 +1330,9 @@ def beside_the_report(r: Results) -> list[str]:
              "its row is a second run of its baseline.")
     return [
         words,
-        md_table(for_reading(overview_table(runs))),
+        Shown("overview", for_reading(overview_table(runs))),
         "In full precision:",
-        md_table(precision_table(runs)),
+        Shown("precision", precision_table(runs)),
     ]
 
 # %% ../nbs/23_report.ipynb #5c1e0c25
@@ -1382,7 +1398,7 @@ def proofs(r: Results) -> list[str]:
     words = (f"Before training, {n} checks passed in {len(checks)} runs. "
              "This is what one run of each arm said; "
              f"what {arm_label(arms[0])} said already is not repeated.")
-    certificate = md_table(certificate_table(r.runs))
+    certificate = Shown("certificate", certificate_table(r.runs))
     return [certificate, words, "\n".join(lines)]
 
 # %% ../nbs/23_report.ipynb #9b0bc1c8
@@ -1435,13 +1451,17 @@ def point_sections(r: Results, effects: pd.DataFrame) -> list[str]:
         parts += [
             f"### {point_words(p)}",
             f"{power} [The page of this point]({p}/report.md).",
-            md_table(table),
+            Shown(f"results-{p}", table),
         ]
     return parts
 
 # %% ../nbs/23_report.ipynb #18f92c14
 def grid_page(r: Results) -> str:
     "The page of a study with a grid."
+    return "\n\n".join(grid_parts(r)) + "\n"
+
+def grid_parts(r: Results) -> list[str]:
+    "Its paragraphs; tables are `Shown`."
     effects, _ = swept(r)
     fields = dict.fromkeys(f for p in points(r) for f in point_fields(p))
     what, setup = " and ".join(fields), setup_words(next(iter(r.sets)))
@@ -1454,34 +1474,34 @@ def grid_page(r: Results) -> str:
         fact_list(r),
         "## Differences over the grid",
         f"![Difference of each arm to the baseline over {what}](overview.svg)",
-        md_table(grid_table(effects)),
-        noise(r),
+        Shown("effects", grid_table(effects)),
+        *(noise.parts(r) if noise.needs(r) else []),
         "## At each point",
         *point_sections(r, effects),
         left_out(r),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return [part for part in parts if part]
 
 # %% ../nbs/23_report.ipynb #736eff1e
-def study_files(r: Results) -> tuple[str, dict, dict]:
-    """Page, tables by name and figures by stem of a study at one setting.
+def study_files(r: Results) -> tuple[list[str], dict, dict]:
+    """Paragraphs of the page, tables by name and figures by stem of a study at one setting.
 
     Those of all sections that it has data for."""
     sections = [s for s in SECTIONS.values() if s.needs(r)]
-    parts = [opening(r), *(s(r) for s in sections)]
-    page = "\n\n".join(parts) + "\n"
+    parts = [opening(r)]
+    for s in sections: parts += s.parts(r)
     tables, figures = Tables(), Figures()
     for s in sections:
         tables |= s.tables(r)
         figures |= s.figures(r)
-    return page, tables, figures
+    return parts, tables, figures
 
 def point_labels(r: Results) -> dict[str, str]:
     "Point -> its values, as they stand along an axis."
     return {p: ", ".join(point_fields(p).values()) for p in points(r)}
 
-def grid_files(r: Results) -> tuple[str, dict, dict]:
-    "Page, tables by name and figures by stem of a study with a grid."
+def grid_files(r: Results) -> tuple[list[str], dict, dict]:
+    "Paragraphs of the page, tables by name and figures by stem of a study with a grid."
     effects, pairs = swept(r)
     results = [
         results_table(runs, r.margin).assign(point=p)
@@ -1493,7 +1513,7 @@ def grid_files(r: Results) -> tuple[str, dict, dict]:
         runs=r.runs[["point", *RUN_COLUMNS]])
     axis = ", ".join(point_fields(points(r)[0]))
     overview = sweep_figure(effects, pairs, point_labels(r), axis)
-    return grid_page(r), tables, dict(overview=overview)
+    return grid_parts(r), tables, dict(overview=overview)
 
 # %% ../nbs/23_report.ipynb #5c1e0c26
 def write_text(path: Path, text: str) -> Path:
@@ -1504,21 +1524,25 @@ def write_text(path: Path, text: str) -> Path:
 def write_report(
     study_folder: Path | str,  # e.g. "outputs/laptop", or one point of a grid
 ) -> Path:                     # its report.md
-    "Write report.md, tables/*.csv and the figures of a study into its folder; again gives the same bytes."
+    """Write report.md, tables and figures of a study into its folder; again gives the same bytes.
+
+    Numbers in full are tables/*.csv, and what the page shows is tables/*.tex."""
     r = read_results(study_folder)
     a_grid = points(r) != [""]
     if a_grid:
         finished = set(r.runs.point[r.runs.status == "done"])
         for p in points(r):
             if p in finished: write_report(r.folder / p)
-    page, tables, figures = grid_files(r) if a_grid else study_files(r)
+    parts, tables, figures = grid_files(r) if a_grid else study_files(r)
     (r.folder / "tables").mkdir(exist_ok=True)
     for name, table in tables.items():
         text = table.to_csv(index=False, float_format="%.7g", lineterminator="\n")
         write_text(r.folder / "tables" / f"{name}.csv", text)
+    for table in (part for part in parts if isinstance(part, Shown)):
+        write_text(r.folder / "tables" / f"{table.name}.tex", tex_table(table.frame))
     for stem, figure in figures.items():
         save_figure(figure, r.folder / stem)
-    return write_text(r.folder / "report.md", page)
+    return write_text(r.folder / "report.md", "\n\n".join(parts) + "\n")
 
 # %% ../nbs/23_report.ipynb #4cc186a4
 def find_study(
@@ -1874,13 +1898,13 @@ def settings_table(studies: list[Results]) -> pd.DataFrame:
     differ = [c for c in table if table[c].nunique() > 1]
     return table[differ]
 
-def scale_page(
+def scale_parts(
     effects: pd.DataFrame,
     trends: pd.DataFrame,
     studies: list[Results],
     unused: dict[str, str],  # name of a study -> why it is not here
-) -> str:
-    "The page of one question at several sizes, as markdown."
+) -> list[str]:
+    "The paragraphs of the page of one question at several sizes; tables are `Shown`."
     sizes = joined(amount(size_of(r)) for r in studies)
     links = joined(f"[{r.name}]({r.name}/report.md)" for r in studies)
     n = len(studies)
@@ -1897,15 +1921,15 @@ def scale_page(
         "\n".join(f"- {s}" for s in scale_sentences(effects, trends)),
         "![Difference of each arm to the baseline over parameters and tokens](scale.svg)",
         HOW_SCALE_READS.format(df=degrees) + few,
-        "## The effects", md_table(for_reading(effects_shown(effects))),
-        "## The lines", md_table(for_reading(trends_shown(trends))),
+        "## The effects", Shown("scale", for_reading(effects_shown(effects))),
+        "## The lines", Shown("scale-trends", for_reading(trends_shown(trends))),
         "## What else differs",
         f"From study to study differ: {differ}. {confounded(effects)}".strip(),
-        md_table(settings),
+        Shown("scale-settings", settings),
         "The numbers in full: [effects](scale.csv), [lines](scale-trends.csv).",
     ]
     if unused: parts.append("\n".join(f"- {name}: not used. {why}" for name, why in unused.items()))
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 def effects_shown(effects: pd.DataFrame) -> pd.DataFrame:
     "Rows of `scale_effects` as the page has them."
@@ -1922,7 +1946,7 @@ def write_scale(
     outputs: Path | str,             # the folder of all studies
     studies: Iterable[str] = SIZES,  # names of folders in it, of one question at several sizes
 ) -> Path | None:                    # its scale.md; None, and nothing is written, where there are not two such studies
-    "Write scale.md, its figure, scale.csv and scale-trends.csv; again gives the same bytes."
+    "Write scale.md, its figure and its tables (CSV, LaTeX); again gives the same bytes."
     outputs = Path(outputs)
     usable, unused = read_sizes(outputs, studies)
     if len({size_of(r) for r in usable}) < 2: return None
@@ -1935,7 +1959,10 @@ def write_scale(
     for name, table in tables.items():
         text = table.to_csv(index=False, float_format="%.7g", lineterminator="\n")
         write_text(outputs / f"{name}.csv", text)
-    return write_text(outputs / "scale.md", scale_page(effects, trends, usable, unused))
+    parts = scale_parts(effects, trends, usable, unused)
+    for shown in (part for part in parts if isinstance(part, Shown)):
+        write_text(outputs / f"{shown.name}.tex", tex_table(shown.frame))
+    return write_text(outputs / "scale.md", "\n\n".join(parts) + "\n")
 
 def front_scale(
     outputs: Path,                   # the folder of all studies
