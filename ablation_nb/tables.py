@@ -318,8 +318,8 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/22_tables.ipynb #5ca1e111
 COLUMNS |= dict(  # what pairing buys
-    correlation=("correlation with the baseline", "+.2f"),
-    paired_width=("interval's width against an unpaired one", ".2f"))
+    correlation=("correlation over seeds", "+.2f"),
+    paired_width=("width, paired / unpaired", ".2f"))
 
 # %% ../nbs/22_tables.ipynb #b280da0a
 def sureness_table(
