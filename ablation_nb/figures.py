@@ -6,7 +6,8 @@
 __all__ = ['ARM_COLOURS', 'DASHED', 'STYLE', 'arm_colour', 'ink', 'line_style', 'plot_losses', 'plot_schedule', 'plot_intervals',
            'difference_rows', 'plot_differences', 'our_style', 'ablation_comparison', 'effects_figure',
            'sensitivity_figure', 'plot_gaps', 'plot_gradients', 'plot_runs', 'dynamics_figure', 'plot_by_position',
-           'positions_figure', 'interactions_figure', 'sweep_figure', 'save_figure', 'plot_setups', 'front_figure']
+           'positions_figure', 'interactions_figure', 'sweep_figure', 'scale_figure', 'save_figure', 'plot_setups',
+           'front_figure']
 
 # %% ../nbs/21_figures.ipynb #b3bf2984
 import hashlib, io, itertools, textwrap
@@ -31,7 +32,7 @@ from PIL import Image
 
 from .config import AblationError, arm_label, arm_order, compared_arms
 from .results import RUN, curves_of, done_runs, gaps, mean_and_range
-from .statistics import paired_differences, paired_effects, signed, verdicts
+from .statistics import StudiesTrend, line_at, paired_differences, paired_effects, signed, verdicts
 
 # %% ../nbs/21_figures.ipynb #b0826609
 ARM_COLOURS = dict(
@@ -1137,6 +1138,66 @@ def sweep_figure(
     draw_sweep(ax, effects, differences, labels, title)
     below = f"{ax.get_xlabel()}\nmean ◆, 95 % interval, seeds ○, diverged ×"
     ax.set(title=f"Difference to the baseline over {title}", xlabel=below)
+    return settled(fig)
+
+# %% ../nbs/21_figures.ipynb #5ca1e202
+def draw_sizes(
+    ax: Axes,
+    own: pd.DataFrame, # of one arm: `over`, bits, bits_lo, bits_hi, bits_se, tuned
+    over: str,         # parameters or tokens
+    edge: float,       # height of the cross of an arm of which no run finished
+) -> None:
+    "The effects of one arm: mean and interval, hollow where one rate was for all; a cross where runs diverged."
+    for e in own.itertuples():
+        x, colour = getattr(e, over), arm_colour(e.arm)
+        if np.isnan(e.bits_se):
+            draw_crosses(ax, x, edge if np.isnan(e.bits) else e.bits, colour, zorder=4)
+            continue
+        fill = colour if e.tuned else "white"
+        ax.vlines(x, e.bits_lo, e.bits_hi, color=colour, lw=2.2)
+        ax.plot(x, e.bits, "D", color=colour, mfc=fill, ms=6, zorder=4)
+
+def draw_line(
+    ax: Axes,            # whose limits are final
+    line: StudiesTrend,
+    colour: str,
+) -> None:
+    "The line through the studies and its band."
+    sizes = np.geomspace(*ax.get_xlim(), 60)
+    height, lo, hi = line_at(line, sizes)
+    ax.plot(sizes, height, color=colour, lw=1.4)
+    ax.fill_between(sizes, lo, hi, color=colour, alpha=.1, lw=0)
+
+# %% ../nbs/21_figures.ipynb #5ca1e203
+@our_style()
+def scale_figure(
+    effects: pd.DataFrame,             # arm, parameters, tokens, bits, bits_lo, bits_hi, bits_se, tuned
+    lines: Mapping[str, StudiesTrend], # arm -> the line through its effects over the parameters
+) -> Figure:                            # a column of panels an arm
+    "The difference of each arm to the baseline over the size of the model and over the tokens."
+    arms = compared_arms(effects.arm)
+    if not arms: raise AblationError("There is no arm to draw over sizes; give effects of two studies or more.")
+    seen = effects[effects.bits_se.notna()]
+    lo, hi = min(0, seen.bits.min()), max(0, seen.bits.max())
+    more = .3 * max(hi - lo, .004)
+    lo, hi = max(np.fmin(lo, seen.bits_lo.min()), lo - more), min(np.fmax(hi, seen.bits_hi.max()), hi + more)
+    room = .08 * (hi - lo)
+    fig = new_figure(max(6, 2 + 2.4 * len(arms)), 6)
+    panels = fig.subplots(2, len(arms), sharey=True, squeeze=False)
+    for row, over in zip(panels, ("parameters", "tokens")):
+        limits = effects[over].min() / 1.8, effects[over].max() * 1.8
+        for ax, arm in zip(row, arms):
+            ax.set(xscale="log", xlim=limits, ylim=(lo - room, hi + room), xlabel=over)
+            log_ticks(ax.xaxis, EngFormatter(places=0, sep=""))
+            ax.axhline(0, color=arm_colour("baseline"), lw=1.2, zorder=1)
+            draw_sizes(ax, effects[effects.arm == arm], over, hi)
+            if over == "parameters" and arm in lines: draw_line(ax, lines[arm], arm_colour(arm))
+        row[0].set(ylabel="bits per byte")
+    for ax, arm in zip(panels[0], arms): ax.set_title(arm_label(arm), color=ink(arm_colour(arm)))
+    fig.supxlabel(
+        "Validation loss against the baseline of the same seed; ◆ each arm at its own best rate, ◇ one rate for all,\n"
+        "× runs diverged; bars and band: 95 % intervals. A panel that is all tinted has a line that may go anywhere",
+        fontsize=10.5, color="0.35")
     return settled(fig)
 
 # %% ../nbs/21_figures.ipynb #523fccc1

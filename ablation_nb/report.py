@@ -4,23 +4,26 @@
 
 # %% auto #0
 __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'Figures', 'Tables', 'SECTIONS', 'RUN_COLUMNS',
-           'LADDER', 'ONE_SEED', 'FRONT', 'SEED_TOKENS', 'no_stories', 'Results', 'read_results', 'at_own_rates',
-           'setups', 'most_arms', 'rate_of', 'setup_words', 'of', 'run_key', 'by_key', 'asked_for', 'rates_asked',
-           'seeds_asked', 'count_words', 'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points',
-           'point_words', 'power_sentence', 'equality_sentence', 'ran_words', 'effect_words', 'lost_words',
-           'by_verdict', 'set_sentence', 'tuning_words', 'comparable', 'one_rate', 'tuning_sentence', 'axis_of',
-           'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned', 'trend_words', 'moves', 'by_trend',
-           'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence', 'findings_in_words', 'opening',
-           'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts', 'fact_list', 'unfinished', 'warnings',
-           'all_settings', 'misfits', 'Section', 'section', 'findings', 'both_rates', 'losses_by_seed', 'every_seed',
-           'on_the_ladder', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves', 'curves_table',
-           'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position', 'combines',
-           'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
-           'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
-           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
-           'grid_page', 'study_files', 'point_labels', 'grid_files', 'write_text', 'write_report', 'find_study',
-           'standing', 'also_along', 'front_findings', 'finished_seeds', 'front_setting', 'front_table',
-           'front_picture', 'front_beside', 'study_question']
+           'LADDER', 'ONE_SEED', 'FRONT', 'SEED_TOKENS', 'SIZES', 'HOW_SCALE_READS', 'no_stories', 'Results',
+           'read_results', 'at_own_rates', 'setups', 'most_arms', 'rate_of', 'setup_words', 'of', 'run_key', 'by_key',
+           'asked_for', 'rates_asked', 'seeds_asked', 'count_words', 'amount', 'joined', 'span_of', 'span',
+           'effect_sentence', 'points', 'point_words', 'power_sentence', 'equality_sentence', 'ran_words',
+           'effect_words', 'lost_words', 'by_verdict', 'set_sentence', 'tuning_words', 'comparable', 'one_rate',
+           'tuning_sentence', 'axis_of', 'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned',
+           'trend_words', 'moves', 'by_trend', 'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence',
+           'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts',
+           'fact_list', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown', 'stem_of', 'Section', 'section',
+           'findings', 'both_rates', 'losses_by_seed', 'every_seed', 'on_the_ladder', 'several_rates', 'ladder_figures',
+           'ladder_tables', 'rates', 'with_curves', 'curves_table', 'curves_figure', 'time_words', 'dynamics',
+           'shown_positions', 'losses_by_position', 'combines', 'interaction_figures', 'interaction_tables',
+           'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set',
+           'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories',
+           'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files',
+           'point_labels', 'grid_files', 'write_text', 'write_report', 'find_study', 'standing', 'also_along',
+           'front_findings', 'finished_seeds', 'front_setting', 'front_table', 'front_picture', 'front_beside',
+           'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words', 'scale_effects', 'settings_of',
+           'verdicts_by_size', 'crossing_words', 'sides', 'turn_words', 'scale_sentence', 'scale_sentences',
+           'confounded', 'settings_table', 'scale_parts', 'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, re
@@ -39,7 +42,7 @@ from matplotlib.figure import Figure
 from .config import AblationError, arm_label, arm_order, parse_arm, project_root, run_config
 from .figures import (
     ablation_comparison, dynamics_figure, effects_figure, front_figure,
-    interactions_figure, positions_figure, save_figure, sensitivity_figure, sweep_figure)
+    interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
     RUN, load_doc_losses, load_metrics, load_position_losses, load_stories,
     main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
@@ -50,7 +53,9 @@ from .tables import (
     against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
     factorial, for_reading, inert, interactions_table, interval_words, judged, ladder_table, md_table,
     overview_table, parts_combined, positions_table, precision_table, rates_long, rates_table,
-    results_table, share_words, side_by_side, sureness_table, together_table, tuning_effects, twins)
+    results_table, share_words, side_by_side, sureness_table, together_table, tuning_effects, twins,
+    effects_at_size, in_bits, tex_table, trends_over_size)
+
 
 # %% ../nbs/23_report.ipynb #43633bb3
 def no_stories() -> pd.DataFrame:
@@ -960,6 +965,21 @@ def misfits(r: Results) -> list[str]:
             words[f"{name} is {ours[name]!r} where it says {value!r}{where}"] = None
     return list(words)
 
+# %% ../nbs/23_report.ipynb #5ca1e601
+class Shown(str):
+    "A table as the page shows it, in markdown; it remembers its name and its frame, for other forms of it."
+    name: str            # of its file
+    frame: pd.DataFrame  # as `md_table` takes it
+
+    def __new__(cls, name: str, frame: pd.DataFrame) -> "Shown":
+        made = super().__new__(cls, md_table(frame))
+        made.name, made.frame = name, frame
+        return made
+
+def stem_of(r: Results, setup: str, what: str) -> str:
+    "The name of a file about one set of runs: that of the main set has the plain one."
+    return what if setup == next(iter(r.sets)) else f"{what}-{setup.replace(' ', '')}"
+
 # %% ../nbs/23_report.ipynb #5c1e0c05
 Figures = dict[str, Figure]       # stem -> figure
 Tables = dict[str, pd.DataFrame]  # name -> table, numbers in full
@@ -980,7 +1000,11 @@ class Section:
 
     def __call__(self, r: Results) -> str:
         if not self.needs(r): return ""
-        return "\n\n".join([f"## {self.title}", *self.words(r)])
+        return "\n\n".join(self.parts(r))
+
+    def parts(self, r: Results) -> list[str]:
+        "Heading and paragraphs; tables are `Shown`."
+        return [f"## {self.title}", *self.words(r)]
 
 SECTIONS: dict[str, Section] = {}  # in the order of the page
 
@@ -1013,11 +1037,7 @@ def by_setup(
 
 def comparison_stems(r: Results) -> dict:
     "Setup -> stem of its figure; the main one has the plain name."
-    main, *others = r.sets
-    stems = {main: "ablation_comparison"}
-    for setup in others:
-        stems[setup] = f"ablation_comparison-{setup.replace(' ', '')}"
-    return stems
+    return {setup: stem_of(r, setup, "ablation_comparison") for setup in r.sets}
 
 def comparison_figures(r: Results) -> Figures:
     figures = {}
@@ -1083,13 +1103,13 @@ def findings(r: Results) -> list[str]:
         caption = f"Loss curves, learning rate and differences to the baseline: {setup}"
         parts.append(f"![{caption}]({stems[name]}.svg)")
         table = compared(results_table(runs, r.margin))
-        parts.append(md_table(for_reading(table)))
+        parts.append(Shown(stem_of(r, name, "results"), for_reading(table)))
         if name not in comparable(r): continue
         if alike := twin_words(runs): parts.append(alike)
         parts.append(effect_list(runs, r.margin))
         if runs.seed.nunique() < 2: continue
         sureness = sureness_table(runs, of(r.docs, runs), r.margin)
-        parts += ["How sure, and how fine:", md_table(for_reading(sureness))]
+        parts += ["How sure, and how fine:", Shown(stem_of(r, name, "sureness"), for_reading(sureness))]
     return parts
 
 # %% ../nbs/23_report.ipynb #5c1e0c10
@@ -1131,8 +1151,8 @@ def both_rates(r: Results) -> list[str]:
     caption = "Differences to the baseline at one learning rate and at each arm's own"
     parts = [f"![{caption}](effects.svg)"]
     for name, table in fixed_beside_tuned(r).items():
-        rows = md_table(for_reading(table))
-        parts.append(f"One rate for all is {rate_of(name)}:\n\n{rows}")
+        rows = Shown(f"side_by_side-{name.replace(' ', '')}", for_reading(table))
+        parts += [f"One rate for all is {rate_of(name)}:", rows]
     return parts
 
 # %% ../nbs/23_report.ipynb #73fc9bfd
@@ -1160,7 +1180,7 @@ def every_seed(r: Results) -> list[str]:
     parts = ["Final validation loss, nats per token."]
     for name, runs in r.sets.items():
         if len(r.sets) > 1: parts.append(f"{setup_words(name).capitalize()}:")
-        parts.append(md_table(losses_by_seed(runs)))
+        parts.append(Shown(stem_of(r, name, "runs"), losses_by_seed(runs)))
     return parts
 
 # %% ../nbs/23_report.ipynb #625958e3
@@ -1194,7 +1214,7 @@ def rates(r: Results) -> list[str]:
     parts = [
         "![Final loss of each arm against the learning rate](tuning.svg)",
         "Mean final loss, in brackets the number of finished runs:",
-        md_table(rates_table(on_the_ladder(r))),
+        Shown("rates", rates_table(on_the_ladder(r))),
     ]
     at_the_end, no_rate = [], []
     for arm, t in r.tuning.get("", {}).items():
@@ -1208,7 +1228,7 @@ def rates(r: Results) -> list[str]:
         parts.append(f"{none}, for: {', '.join(no_rate)}.")
     if "tuned" in comparable(r):
         seeds = count_words(len(r.plan["tune"]["seeds"]), "seed")
-        parts += [LADDER.format(seeds=seeds), md_table(ladder_tables(r)["ladder"])]
+        parts += [LADDER.format(seeds=seeds), Shown("ladder", ladder_tables(r)["ladder"])]
     return parts
 
 # %% ../nbs/23_report.ipynb #5c1e0c14
@@ -1255,7 +1275,7 @@ def dynamics(r: Results) -> list[str]:
     return [
         "![Gap to the baseline, gradient norm, first loss, speed](dynamics.svg)",
         words,
-        md_table(table),
+        Shown("dynamics", table),
     ]
 
 # %% ../nbs/23_report.ipynb #5c1e0c16
@@ -1275,7 +1295,7 @@ def losses_by_position(r: Results) -> list[str]:
     return [
         "![Loss by position in the window](positions.svg)",
         words,
-        md_table(positions_table(shown_positions(r))),
+        Shown("positions", positions_table(shown_positions(r))),
     ]
 
 # %% ../nbs/23_report.ipynb #6149f2ab
@@ -1299,10 +1319,10 @@ def interactions(r: Results) -> list[str]:
     parts = ["![Main effects and interactions](interactions.svg)",
              "A main effect is the mean cost of a removal over all settings of the others; an interaction is how much "
              "more two removals cost together than one by one.",
-             md_table(interactions_table(tables["interactions"]))]
+             Shown("interactions", interactions_table(tables["interactions"]))]
     if "together" not in tables: return parts
     return [*parts, "What each combination costs beyond the sum of what its parts cost alone:",
-            md_table(together_table(tables["together"]))]
+            Shown("together", together_table(tables["together"]))]
 
 # %% ../nbs/23_report.ipynb #f10c4796
 def noise_table(r: Results) -> pd.DataFrame:
@@ -1357,8 +1377,8 @@ def noise(r: Results) -> list[str]:
     words = ("Standard deviation of one number, in nats per token, by what was drawn anew. "
              "A source with no degrees of freedom was not measured in this study"
              f"{at_setup(r, r.fullest)}.")
-    parts = [words, md_table(budget)]
-    if not r.evaluations.empty: parts += [ONE_SEED, md_table(r.evaluations)]
+    parts = [words, Shown("noise", budget)]
+    if not r.evaluations.empty: parts += [ONE_SEED, Shown("evaluations", r.evaluations)]
     return parts
 
 # %% ../nbs/23_report.ipynb #7811c978
@@ -1394,9 +1414,9 @@ def beside_the_report(r: Results) -> list[str]:
              "its row is a second run of its baseline.")
     return [
         words,
-        md_table(for_reading(overview_table(runs))),
+        Shown("overview", for_reading(overview_table(runs))),
         "In full precision:",
-        md_table(precision_table(runs)),
+        Shown("precision", precision_table(runs)),
     ]
 
 # %% ../nbs/23_report.ipynb #5c1e0c25
@@ -1462,7 +1482,7 @@ def proofs(r: Results) -> list[str]:
     words = (f"Before training, {n} checks passed in {len(checks)} runs. "
              "This is what one run of each arm said; "
              f"what {arm_label(arms[0])} said already is not repeated.")
-    certificate = md_table(certificate_table(r.runs))
+    certificate = Shown("certificate", certificate_table(r.runs))
     return [certificate, words, "\n".join(lines)]
 
 # %% ../nbs/23_report.ipynb #9b0bc1c8
@@ -1515,13 +1535,17 @@ def point_sections(r: Results, effects: pd.DataFrame) -> list[str]:
         parts += [
             f"### {point_words(p)}",
             f"{power} [The page of this point]({p}/report.md).",
-            md_table(table),
+            Shown(f"results-{p}", table),
         ]
     return parts
 
 # %% ../nbs/23_report.ipynb #18f92c14
 def grid_page(r: Results) -> str:
     "The page of a study with a grid."
+    return "\n\n".join(grid_parts(r)) + "\n"
+
+def grid_parts(r: Results) -> list[str]:
+    "Its paragraphs; tables are `Shown`."
     effects, _ = swept(r)
     fields = dict.fromkeys(f for p in points(r) for f in point_fields(p))
     what, setup = " and ".join(fields), setup_words(next(iter(r.sets)))
@@ -1534,34 +1558,34 @@ def grid_page(r: Results) -> str:
         fact_list(r),
         "## Differences over the grid",
         f"![Difference of each arm to the baseline over {what}](overview.svg)",
-        md_table(grid_table(effects)),
-        noise(r),
+        Shown("effects", grid_table(effects)),
+        *(noise.parts(r) if noise.needs(r) else []),
         "## At each point",
         *point_sections(r, effects),
         left_out(r),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return [part for part in parts if part]
 
 # %% ../nbs/23_report.ipynb #736eff1e
-def study_files(r: Results) -> tuple[str, dict, dict]:
-    """Page, tables by name and figures by stem of a study at one setting.
+def study_files(r: Results) -> tuple[list[str], dict, dict]:
+    """Paragraphs of the page, tables by name and figures by stem of a study at one setting.
 
     Those of all sections that it has data for."""
     sections = [s for s in SECTIONS.values() if s.needs(r)]
-    parts = [opening(r), *(s(r) for s in sections)]
-    page = "\n\n".join(parts) + "\n"
+    parts = [opening(r)]
+    for s in sections: parts += s.parts(r)
     tables, figures = Tables(), Figures()
     for s in sections:
         tables |= s.tables(r)
         figures |= s.figures(r)
-    return page, tables, figures
+    return parts, tables, figures
 
 def point_labels(r: Results) -> dict[str, str]:
     "Point -> its values, as they stand along an axis."
     return {p: ", ".join(point_fields(p).values()) for p in points(r)}
 
-def grid_files(r: Results) -> tuple[str, dict, dict]:
-    "Page, tables by name and figures by stem of a study with a grid."
+def grid_files(r: Results) -> tuple[list[str], dict, dict]:
+    "Paragraphs of the page, tables by name and figures by stem of a study with a grid."
     effects, pairs = swept(r)
     results = [
         results_table(runs, r.margin).assign(point=p)
@@ -1573,7 +1597,7 @@ def grid_files(r: Results) -> tuple[str, dict, dict]:
         runs=r.runs[["point", *RUN_COLUMNS]])
     axis = ", ".join(point_fields(points(r)[0]))
     overview = sweep_figure(effects, pairs, point_labels(r), axis)
-    return grid_page(r), tables, dict(overview=overview)
+    return grid_parts(r), tables, dict(overview=overview)
 
 # %% ../nbs/23_report.ipynb #5c1e0c26
 def write_text(path: Path, text: str) -> Path:
@@ -1584,21 +1608,25 @@ def write_text(path: Path, text: str) -> Path:
 def write_report(
     study_folder: Path | str,  # e.g. "outputs/laptop", or one point of a grid
 ) -> Path:                     # its report.md
-    "Write report.md, tables/*.csv and the figures of a study into its folder; again gives the same bytes."
+    """Write report.md, tables and figures of a study into its folder; again gives the same bytes.
+
+    Numbers in full are tables/*.csv, and what the page shows is tables/*.tex."""
     r = read_results(study_folder)
     a_grid = points(r) != [""]
     if a_grid:
         finished = set(r.runs.point[r.runs.status == "done"])
         for p in points(r):
             if p in finished: write_report(r.folder / p)
-    page, tables, figures = grid_files(r) if a_grid else study_files(r)
+    parts, tables, figures = grid_files(r) if a_grid else study_files(r)
     (r.folder / "tables").mkdir(exist_ok=True)
     for name, table in tables.items():
         text = table.to_csv(index=False, float_format="%.7g", lineterminator="\n")
         write_text(r.folder / "tables" / f"{name}.csv", text)
+    for table in (part for part in parts if isinstance(part, Shown)):
+        write_text(r.folder / "tables" / f"{table.name}.tex", tex_table(table.frame))
     for stem, figure in figures.items():
         save_figure(figure, r.folder / stem)
-    return write_text(r.folder / "report.md", page)
+    return write_text(r.folder / "report.md", "\n\n".join(parts) + "\n")
 
 # %% ../nbs/23_report.ipynb #4cc186a4
 def find_study(
@@ -1800,3 +1828,237 @@ def study_question(
     first = text.partition("\n")[0]
     if not first.startswith("#"): return ""
     return first.removeprefix("#").strip()
+
+# %% ../nbs/23_report.ipynb #5ca1e302
+SIZES = (  # studies of one question, at several sizes
+    "laptop-tinystories",
+    "replication-tinystories",
+    "true_model-tinystories",
+)
+
+def read_sizes(
+    outputs: Path,         # where the studies lie
+    studies: Iterable[str],
+) -> tuple[list[Results], dict[str, str]]: # those that can be compared, the smallest first; and why others cannot
+    "The studies of one question."
+    usable, unused = list[Results](), dict[str, str]()
+    for name in studies:
+        try: r = read_results(find_study_in(outputs, name))
+        except AblationError as e:
+            unused[name] = str(e)
+            continue
+        if points(r) != [""]: unused[name] = "It is a grid; its points are studies of their own."
+        elif not {"baseline"} < set(r.main.arm): unused[name] = "It has no baseline with another arm beside it."
+        else: usable.append(r)
+    return sorted(usable, key=size_of), unused
+
+def find_study_in(outputs: Path, name: str) -> Path:
+    "A study's folder, if it is there."
+    folder = outputs / name
+    if not folder.is_dir(): raise AblationError("There is no such study here.")
+    return folder
+
+def size_of(r: Results) -> int:
+    "Parameters of a study's baseline."
+    base = r.main[r.main.arm.eq("baseline") & r.main.status.eq("done")]
+    return int(base.parameters.max()) if len(base) else 0
+
+# %% ../nbs/23_report.ipynb #5ca1e303
+def rates_words(r: Results) -> str:
+    "The learning rates of a study's main set, in a word: 'own best', or the one of all arms."
+    name = next(iter(r.sets))
+    return "own best" if name == "tuned" else f"{rate_of(name)} for all"
+
+def scale_effects(studies: list[Results]) -> pd.DataFrame:
+    """The effects of the arms that two or more of the studies have, those at their own best rates where they are tuned.
+
+    study, rates, tuned and the columns of `effects_at_size`."""
+    tables = [
+        effects_at_size(r.main, r.margin).assign(
+            study=r.name,
+            rates=rates_words(r),
+            tuned=next(iter(r.sets)) == "tuned")
+        for r in studies
+    ]
+    effects = pd.concat(tables, ignore_index=True)
+    several = effects.groupby("arm").study.transform("nunique") > 1
+    by_arm = [effects[several & effects.arm.eq(a)] for a in arm_order(effects.arm[several])]
+    first = ["arm", "study", "rates", "tuned"]
+    table = pd.concat(by_arm, ignore_index=True) if by_arm else effects[:0]
+    return table[[*first, *table.columns.drop(first)]]
+
+def settings_of(r: Results) -> dict[str, str]:
+    "What may differ from study to study, in words, by name."
+    model, train = r.config["model"], r.config["train"]
+    done = r.main[r.main.status == "done"]
+    bytes_a_token = 1 / (np.log(2) * in_bits(done))
+    return {
+        "study": r.name,
+        "size": amount(size_of(r)),
+        "tokens a run": span(done.tokens, amount),
+        "learning rate": rates_words(r),
+        "layers × width": f"{model['n_layers']} × {model['d_model']}",
+        "context": f"{model['context_length']:,}",
+        "vocabulary": f"{model['vocab_size']:,}",
+        "bytes a token": f"{bytes_a_token:.2f}",
+        "batch": f"{train['batch_size']} × {model['context_length']}",
+        "steps": f"{train['n_steps']:,}",
+        "seeds": f"{done.seed.nunique()}",
+        "text": Path(r.config["corpus"]).name,
+        "device": ", ".join(sorted(set(done.device))),
+    }
+
+# %% ../nbs/23_report.ipynb #5ca1e304
+def verdicts_by_size(own: pd.DataFrame) -> str:
+    "'worse at 0.836M and 22.7M; undetermined at 0.422M', of the rows of one arm."
+    if own.verdict.nunique() == 1: return f"{UNJUDGED.get(own.verdict.iloc[0], own.verdict.iloc[0])} at each size"
+    parts = []
+    for verdict in dict.fromkeys(own.verdict):
+        at = joined(amount(p) for p in own.parameters[own.verdict == verdict])
+        parts.append(f"{UNJUDGED.get(verdict, verdict)} at {at}")
+    return "; ".join(parts)
+
+def crossing_words(trend: Any, own: pd.DataFrame) -> str:
+    "Where the line crosses zero, if the means lie on both sides and that is between the sizes that were studied."
+    if len(sides(own)) < 2: return ""
+    if not own.parameters.min() <= trend.turns <= own.parameters.max(): return ""
+    at = f"The line crosses zero at {amount(trend.turns)} parameters"
+    if np.isnan(trend.turns_lo): return f" {at}, without an interval, since it may be level."
+    return f" {at} [{amount(trend.turns_lo)}, {amount(trend.turns_hi)}]."
+
+def sides(own: pd.DataFrame) -> set[float]:
+    "On which sides of zero the means lie."
+    return set(np.sign(own.difference.dropna())) - {0.}
+
+def turn_words(own: pd.DataFrame) -> str:
+    "Whether the sign turns from size to size, by verdicts and not by means."
+    sided = own[own.verdict.isin(["worse", "better"])]
+    for a, b in zip(sided.itertuples(), sided.iloc[1:].itertuples()):
+        if a.verdict == b.verdict: continue
+        return (f"**Its sign turns**, by the verdicts of two studies, from {a.verdict} at {amount(a.parameters)} "
+                f"to {b.verdict} at {amount(b.parameters)}.")
+    if len(sides(own)) == 2: return "Its means lie on both sides of zero, but no two verdicts do: no turn is shown."
+    return "All its means lie on one side of zero."
+
+# %% ../nbs/23_report.ipynb #5ca1e305
+def scale_sentence(
+    own: pd.DataFrame,  # rows of `scale_effects` of one arm
+    trend: Any,         # its row of `trends_over_size`; None: it has none
+) -> str:
+    "What is known of one arm over the sizes."
+    words = f"**{arm_label(own.arm.iloc[0])}**: {verdicts_by_size(own)}. {turn_words(own)}"
+    if trend is None: return f"{words} Fewer than two studies give it a weight, so it has no trend."
+    size = interval_words(trend.slope, trend.slope_lo, trend.slope_hi)
+    if np.isnan(trend.slope_lo): says = f"Two sizes have a line ({size}), and no interval"
+    elif trend.trend == "undetermined": says = f"Whether it changes with size is undetermined: {size}"
+    else: says = f"It **{trend.trend}** with size: {size}"
+    return f"{words} {says} bits per byte for each doubling of the parameters.{crossing_words(trend, own)}"
+
+def scale_sentences(effects: pd.DataFrame, trends: pd.DataFrame) -> list[str]:
+    "A sentence for each arm."
+    by_arm = {t.arm: t for t in trends.itertuples()}
+    return [scale_sentence(own, by_arm.get(arm)) for arm, own in effects.groupby("arm", sort=False)]
+
+HOW_SCALE_READS = """\
+Each study's own verdicts, corrected by Holm over its arms and not over the studies. \
+A token of one vocabulary is not one of another, so sizes are compared in bits per byte of text. \
+The line weighs each study by the inverse of its squared error and of what lies between the studies besides \
+(DerSimonian and Laird); its interval is Knapp and Hartung's, with Student's t and {df} \
+of freedom, and the trends' p are corrected by Holm over the arms. \
+An arm counts at its own best learning rate where its study tuned it."""
+
+def confounded(effects: pd.DataFrame) -> str:
+    "How far parameters and tokens grew together; empty for fewer than three studies."
+    sizes = effects[["parameters", "tokens"]].drop_duplicates()
+    if len(sizes) < 3: return ""
+    r = np.corrcoef(np.log(sizes.T.to_numpy(dtype=float)))[0, 1]
+    return (f"Parameters and tokens grow together (their logarithms are correlated by {r:.2f}), "
+            "so what the line says of one may be the other's doing.")
+
+# %% ../nbs/23_report.ipynb #5ca1e306
+def settings_table(studies: list[Results]) -> pd.DataFrame:
+    "The settings in which the studies differ, a row a study."
+    table = pd.DataFrame(list(map(settings_of, studies)))
+    differ = [c for c in table if table[c].nunique() > 1]
+    return table[differ]
+
+def scale_parts(
+    effects: pd.DataFrame,
+    trends: pd.DataFrame,
+    studies: list[Results],
+    unused: dict[str, str],  # name of a study -> why it is not here
+) -> list[str]:
+    "The paragraphs of the page of one question at several sizes; tables are `Shown`."
+    sizes = joined(amount(size_of(r)) for r in studies)
+    links = joined(f"[{r.name}]({r.name}/report.md)" for r in studies)
+    n = len(studies)
+    degrees = f"{count_words(max(n - 2, 0), 'degree')}"
+    few = ""
+    if n == 3: few = (" Three sizes leave one degree of freedom, and t is 12.7: "
+                      "such an interval holds all that three studies cannot exclude, and that is much.")
+    settings = settings_table(studies)
+    differ = joined(settings.columns.drop("study"))
+    parts = [
+        "# Does it survive scale?",
+        f"One question, asked of models of {sizes} parameters: {links}.",
+        "## What was found",
+        "\n".join(f"- {s}" for s in scale_sentences(effects, trends)),
+        "![Difference of each arm to the baseline over parameters and tokens](scale.svg)",
+        HOW_SCALE_READS.format(df=degrees) + few,
+        "## The effects", Shown("scale", for_reading(effects_shown(effects))),
+        "## The lines", Shown("scale-trends", for_reading(trends_shown(trends))),
+        "## What else differs",
+        f"From study to study differ: {differ}. {confounded(effects)}".strip(),
+        Shown("scale-settings", settings),
+        "The numbers in full: [effects](scale.csv), [lines](scale-trends.csv).",
+    ]
+    if unused: parts.append("\n".join(f"- {name}: not used. {why}" for name, why in unused.items()))
+    return parts
+
+def effects_shown(effects: pd.DataFrame) -> pd.DataFrame:
+    "Rows of `scale_effects` as the page has them."
+    return effects[[
+        "arm", "parameters", "tokens", "rates", "pairs",
+        "difference", "lo", "hi", "bits", "bits_lo", "bits_hi", "verdict"]]
+
+def trends_shown(trends: pd.DataFrame) -> pd.DataFrame:
+    "Rows of `trends_over_size` as the page has them."
+    return trends[["arm", "studies", "slope", "slope_lo", "slope_hi", "p_holm", "trend", "between"]]
+
+# %% ../nbs/23_report.ipynb #5ca1e307
+def write_scale(
+    outputs: Path | str,             # the folder of all studies
+    studies: Iterable[str] = SIZES,  # names of folders in it, of one question at several sizes
+) -> Path | None:                    # its scale.md; None, and nothing is written, where there are not two such studies
+    "Write scale.md, its figure and its tables (CSV, LaTeX); again gives the same bytes."
+    outputs = Path(outputs)
+    usable, unused = read_sizes(outputs, studies)
+    if len({size_of(r) for r in usable}) < 2: return None
+    effects = scale_effects(usable)
+    if effects.empty: return None
+    trends = trends_over_size(effects)
+    lines = dict(zip(trends.arm, trends.line))
+    save_figure(scale_figure(effects, lines), outputs / "scale")
+    tables = {"scale": effects, "scale-trends": trends.drop(columns="line")}
+    for name, table in tables.items():
+        text = table.to_csv(index=False, float_format="%.7g", lineterminator="\n")
+        write_text(outputs / f"{name}.csv", text)
+    parts = scale_parts(effects, trends, usable, unused)
+    for shown in (part for part in parts if isinstance(part, Shown)):
+        write_text(outputs / f"{shown.name}.tex", tex_table(shown.frame))
+    return write_text(outputs / "scale.md", "\n\n".join(parts) + "\n")
+
+def front_scale(
+    outputs: Path,                   # the folder of all studies
+    studies: Iterable[str] = SIZES,
+) -> str:                            # markdown, with a link as a notebook in nbs/ has it; empty without two sizes
+    "What the first page says of scale: verdicts by size, and how many trends there are."
+    usable, _ = read_sizes(outputs, studies)
+    if len({size_of(r) for r in usable}) < 2: return ""
+    effects = scale_effects(usable)
+    sizes = joined(amount(size_of(r)) for r in usable)
+    arms = [f"{arm_label(a)} ({verdicts_by_size(own)})" for a, own in effects.groupby("arm", sort=False)]
+    told = trends_over_size(effects).trend.isin(["rises", "falls"]).sum()
+    return inert(f"[Does it survive scale?](../outputs/scale.md) At {sizes} parameters: "
+                 f"{joined(arms)}; over these {len(usable)} sizes "
+                 f"{told} of {len(arms)} arms have a trend that can be told from none.")

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['HISTORIES', 'LEVELS', 'Interval', 'mean_interval', 'signed', 'paired_differences', 'paired_power', 'smallest_effect',
-           'paired_effects', 'paired_trend', 'ratio_interval', 'CrossedInterval', 'crossed_interval', 'crossed_effects',
-           'difference_p', 'equivalence_p', 'holm', 'verdicts', 'equivalence_power', 'largest_spread', 'pairs_needed',
-           'spent', 'look_levels', 'looks_so_far', 'sequential_p', 'pairs_wanted', 'OffLadder', 'off_ladder',
-           'noise_budget', 'best_of_evaluations', 'add_factors', 'all_terms', 'factorial_contrasts',
+           'paired_effects', 'paired_trend', 'ratio_interval', 'StudiesTrend', 'studies_trend', 'line_at',
+           'turning_size', 'CrossedInterval', 'crossed_interval', 'crossed_effects', 'unpaired_interval',
+           'pairing_gain', 'difference_p', 'equivalence_p', 'holm', 'verdicts', 'equivalence_power', 'largest_spread',
+           'pairs_needed', 'spent', 'look_levels', 'looks_so_far', 'sequential_p', 'pairs_wanted', 'OffLadder',
+           'off_ladder', 'noise_budget', 'best_of_evaluations', 'add_factors', 'all_terms', 'factorial_contrasts',
            'factorial_effects']
 
 # %% ../nbs/09_statistics.ipynb #3fe7e21c
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import combinations, pairwise, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -233,13 +234,105 @@ def ratio_interval(
     unbounded = Interval(n, ratio, np.nan, np.nan, np.nan)
     if n < 2: return unbounded
     t = stats.t.ppf((1 + level) / 2, n - 1)
-    (xx, xy), (_, yy) = np.cov(x, y) * t**2 / n
-    a = y.mean()**2 - yy            # the ends solve a rho^2 - 2 b rho + c = 0
-    b = x.mean() * y.mean() - xy
-    c = x.mean()**2 - xx
-    if a <= 0: return unbounded
+    lo, hi = _fieller(x.mean(), y.mean(), np.cov(x, y) / n, t)
+    return Interval(n, ratio, np.nan, lo, hi)
+
+def _fieller(
+    above: float,
+    below: float,
+    cov: np.ndarray,       # of the two estimates, (2, 2)
+    t: float,              # how many standard errors an estimate may be off
+) -> tuple[float, float]:  # (NaN, NaN) if `below` may be zero
+    "The ratios that two estimates do not exclude."
+    (xx, xy), (_, yy) = cov * t**2
+    a = below**2 - yy      # the ends solve a rho^2 - 2 b rho + c = 0
+    b = above * below - xy
+    c = above**2 - xx
+    if not a > 0: return np.nan, np.nan
     half = np.sqrt(max(b**2 - a * c, 0))
-    return Interval(n, ratio, np.nan, (b - half) / a, (b + half) / a)
+    return (b - half) / a, (b + half) / a
+
+# %% ../nbs/09_statistics.ipynb #5ca1e002
+class StudiesTrend(NamedTuple):
+    "A line through the effects of several studies over the logarithm of their size."
+    n: int             # studies
+    slope: float       # change of the effect with each doubling of the size
+    lo: float          # lower end of the slope's interval; NaN for fewer than three studies
+    hi: float          # upper end of the slope's interval; NaN for fewer than three studies
+    p: float           # against no slope, two-sided; NaN for fewer than three studies
+    slope_se: float    # standard error of the slope
+    between: float     # standard deviation between studies, besides their own errors
+    centre: float      # log2 of the size at which the line is known best,
+    mean: float        # its height there
+    mean_se: float     # and the standard error of that
+
+def _line(
+    y: np.ndarray,       # effects, (..., studies)
+    w: np.ndarray,       # their weights, (..., studies)
+    x: np.ndarray,       # (studies,)
+) -> tuple[Any, ...]:     # sum of weights, centre, weighted squares of x, mean, slope, weighted squares left
+    "Weighted least squares; fields of shape (...)."
+    total = w.sum(-1)
+    centre = (w * x).sum(-1) / total
+    away = x - centre[..., None]
+    xx = (w * away**2).sum(-1)
+    mean, slope = (w * y).sum(-1) / total, (w * away * y).sum(-1) / xx
+    rest = y - mean[..., None] - slope[..., None] * away
+    return total, centre, xx, mean, slope, (w * rest**2).sum(-1)
+
+# %% ../nbs/09_statistics.ipynb #5ca1e003
+def studies_trend(
+    effects: ArrayLike,  # one a study, (..., studies)
+    ses: ArrayLike,      # their standard errors, above zero, (..., studies)
+    sizes: ArrayLike,    # such as parameters, (studies,)
+    level: float = .95,  # confidence level
+) -> StudiesTrend:       # fields of shape (...)
+    "Change of an effect with each doubling of a size, from studies that share no run."
+    y, s = np.asarray(effects, dtype=float), np.asarray(ses, dtype=float)
+    x = np.log2(np.asarray(sizes, dtype=float))
+    k = len(x)
+    if len(set(x)) < 2:
+        raise AblationError(f"A trend needs studies at two sizes, and these {k} have one; add a study at another.")
+    if not (s > 0).all():
+        raise AblationError("An effect without a standard error above zero has no weight; leave it out of the trend.")
+    w, df = s**-2., k - 2
+    total, centre, xx, _, _, left = _line(y, w, x)
+    away = x - centre[..., None]
+    expected = total - (w**2).sum(-1) / total - (w**2 * away**2).sum(-1) / xx
+    between = np.maximum(left - df, 0) / expected if df else 0 * left
+    total, centre, xx, mean, slope, left = _line(y, 1 / (s**2 + between[..., None]), x)
+    wider = np.sqrt(np.maximum(1, left / df)) if df else 1
+    mean_se, slope_se = wider / np.sqrt(total), wider / np.sqrt(xx)
+    half = stats.t.ppf((1 + level) / 2, df) * slope_se
+    p = 2 * stats.t.sf(np.abs(slope) / slope_se, df)
+    return StudiesTrend(
+        k, slope, slope - half, slope + half, p, slope_se,
+        np.sqrt(between), centre, mean, mean_se)
+
+# %% ../nbs/09_statistics.ipynb #5ca1e009
+def line_at(
+    trend: StudiesTrend,
+    sizes: ArrayLike,    # (m,)
+    level: float = .95,  # confidence level
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # of the line: its height, lower and upper end, (m,) each
+    "The line at some sizes with its interval; NaN ends for fewer than three studies."
+    away = np.log2(np.asarray(sizes, dtype=float)) - trend.centre
+    height = trend.mean + trend.slope * away
+    t = stats.t.ppf((1 + level) / 2, trend.n - 2)
+    half = t * np.sqrt(trend.mean_se**2 + (away * trend.slope_se)**2)
+    return height, height - half, height + half
+
+def turning_size(
+    trend: StudiesTrend,
+    level: float = .95,  # confidence level
+) -> Interval:           # n: studies; NaN: sd, and lo and hi if the line may be level
+    "The size at which the line crosses zero, with Fieller's interval."
+    if not trend.slope: return Interval(trend.n, *[np.nan] * 4)
+    t = stats.t.ppf((1 + level) / 2, trend.n - 2)
+    cov = np.diag([trend.mean_se**2, trend.slope_se**2])
+    ends = _fieller(-trend.mean, trend.slope, cov, t)
+    crossing, lo, hi = np.exp2(trend.centre + np.array([-trend.mean / trend.slope, *ends]))
+    return Interval(trend.n, crossing, np.nan, lo, hi)
 
 # %% ../nbs/09_statistics.ipynb #f5969a17
 class CrossedInterval(NamedTuple):
@@ -336,6 +429,46 @@ def crossed_effects(
         rows.append(dict(zip(keys, key)) | i._asdict())
     columns = [*keys, *CrossedInterval._fields]
     return pd.DataFrame(rows, columns=columns)
+
+# %% ../nbs/09_statistics.ipynb #5ca1e402
+def unpaired_interval(
+    arm: ArrayLike,      # losses, (..., n)
+    base: ArrayLike,     # losses of the baseline, (..., n)
+    level: float = .95,  # confidence level
+) -> Interval:           # of the difference of the means, fields of shape (...); NaN: sd
+    "Welch's interval: as if no seed were common to both."
+    a, b = np.asarray(arm, dtype=float), np.asarray(base, dtype=float)
+    n, mean = a.shape[-1], a.mean(-1) - b.mean(-1)
+    if n < 2: return Interval(n, mean, *[np.nan] * 3)
+    va, vb = a.var(-1, ddof=1) / n, b.var(-1, ddof=1) / n
+    with np.errstate(invalid="ignore"): df = (n - 1) * (va + vb)**2 / (va**2 + vb**2)
+    t = np.nan_to_num(stats.t.ppf((1 + level) / 2, df))  # no spread at all has no degrees of freedom, and no width
+    half = t * np.sqrt(va + vb)
+    return Interval(n, mean, np.nan, mean - half, mean + half)
+
+def pairing_gain(
+    runs: pd.DataFrame,            # a row a run, as `load_runs` gives it
+    value: str = "final_val_loss", # the column to compare
+    baseline: str = "baseline",    # the arm to compare with
+    by: Sequence[str] = ("lr",),   # columns besides the seed in which a pair agrees
+) -> pd.DataFrame:                 # arm, *by, correlation, paired_width; NaN for fewer than three pairs
+    """What pairing buys: the correlation of an arm's losses with the baseline's over seeds.
+    `paired_width` is that of the paired interval against that of the unpaired one: below 1, pairing narrows it."""
+    keys, on = ["arm", *by], [*by, "seed"]
+    pairs = paired_differences(runs, value, baseline, by)
+    base = runs[(runs.arm == baseline) & (runs.status == "done")]
+    pairs = pairs.merge(base[[*on, value]], on=on)
+    rows = []
+    for key, pair in pairs.groupby(keys, sort=False, dropna=False):
+        losses, of_base = pair[value] + pair.difference, pair[value]
+        known = len(pair) > 2 and losses.std() > 0 and of_base.std() > 0
+        paired, unpaired = mean_interval(pair.difference), unpaired_interval(losses, of_base)
+        gain = dict(correlation=np.nan, paired_width=np.nan)
+        if known:
+            gain["correlation"] = np.corrcoef(losses, of_base)[0, 1]
+            gain["paired_width"] = (paired.hi - paired.lo) / (unpaired.hi - unpaired.lo)
+        rows.append(dict(zip(keys, key)) | gain)
+    return pd.DataFrame(rows, columns=[*keys, "correlation", "paired_width"])
 
 # %% ../nbs/09_statistics.ipynb #e360eaf3
 def difference_p(

@@ -53,7 +53,7 @@ def test_the_committed_reports_regenerate_byte_for_byte(copy, study):
     from ablation_nb.report import write_report
     folder, again = ROOT / "outputs" / study, copy / "outputs" / study
     write_report(again)
-    made = [p for p in folder.rglob("*") if p.suffix in (".md", ".csv", ".png", ".svg")]
+    made = [p for p in folder.rglob("*") if p.suffix in (".md", ".csv", ".tex", ".png", ".svg")]
     assert len(made) >= 6
     for p in made:
         assert p.read_bytes() == (again / p.relative_to(folder)).read_bytes(), p.relative_to(ROOT)
@@ -64,6 +64,26 @@ def test_the_committed_ledger_regenerates_byte_for_byte(copy):
     write_ledger(copy / "outputs", ROOT / "reference" / "claims.toml")
     for name in ("ledger.md", "ledger.csv"):
         assert (ROOT / "outputs" / name).read_bytes() == (copy / "outputs" / name).read_bytes()
+
+
+def test_the_committed_page_of_scale_regenerates_byte_for_byte(copy):
+    from ablation_nb.report import write_scale
+    assert write_scale(copy / "outputs")
+    again = sorted((copy / "outputs").glob("scale*"))
+    assert {f.suffix for f in again} == {".md", ".csv", ".tex", ".svg", ".png"}
+    for f in again: assert (ROOT / "outputs" / f.name).read_bytes() == f.read_bytes(), f.name
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no pdflatex on this machine")
+def test_every_table_is_one_for_latex(tmp_path):
+    tables = sorted((ROOT / "outputs").rglob("*.tex"))
+    assert len(tables) > 100
+    text = "\\par\n".join(f.read_text(encoding="utf-8") for f in tables)
+    preamble = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs}\begin{document}"
+    (tmp_path / "all.tex").write_text(f"{preamble}\n{text}\n\\end{{document}}\n", encoding="utf-8")
+    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"], cwd=tmp_path,
+                          capture_output=True, text=True, errors="replace", timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_readme_is_what_index_says(copy, sh):

@@ -339,8 +339,11 @@ def report_page(out, report, pages=()):
     """A report as a page, with the tables behind it.
 
     `pages` (what they are, label -> file) lie below it: a run of each arm, the points of a grid."""
-    tables = "".join(f"- [{f.name}](tables/{f.name})\n" for f in sorted(report.parent.glob("tables/*.csv")))
-    text = report.read_text(encoding="utf-8") + f"\n## Data\n\nThe numbers behind this page:\n\n{tables}\n"
+    def listed(kind):
+        files = sorted(report.parent.glob(f"tables/*.{kind}"))
+        return "".join(f"- [{f.name}](tables/{f.name})\n" for f in files)
+    text = report.read_text(encoding="utf-8") + f"\n## Data\n\nThe numbers behind this page:\n\n{listed('csv')}\n"
+    if listed("tex"): text += f"Its tables for LaTeX, with booktabs:\n\n{listed('tex')}\n"
     for says, files in pages:
         links = ", ".join(f"[{name}]({f})" for name, f in files.items())
         if links: text += f"{says}: {links}.\n\n"
@@ -368,7 +371,7 @@ def study_page(out, report):
     "The page of a study, with its figures, its tables, a run of each arm and the points of its grid."
     study = report.parent
     for f in sorted(study.rglob("*")):
-        if f.suffix not in (".png", ".svg", ".csv"): continue
+        if f.suffix not in (".png", ".svg", ".csv", ".tex"): continue
         there = out / f.relative_to(ROOT)
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(f, there)
