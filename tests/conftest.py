@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -67,16 +68,20 @@ def losses(folder):
 def env(tmp_path_factory):
     "An environment whose prepared text goes to a folder of its own, and whose default corpus is the built-in one."
     cache, path = tmp_path_factory.mktemp("cache"), f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "ABLATION_CACHE": str(cache), "ABLATION_CORPUS": "builtin:300", "PATH": path}
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # each would compile the package
+    return {**kept, "ABLATION_CACHE": str(cache), "ABLATION_CORPUS": "builtin:300", "PATH": path}
 
 
 @pytest.fixture(scope="session")
 def sh(env):
-    "Run a command from the project's root: `sh('papermill', ...)` -> completed process with text output."
-    def run(*argv, cwd=ROOT, timeout=300, **extra):
-        own = {**env, **extra}
-        return subprocess.run([str(a) for a in argv], cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout)
-    return run
+    """Run a command from the project's root: `sh('papermill', ...)` -> completed process with text output.
+    It is a fork that has imported other libraries already, unless a test asks for one that starts from nothing."""
+    def run(*argv, cwd=ROOT, timeout=300, anew=False, **extra):
+        argv, own = [str(a) for a in argv], {k: str(v) for k, v in {**env, **extra}.items()}
+        if not anew and forks.can_fork(argv, own): return forks.done(argv, cwd, own, timeout)
+        return subprocess.run(argv, cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout)
+    yield run
+    forks.SERVER.stop()
 
 
 def train_command(folder, **parameters):

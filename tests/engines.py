@@ -1,11 +1,11 @@
 "Studies at work: a copy of the project, an engine in it, and what came of it."
 import contextlib
-import subprocess
 import time
 
+import forks
 import psutil
 import pytest
-from conftest import as_in_a_terminal, copied, losses, numbers, succeeded
+from conftest import copied, losses, numbers, succeeded
 
 HEAD = 'scale = "smoke"\n'
 LONG = HEAD + """
@@ -31,8 +31,7 @@ def write(root, name, text):
 def engine(root, env, *argv):
     "An engine at work, with two workers unless they are a scheduler's."
     two = [] if "--scheduler" in argv else ["--workers", "2"]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(["ablation", "run", *argv, *two], cwd=root, env=env, preexec_fn=as_in_a_terminal, **pipes)
+    return forks.Forked(["ablation", "run", *argv, *two], root, env)
 
 
 def left(root, file):
