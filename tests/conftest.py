@@ -65,9 +65,16 @@ def losses(folder):
 
 
 @pytest.fixture(scope="session")
-def env(tmp_path_factory):
+def common(tmp_path_factory):
+    "A folder that the processes of a test session share."
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def env(common):
     "An environment whose prepared text goes to a folder of its own, and whose default corpus is the built-in one."
-    cache, path = tmp_path_factory.mktemp("cache"), f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    cache, path = common / "cache", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # each would compile the package
     return {**kept, "ABLATION_CACHE": str(cache), "ABLATION_CORPUS": "builtin:300", "PATH": path}
 
@@ -95,5 +102,5 @@ def train_command(folder, **parameters):
 @pytest.fixture(scope="session")
 def train(sh):
     "Train at smoke scale through papermill, into a run folder: `train(folder, ablation='nope')`."
-    def run(folder, **parameters): return sh(*train_command(folder, **parameters))
+    def run(folder, anew=False, **parameters): return sh(*train_command(folder, **parameters), anew=anew)
     return run

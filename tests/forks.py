@@ -24,13 +24,12 @@ LIBRARIES = (
     "matplotlib.patheffects", "matplotlib.pyplot", "papermill.cli", "scipy.stats", "seaborn", "safetensors.torch",
     "tokenizers", "rich.live", "pyarrow.parquet", "huggingface_hub", "fastcore.all")
 READ_ON_IMPORT = ("MATPLOTLIBRC", "MPLBACKEND", "HF_HUB_OFFLINE")  # by libraries that a fork has already
-COMMANDS = ("ablation", "papermill", "python")
 
 
 def can_fork(argv, env):
     "Is this a command that a fork can be?"
     if any(env.get(k) != os.environ.get(k) for k in READ_ON_IMPORT): return False
-    return argv[0] in COMMANDS[:2] or argv[0] in ("python", sys.executable) and argv[1] in ("-c", "-m")
+    return argv[0] in ("ablation", "papermill") or argv[0] in ("python", sys.executable) and argv[1] == "-c"
 
 
 class Forked:
@@ -207,6 +206,9 @@ def carry_out(argv):
     "The command, in this process; its exit status."
     name, *words = argv
     sys.argv = argv
+    if name == "dask":
+        from dask.__main__ import main
+        return main()
     with_forked_kernels()
     if name == "ablation":
         from ablation_nb import command

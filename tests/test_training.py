@@ -4,11 +4,11 @@ import inspect
 import json
 import os
 import shutil
-import subprocess
 import time
 from itertools import islice
 from pathlib import Path
 
+import forks
 import nbformat
 import psutil
 import pytest
@@ -28,7 +28,7 @@ REAL_TEXT = os.environ.get("ABLATION_CORPUS", "")
 @pytest.fixture(scope="module")
 def nope(train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "nope"
-    succeeded(train(folder, ablation="nope"))
+    succeeded(train(folder, ablation="nope", anew=True))
     return folder
 
 
@@ -120,15 +120,14 @@ def test_killed_at_any_moment_and_started_again(train, env, tmp_path):
     """SIGKILL to papermill and its kernel, again and again.
     It comes before the first checkpoint, then twice between checkpoints. What a checkpoint had reached is kept as it
     was, wall-clock times included, and the end is that of an undisturbed run."""
-    settings = {"ablation": "silu", "n_steps": 1200, "checkpoint_every": 50, "eval_every": 100}
+    settings = {"ablation": "silu", "n_steps": 600, "checkpoint_every": 50, "eval_every": 100}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     succeeded(train(whole, **settings))
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     rows, kept = cut / "metrics.jsonl", []
 
     def has_reached(step): return any(step_of(r) >= step for r in whole_lines(rows))
-    for step in (10, 170, 330):
-        process = subprocess.Popen(train_command(cut, **settings), cwd=ROOT, env=env, **quiet)
+    for step in (10, 120, 230):
+        process = forks.Forked(train_command(cut, **settings), ROOT, env)
         while process.poll() is None and not has_reached(step):
             time.sleep(0.005)
         assert process.poll() is None, "the run ended before it could be killed"
