@@ -76,17 +76,19 @@ def env(common):
     "An environment whose prepared text goes to a folder of its own, and whose default corpus is the built-in one."
     cache, path = common / "cache", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # each would compile the package
-    return {**kept, "ABLATION_CACHE": str(cache), "ABLATION_CORPUS": "builtin:300", "PATH": path}
+    compiler = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # each process that helps it would import torch
+    return {**kept, **compiler, "ABLATION_CACHE": str(cache), "ABLATION_CORPUS": "builtin:300", "PATH": path}
 
 
 @pytest.fixture(scope="session")
 def sh(env):
     """Run a command from the project's root: `sh('papermill', ...)` -> completed process with text output.
     It is a fork that has imported other libraries already, unless a test asks for one that starts from nothing."""
-    def run(*argv, cwd=ROOT, timeout=300, anew=False, **extra):
+    def run(*argv, cwd=ROOT, timeout=600, anew=False, **extra):
         argv, own = [str(a) for a in argv], {k: str(v) for k, v in {**env, **extra}.items()}
         if not anew and forks.can_fork(argv, own): return forks.done(argv, cwd, own, timeout)
         return subprocess.run(argv, cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout)
+    succeeded(run("python", "-c", "pass"))  # the libraries are imported before any test looks at its clock
     yield run
     forks.SERVER.stop()
 

@@ -395,7 +395,7 @@ from nbdev.serve import proc_nbs
 if __name__ == "__main__":
     refresh_quarto_yml()
     nbdev_sidebar.__wrapped__()
-    proc_nbs(n_workers=2)
+    proc_nbs(n_workers=0)
 """
 
 
