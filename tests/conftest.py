@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-LONGEST = ("own_arm", "site", "resuming", "storm", "visit", "faults", "doors", "lab", "damage")  # files, by minutes
+LONGEST = ("site", "faults", "repository", "resuming", "doors", "visit", "training", "study", "lab")  # files, by minutes
 
 
 def pytest_collection_modifyitems(items):
