@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-LONGEST = ("site", "faults", "repository", "resuming", "doors", "visit", "training", "study", "lab")  # files, by minutes
+LONGEST = ("site", "faults", "repository", "resuming", "doors", "visit", "training", "study", "lab")  # by minutes
 
 
 def pytest_collection_modifyitems(items):
