@@ -37,6 +37,9 @@ study: install  ## run the laptop study (or STUDY=...) and print its table
 
 # Several tests run at a time: threads that wait for each other on busy cores took four times as long.
 test: export OMP_NUM_THREADS := 1
+# Each process that would help to compile imports torch; each that may keep no bytecode compiles the package.
+test: export TORCHINDUCTOR_COMPILE_THREADS := 1
+test: export PYTHONDONTWRITEBYTECODE :=
 test: lint  ## lint, then the notebooks' own tests, then end to end
 	$(BIN)/nbdev-test --skip-file-re '^(train|analysis|index|benchmark)' --n-workers 2 --timing
 	$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 10 tests

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
 
-LONGEST = ("own_arm", "site", "resuming", "storm", "visit", "faults", "doors", "lab", "damage")  # files, by minutes
+LONGEST = ("site", "faults", "repository", "resuming", "doors", "visit", "training", "study", "lab")  # by minutes
 
 
 def pytest_collection_modifyitems(items):
@@ -64,19 +65,32 @@ def losses(folder):
 
 
 @pytest.fixture(scope="session")
-def env(tmp_path_factory):
+def common(tmp_path_factory):
+    "A folder that the processes of a test session share."
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def env(common):
     "An environment whose prepared text goes to a folder of its own, and whose default corpus is the built-in one."
-    cache, path = tmp_path_factory.mktemp("cache"), f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "ABLATION_CACHE": str(cache), "ABLATION_CORPUS": "builtin:300", "PATH": path}
+    cache, path = common / "cache", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # each would compile the package
+    compiler = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # each process that helps it would import torch
+    return {**kept, **compiler, "ABLATION_CACHE": str(cache), "ABLATION_CORPUS": "builtin:300", "PATH": path}
 
 
 @pytest.fixture(scope="session")
 def sh(env):
-    "Run a command from the project's root: `sh('papermill', ...)` -> completed process with text output."
-    def run(*argv, cwd=ROOT, timeout=300, **extra):
-        own = {**env, **extra}
-        return subprocess.run([str(a) for a in argv], cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout)
-    return run
+    """Run a command from the project's root: `sh('papermill', ...)` -> completed process with text output.
+    It is a fork that has imported other libraries already, unless a test asks for one that starts from nothing."""
+    def run(*argv, cwd=ROOT, timeout=600, anew=False, **extra):
+        argv, own = [str(a) for a in argv], {k: str(v) for k, v in {**env, **extra}.items()}
+        if not anew and forks.can_fork(argv, own): return forks.done(argv, cwd, own, timeout)
+        return subprocess.run(argv, cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout)
+    succeeded(run("python", "-c", "pass"))  # the libraries are imported before any test looks at its clock
+    yield run
+    forks.SERVER.stop()
 
 
 def train_command(folder, **parameters):
@@ -90,5 +104,5 @@ def train_command(folder, **parameters):
 @pytest.fixture(scope="session")
 def train(sh):
     "Train at smoke scale through papermill, into a run folder: `train(folder, ablation='nope')`."
-    def run(folder, **parameters): return sh(*train_command(folder, **parameters))
+    def run(folder, anew=False, **parameters): return sh(*train_command(folder, **parameters), anew=anew)
     return run

@@ -1,20 +1,21 @@
 "Studies at work: a copy of the project, an engine in it, and what came of it."
 import contextlib
-import subprocess
 import time
 
+import forks
 import psutil
 import pytest
-from conftest import as_in_a_terminal, copied, losses, numbers, succeeded
+from conftest import copied, losses, numbers, succeeded
+from filelock import FileLock
 
 HEAD = 'scale = "smoke"\n'
 LONG = HEAD + """
 arms = ["baseline", "nope"]
 seeds = [0, 1]
 [overrides]
-n_steps = 800
+n_steps = 400
 checkpoint_every = 20
-eval_every = 400
+eval_every = 200
 """
 
 
@@ -31,8 +32,7 @@ def write(root, name, text):
 def engine(root, env, *argv):
     "An engine at work, with two workers unless they are a scheduler's."
     two = [] if "--scheduler" in argv else ["--workers", "2"]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(["ablation", "run", *argv, *two], cwd=root, env=env, preexec_fn=as_in_a_terminal, **pipes)
+    return forks.Forked(["ablation", "run", *argv, *two], root, env)
 
 
 def left(root, file):
@@ -67,11 +67,12 @@ def wait_for(condition, seconds=90):
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module", name="long")
-def undisturbed(tmp_path_factory, sh):
-    "The undisturbed study that the others are compared with."
-    root = project(tmp_path_factory.mktemp("calm"))
-    succeeded(sh("ablation", "run", write(root, "long", LONG), cwd=root))
+@pytest.fixture(scope="session", name="long")
+def undisturbed(common, sh):
+    "The undisturbed study that the others are compared with, carried out by the first process that asks for it."
+    root = common / "calm"
+    with FileLock(f"{root}.lock"):
+        if not root.exists(): succeeded(sh("ablation", "run", write(project(root), "long", LONG), cwd=root))
     runs = results(root, "long-builtin")
     assert len(runs) == 4
     return runs

@@ -1,24 +1,9 @@
-"An arm from outside the package, as README tells it: arms.py at the project's root, a study, the report and the site."
+"An arm from outside the package: arms.py at the project's root. README's own walk stands in test_site.py."
 import json
-import re
-import sys
-from pathlib import Path
 
 import pytest
+from chapter import ARM
 from conftest import ROOT, copied, refused, succeeded
-
-CHAPTER = (ROOT / "README.md").read_text(encoding="utf-8").split("## An arm of your own\n")[1].split("\n## ")[0]
-
-
-def block(language):
-    "What the chapter tells a reader to type."
-    return re.search(rf"```{language}\n(.+?)```", CHAPTER, re.S)[1]
-
-
-ARM, STUDY, COMMANDS = block("python"), block("toml"), block("sh")
-STUDY_FILE = re.search(r"`(studies/\w+\.toml)`", CHAPTER)[1]
-REPORT = re.search(r"outputs/\S+/report\.md", COMMANDS)[0]
-
 
 @pytest.fixture
 def project(tmp_path):
@@ -45,41 +30,6 @@ def test_an_own_arm_trains_through_papermill(project, sh):
     assert config["model"]["ffn"] == "silu"
     assert result["status"] == "done"
     assert all(c["passed"] for c in result["checks"])
-
-
-@pytest.fixture
-def built(project, sh):
-    "The whole project after the commands of the chapter; only the environment is made already. Its root, the commands."
-    pages = [f.name for f in ROOT.iterdir() if f.suffix in (".md", ".cff")]
-    root = project(ARM, "studies", "outputs", "ablation_nb", "Makefile", *pages)
-    (root / STUDY_FILE).write_text(STUDY)
-    source, *commands = (line.partition("#")[0].split() for line in COMMANDS.splitlines())
-    assert source == ["source", ".venv/bin/activate"]
-    assert [c[0] for c in commands] == ["ablation", "ablation", "make"]
-    for command in commands:
-        more = ["--old-file=install", f"BIN={Path(sys.executable).parent}"] if command[0] == "make" else []
-        succeeded(sh(*command, *more, cwd=root, ABLATION_CORPUS=""))
-    return root, commands
-
-
-def test_what_readme_says_goes_from_an_own_arm_to_the_report_and_the_site(built, sh):
-    "Files and commands as they are written there."
-    root, commands = built
-    report = (root / REPORT).read_text()
-    row = next(line for line in report.splitlines() if line.startswith("| Slow RoPE"))
-    assert "[" in row, row
-    assert "theta = 100" in report
-    page = (root / "_docs" / REPORT).with_suffix(".html").read_text(encoding="utf-8")
-    assert "Slow RoPE" in page
-    assert "mine/report.html" in (root / "_docs" / "outputs" / "index.html").read_text(encoding="utf-8")
-
-    # another name: the old runs stay where they are, are named, and are in no mean
-    for file, text in (("arms.py", ARM), (STUDY_FILE, STUDY)):
-        (root / file).write_text(text.replace("slow_rope", "slower_rope"))
-    succeeded(sh(*commands[1], cwd=root, ABLATION_CORPUS=""))
-    report = (root / REPORT).read_text()
-    assert "there is no arm 'slow_rope' any more" in report
-    assert "| Slow RoPE" not in report
 
 
 def test_the_arm_is_not_there_without_the_file(project, sh):

@@ -168,11 +168,11 @@ def test_the_text_of_the_project_names_no_machine():
 def test_import_is_light(sh):
     "The package itself is there at once, and what a script needs to plan runs loads neither torch nor pandas."
     code = "import time; t = time.perf_counter(); import ablation_nb; print(time.perf_counter() - t)"
-    took = sh("python", "-c", code)
+    took = sh("python", "-c", code, anew=True)
     assert float(took.stdout) < 0.2
     heavy = "assert not {'torch', 'pandas'} & set(sys.modules)"
     code = f"import sys, ablation_nb.config as c; c.run_config('nope', scale='smoke'); {heavy}"
-    succeeded(sh("python", "-c", code))
+    succeeded(sh("python", "-c", code, anew=True))
 
 
 def test_the_repository_stays_small():

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from browser import browser  # noqa: F401  a fixture
 from bs4 import BeautifulSoup
+from chapter import ARM, COMMANDS, REPORT, STUDY, STUDY_FILE
 from conftest import ROOT, succeeded
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -24,15 +25,35 @@ MADE = (".git", ".venv", ".cache", "build", "_docs", "_proc", "out", "*.pt",
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    "What is committed, without anything that a build could have left."
+def copy(tmp_path_factory, sh):
+    """What is committed, without anything that a build could have left, and an own arm with its study.
+    That is made by the commands of README; only the environment is there already."""
     there = tmp_path_factory.mktemp("site") / "project"
     shutil.copytree(ROOT, there, ignore=shutil.ignore_patterns(*MADE))
+    (there / "arms.py").write_text(ARM)
+    (there / STUDY_FILE).write_text(STUDY)
+    source, *commands, site = COMMANDS
+    assert source == ["source", ".venv/bin/activate"]
+    assert [c[0] for c in commands] == ["ablation", "ablation"]
+    assert site == ["make", "docs"]
+    for c in commands: succeeded(sh(*c, cwd=there, ABLATION_CORPUS=""))
     return there
 
 
+def made_by_studies(root):
+    "Every file that a run or a report leaves, with the time of its writing."
+    files = [p for folder in ("out", "outputs", ".cache", "nbs") for p in (root / folder).rglob("*") if p.is_file()]
+    return {p: p.stat().st_mtime_ns for p in files}
+
+
 @pytest.fixture(scope="module")
-def site(copy, sh):
+def before(copy):
+    "What lies there before the site is built."
+    return made_by_studies(copy)
+
+
+@pytest.fixture(scope="module")
+def site(copy, before, sh):
     "The site that `make docs` builds there, with every way to the network closed."
     closed = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     succeeded(sh("make", "docs", "--old-file=install", f"BIN={Path(sys.executable).parent}", cwd=copy, **closed))
@@ -46,9 +67,8 @@ def pages(site):
     return {p.relative_to(site).as_posix(): BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser") for p in files}
 
 
-def test_nothing_was_trained_or_executed(copy, site):
-    assert not (copy / "out").exists()
-    assert not (copy / ".cache").exists()
+def test_nothing_was_trained_or_executed(copy, before, site):
+    assert made_by_studies(copy) == before
     for n in NOTEBOOKS: assert (copy / "nbs" / n.name).read_bytes() == n.read_bytes()
 
 
@@ -375,7 +395,7 @@ from nbdev.serve import proc_nbs
 if __name__ == "__main__":
     refresh_quarto_yml()
     nbdev_sidebar.__wrapped__()
-    proc_nbs(n_workers=2)
+    proc_nbs(n_workers=0)
 """
 
 
@@ -389,6 +409,25 @@ def test_quarto_could_render_the_same_notebooks(copy, sh):
     assert set(website["contents"]) == {n.name for n in NOTEBOOKS}
     assert website["style"] == "floating"
     for n in NOTEBOOKS: assert json.loads((copy / "_proc" / n.name).read_text())["cells"]
+
+
+def test_what_readme_says_goes_from_an_own_arm_to_the_report_and_the_site(copy, site, sh):
+    "Files and commands as they are written there."
+    report = (copy / REPORT).read_text()
+    row = next(line for line in report.splitlines() if line.startswith("| Slow RoPE"))
+    assert "[" in row, row
+    assert "theta = 100" in report
+    page = (site / REPORT).with_suffix(".html").read_text(encoding="utf-8")
+    assert "Slow RoPE" in page
+    assert "mine/report.html" in (site / "outputs" / "index.html").read_text(encoding="utf-8")
+
+    # another name: the old runs stay where they are, are named, and are in no mean
+    for file, text in (("arms.py", ARM), (STUDY_FILE, STUDY)):
+        (copy / file).write_text(text.replace("slow_rope", "slower_rope"))
+    succeeded(sh(*COMMANDS[2], cwd=copy, ABLATION_CORPUS=""))
+    report = (copy / REPORT).read_text()
+    assert "there is no arm 'slow_rope' any more" in report
+    assert "| Slow RoPE" not in report
 
 
 def test_citation_and_changelog_agree_with_the_metadata():

@@ -26,8 +26,8 @@ def root(tmp_path_factory):
 def printed(root, sh):
     "What the report of a small study printed, after the study had been run."
     file = write(root, "tiny", STUDY)
-    succeeded(sh("ablation", "run", file, cwd=root))
-    return succeeded(sh("ablation", "report", file, cwd=root)).stdout
+    succeeded(sh("ablation", "run", file, cwd=root, anew=True))
+    return succeeded(sh("ablation", "report", file, cwd=root, anew=True)).stdout
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import inspect
 import json
 import os
 import shutil
-import subprocess
 import time
 from itertools import islice
 from pathlib import Path
 
+import forks
 import nbformat
 import psutil
 import pytest
@@ -28,7 +28,7 @@ REAL_TEXT = os.environ.get("ABLATION_CORPUS", "")
 @pytest.fixture(scope="module")
 def nope(train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "nope"
-    succeeded(train(folder, ablation="nope"))
+    succeeded(train(folder, ablation="nope", anew=True))
     return folder
 
 
@@ -120,15 +120,14 @@ def test_killed_at_any_moment_and_started_again(train, env, tmp_path):
     """SIGKILL to papermill and its kernel, again and again.
     It comes before the first checkpoint, then twice between checkpoints. What a checkpoint had reached is kept as it
     was, wall-clock times included, and the end is that of an undisturbed run."""
-    settings = {"ablation": "silu", "n_steps": 1200, "checkpoint_every": 50, "eval_every": 100}
+    settings = {"ablation": "silu", "n_steps": 600, "checkpoint_every": 50, "eval_every": 100}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     succeeded(train(whole, **settings))
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     rows, kept = cut / "metrics.jsonl", []
 
     def has_reached(step): return any(step_of(r) >= step for r in whole_lines(rows))
-    for step in (10, 170, 330):
-        process = subprocess.Popen(train_command(cut, **settings), cwd=ROOT, env=env, **quiet)
+    for step in (10, 120, 230):
+        process = forks.Forked(train_command(cut, **settings), ROOT, env)
         while process.poll() is None and not has_reached(step):
             time.sleep(0.005)
         assert process.poll() is None, "the run ended before it could be killed"
@@ -225,12 +224,23 @@ def test_arms_share_batches_and_common_tensors_at_step_0(sh):
 is_real_text = bool(REAL_TEXT) and Path(REAL_TEXT).is_dir()
 
 
-@pytest.mark.skipif(not is_real_text, reason="no real text at hand: ABLATION_CORPUS names no folder")
-def test_real_text(train, tmp_path):
+@pytest.fixture(scope="module")
+def real_text(tmp_path_factory):
+    "The first stories of the real text."
+    if not is_real_text: pytest.skip("no real text at hand: ABLATION_CORPUS names no folder")
+    text = tmp_path_factory.mktemp("real") / "slice"
+    text.mkdir()
+    for name, n in (("train", 2_000), ("valid", 100)):
+        stories = islice(read_stories(Path(REAL_TEXT) / f"{name}.txt"), n)
+        (text / f"{name}.txt").write_text("\n<|endoftext|>\n".join(stories))
+    return text
+
+
+def test_real_text(train, real_text, tmp_path):
     real = tmp_path / "real"
-    succeeded(train(real, corpus=REAL_TEXT))
+    succeeded(train(real, corpus=real_text))
     assert numbers(real)["final_val_loss"] < numbers(real)["initial_val_loss"] - 0.5
-    assert os.path.abspath(REAL_TEXT) not in (real / "config.json").read_text()
+    assert os.path.abspath(real_text) not in (real / "config.json").read_text()
 
 
 def test_half_of_the_prepared_tokens_set_to_zero_change_no_number(nope, sh, tmp_path):
@@ -262,16 +272,10 @@ def test_what_a_report_needs_is_what_a_run_asks_for():
         assert inspect.signature(function).parameters["length"].default == SHORTEST_VALID - 1
 
 
-@pytest.mark.skipif(not Path(REAL_TEXT or "none").is_dir(), reason="no real text: ABLATION_CORPUS names no folder")
-def test_the_tokens_of_real_text_stay(tmp_path):
+def test_the_tokens_of_real_text_stay(real_text, tmp_path):
     "Committed runs have read such tokens: another reader, or another tokenizer, would make them runs on another text."
     if sha256_file(Path(REAL_TEXT) / "train.txt")[:16] != "fec7dc2892a7251b":
         pytest.skip("the real text is another one")
-    text = tmp_path / "slice"
-    text.mkdir()
-    for name, n in (("train", 2_000), ("valid", 100)):
-        stories = islice(read_stories(Path(REAL_TEXT) / f"{name}.txt"), n)
-        (text / f"{name}.txt").write_text("\n<|endoftext|>\n".join(stories))
-    data = prepare(text, 1_000, tmp_path / "cache")
+    data = prepare(real_text, 1_000, tmp_path / "cache")
     assert data.data_hash[:16] == "4289ce8beed763af"
     assert data.tokenizer_hash[:16] == "ed4fc6251c170d72"

@@ -20,18 +20,27 @@ def copy(folder, text=STUDY):
     return root
 
 
-def visit(sh, root, limit):
+OPTIONS = ("--checks", "smoke", "--rounds", "1")
+
+
+def make_gpu(sh, root, limit):
     "`make gpu` with a tiny study, as on a machine that may write under $OUT alone."
     installed = ("--old-file=install", f"BIN={Path(sys.executable).parent}")
-    study = ("STUDY=studies/tiny.toml", "CORPUS=builtin:300", "VISIT=--checks smoke --rounds 1")
+    study = ("STUDY=studies/tiny.toml", "CORPUS=builtin:300", f"VISIT={' '.join(OPTIONS)}")
     out = dict(OUT=str(root / "brought"), PYTHONPATH=str(root))
     return sh("make", "gpu", *installed, *study, f"LIMIT={limit}", cwd=root, **out)
+
+
+def visit(sh, root, limit):
+    "What `make gpu` carries out."
+    go = ("ablation", "visit", "run", "studies/tiny.toml", "--time-limit", limit, *OPTIONS)
+    return sh(*go, cwd=root, OUT=root / "brought", PYTHONPATH=root)
 
 
 @pytest.fixture(scope="module")
 def away(tmp_path_factory, sh):
     root = copy(tmp_path_factory.mktemp("away"))
-    succeeded(visit(sh, root, 200))
+    succeeded(make_gpu(sh, root, 200))
     return root
 
 
@@ -69,13 +78,14 @@ def last_step(metrics): return json.loads(metrics.read_text().splitlines()[-1])[
 
 def test_a_visit_that_ends_too_early_leaves_what_is_done_and_goes_on(tmp_path, sh):
     root = copy(tmp_path, STUDY + "[overrides]\nn_steps = 100_000\ncheckpoint_every = 50\n")
-    begun = time.time()
-    done = succeeded(visit(sh, root, 90))
-    assert time.time() - begun < 150, done.stdout + done.stderr
-    assert "time limit" in done.stderr or "the time was up" in done.stderr
-    study = next((root / "outputs").iterdir())
-    steps = {p.parent: last_step(p) for p in study.rglob("metrics.jsonl")}
-    assert steps
+    for limit in (25, 50, 90):  # a slow machine has not begun a run by then
+        begun = time.time()
+        done = succeeded(visit(sh, root, limit))
+        assert time.time() - begun < limit + 60, done.stdout + done.stderr
+        assert "time limit" in done.stderr or "the time was up" in done.stderr
+        study = next((root / "outputs").iterdir())
+        steps = {p.parent: last_step(p) for p in study.rglob("metrics.jsonl")}
+        if any(step > 0 for step in steps.values()): break
     assert any(step > 0 for step in steps.values())
     kept = [f for f in steps if (f / "checkpoint.safetensors").exists() or (f / "result.json").exists()]
     assert kept
