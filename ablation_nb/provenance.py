@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'TINY', 'TAKING', 'write_json', 'hash_of', 'described', 'identity_of', 'identity', 'code_only',
-           'imported_files', 'is_own', 'package_hash', 'own_hash', 'numbers_of', 'numbers_in', 'kind_of', 'fingerprint',
-           'close', 'proofs_file', 'read_proofs', 'behind', 'proven', 'torch_version', 'code_now', 'same_code', 'prove',
-           'replaced', 'git_sha', 'device_name', 'device_kind', 'torch_release', 'environment']
+           'imported_files', 'is_own', 'module_text', 'package_hash', 'code_hash', 'own_hash', 'numbers_of',
+           'numbers_in', 'kind_of', 'torch_version', 'fingerprint', 'close', 'proofs_file', 'read_proofs', 'behind',
+           'proven', 'code_now', 'same_code', 'prove', 'replaced', 'git_sha', 'device_name', 'device_kind',
+           'torch_release', 'environment']
 
 # %% ../nbs/10_provenance.ipynb #15e42953
 import ast, hashlib, inspect, io, json, math, os
 import platform, subprocess, sys, tempfile, threading, tokenize
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import ContextVar
 from datetime import date, datetime, timezone
 from functools import cache, wraps
@@ -151,12 +152,26 @@ def train_cells() -> list[tuple[str, list]]:
     return [("".join(c["source"]), c["metadata"].get("tags", [])) for c in cells if c["cell_type"] == "code"]
 
 # %% ../nbs/10_provenance.ipynb #56bfb6b2
+def module_text(name: str) -> str:
+    "The source of a module of the package."
+    return (Path(ablation_nb.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+
 @once
 def package_hash() -> str:
     "Hash of the package's code that makes numbers, and of `train.ipynb`."
-    folder = Path(ablation_nb.__file__).parent
-    modules = [code_only((folder / f"{m}.py").read_text(encoding="utf-8")) for m in COMPUTING]
-    return hash_of([*modules, *(code_only(source) for source, _ in train_cells())])
+    return code_hash([*map(module_text, COMPUTING), *(source for source, _ in train_cells())])
+
+def code_hash(sources: list[str]) -> str:
+    "Hash of sources as `code_only` leaves them. To parse them takes longest, so it is kept for their very text."
+    kept = cache_folder() / "code" / f"{hash_of([module_text('provenance'), *sources])}.json"
+    with suppress(OSError, ValueError):
+        known = json.loads(kept.read_text(encoding="utf-8"))
+        if isinstance(known, str) and len(known) == 12: return known
+    value = hash_of([*map(code_only, sources)])
+    with suppress(OSError):   # without a place to keep it, it is computed again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, value)
+    return value
 
 @once
 def own_hash() -> str | None:
@@ -240,6 +255,10 @@ def as_before() -> Iterator[None]:
         torch.set_float32_matmul_precision(products)
 
 # %% ../nbs/10_provenance.ipynb #c2f8dc35
+def torch_version() -> str:
+    "The version of torch that is at work, or would be."
+    return str(torch_build()["__version__"])
+
 @once
 def fingerprint(
     arm: str,        # one part; a composed arm has those of its parts
@@ -319,10 +338,6 @@ def proven(
     return b in reached
 
 # %% ../nbs/10_provenance.ipynb #886da2ea
-def torch_version() -> str:
-    "The version of torch that is at work, or would be."
-    return str(torch_build()["__version__"])
-
 def code_now(arm: str, model: dict) -> dict:
     "What the code is, here and now, for a run of this arm: its hashes, torch, and the system."
     own = own_hash() if is_own(arm, model) else None
