@@ -40,9 +40,8 @@ from .figures import (
     ablation_comparison, dynamics_figure, effects_figure, front_figure,
     interactions_figure, positions_figure, save_figure, sensitivity_figure, sweep_figure)
 from .results import (
-    RUN, load_doc_losses, load_metrics, load_position_losses, load_stories,
+    PROMPTS, RUN, load_doc_losses, load_metrics, load_position_losses, load_stories,
     main_lr, point_fields, read_checked, read_json, trusted_runs)
-from .runs import PROMPTS
 from .statistics import best_of_evaluations, mean_interval, noise_budget, paired_differences, signed
 from .tables import (
     against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
@@ -1499,20 +1498,25 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_report(
     study_folder: Path | str,  # e.g. "outputs/laptop", or one point of a grid
+    say: Callable[[str], object] = lambda words: None,   # is told what is being done
 ) -> Path:                     # its report.md
     "Write report.md, tables/*.csv and the figures of a study into its folder; again gives the same bytes."
+    name = Path(study_folder).name
+    say(f"{name}: reading its runs")
     r = read_results(study_folder)
     a_grid = points(r) != [""]
     if a_grid:
         finished = set(r.runs.point[r.runs.status == "done"])
         for p in points(r):
-            if p in finished: write_report(r.folder / p)
+            if p in finished: write_report(r.folder / p, say)
+    say(f"{name}: comparing {len(r.runs)} runs")
     page, tables, figures = grid_files(r) if a_grid else study_files(r)
     (r.folder / "tables").mkdir(exist_ok=True)
     for name, table in tables.items():
         text = table.to_csv(index=False, float_format="%.7g", lineterminator="\n")
         write_text(r.folder / "tables" / f"{name}.csv", text)
     for stem, figure in figures.items():
+        say(f"{name}: drawing {stem}")
         save_figure(figure, r.folder / stem)
     return write_text(r.folder / "report.md", page)
 

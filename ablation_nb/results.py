@@ -5,9 +5,9 @@
 # %% ../nbs/11_results.ipynb #464e9732
 from __future__ import annotations
 
-import io, json, math, os, re, zipfile
+import io, json, math, os, platform, re, zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import lru_cache
@@ -16,20 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import ablation_nb
 from .config import ARMS, AblationError, ModelConfig, RunConfig, is_of_type, parameter_count, parse_arm
-from .data import TokenData
+from .config import project_root
+from .data import TokenData, sha256_file
 from .provenance import (
-    code_now, device_kind, fingerprint, identity, identity_of, same_code, torch_release)
+    code_now, device_kind, fingerprint, identity, identity_of, own_hash,
+    proofs_file, same_code, torch_release, write_json)
 
 if TYPE_CHECKING: import pandas as pd  # which takes half a second: who asks for states alone does without
 
 # %% auto #0
-__all__ = ['PACKED', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'RUN', 'Archive', 'has', 'content',
-           'Damaged', 'read_json', 'read_array', 'read_rows', 'is_row', 'steps_due', 'rows_fault', 'read_checked',
-           'standing_at', 'run_folders', 'who', 'cut_short', 'load_runs', 'load_metrics', 'load_stories', 'load_arrays',
-           'load_doc_losses', 'load_position_losses', 'mean_and_range', 'curves_of', 'done_runs', 'main_lr', 'gaps',
-           'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences', 'run_state', 'run_folder', 'Busy',
-           'alone', 'busy', 'pack_runs']
+__all__ = ['PACKED', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'PROMPTS', 'RUN', 'RECORD', 'DRAWN_BY',
+           'SETTINGS', 'Archive', 'has', 'content', 'Damaged', 'read_json', 'read_array', 'read_rows', 'is_row',
+           'steps_due', 'rows_fault', 'read_checked', 'standing_at', 'run_folders', 'who', 'cut_short', 'load_runs',
+           'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses', 'mean_and_range',
+           'curves_of', 'done_runs', 'main_lr', 'gaps', 'point_fields', 'fault', 'why_not', 'trusted_runs',
+           'differences', 'run_state', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs', 'sha256_of', 'made_of',
+           'written_files', 'keep_record', 'is_current']
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -364,6 +368,7 @@ def load_metrics(study: Path | str, folders: Folders = None) -> pd.DataFrame:
 
 # %% ../nbs/11_results.ipynb #09a04af4
 FIRST_PROMPT = "Once upon a time"  # of the one story that runs of November 2026 and before kept
+PROMPTS = (FIRST_PROMPT, "The little girl was sad because", "Tom had a red ball. His dog")
 
 def load_stories(study: Path | str, folders: Folders = None) -> pd.DataFrame:
     "What every finished run wrote: point, arm, lr, seed, prompt, text."
@@ -790,3 +795,42 @@ def is_as_packed(folder: Path, files: dict[str, bytes], inside: str) -> bool:
     if not (folder / "env.json").exists(): return True
     own = [(folder / name, files.get(f"{inside}/{name}")) for name in ("env.json", "result.json")]
     return all(path.exists() and path.read_bytes() == data for path, data in own)
+
+# %% ../nbs/11_results.ipynb #5e1a0042
+RECORD = ".report.json"   # beside a report: what it was made of, and what was written
+DRAWN_BY = ("numpy", "pandas", "scipy", "matplotlib", "seaborn", "pillow")   # libraries that compute and draw
+SETTINGS = (  # of a study, and its packed runs
+    PACKED, "study.json", "tuning.json", "speed.json")
+
+def sha256_of(files: Iterable[Path], root: Path) -> dict[str, str]:
+    "The hash of each file that is there, by its path from a folder."
+    return {f.relative_to(root).as_posix(): sha256_file(f) for f in sorted(files) if f.is_file()}
+
+def made_of(folder: Path) -> dict:
+    "All that the report of a study follows from, by hash or version."
+    from importlib.metadata import version
+    root, package = project_root(), Path(ablation_nb.__file__).parent
+    names = {*SETTINGS, *RUN_FILES} - {"run.ipynb"}
+    return dict(
+        study=[folder.name, sha256_of((f for f in folder.rglob("*") if f.name in names), folder)],
+        code=[sha256_of(package.glob("*.py"), package), own_hash()],
+        beside=sha256_of([proofs_file(), *(root / "reference").rglob("*")], root),
+        versions=[platform.python_version(), *map(version, DRAWN_BY)],
+    )
+
+def written_files(folder: Path) -> dict[str, str]:
+    "What a report has left in a study's folder and in those of its points: path -> hash."
+    kinds = ("report.md", "*.csv", "*.png", "*.svg")
+    return sha256_of((f for kind in kinds for f in folder.rglob(kind)), folder)
+
+def keep_record(folder: Path) -> None:
+    "Note what the report was made of, as it has just been written."
+    record = dict(made_of=made_of(folder), files=written_files(folder))
+    write_json(folder / RECORD, record)
+
+def is_current(folder: Path) -> bool:
+    "Would the report of a study be written again just as it stands?"
+    try: record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError): return False
+    if not isinstance(record, dict) or not record.get("files"): return False
+    return record == dict(made_of=made_of(folder), files=written_files(folder))
