@@ -22,7 +22,7 @@ def copy(folder, text=STUDY):
 
 def visit(sh, root, limit):
     "`make gpu` with a tiny study, as on a machine that may write under $OUT alone."
-    installed = ("--old-file=install", f"BIN={Path(sys.executable).parent}")
+    installed = ("--old-file=dev", f"BIN={Path(sys.executable).parent}")
     study = ("STUDY=studies/tiny.toml", "CORPUS=builtin:300", "VISIT=--checks smoke --rounds 1")
     out = dict(OUT=str(root / "brought"), PYTHONPATH=str(root))
     return sh("make", "gpu", *installed, *study, f"LIMIT={limit}", cwd=root, **out)
