@@ -11,7 +11,7 @@ __all__ = ['SCALE_NAMES', 'WORKERS', 'PROVE', 'show_cost', 'show_status', 'repor
 # %% ../nbs/33_cli.ipynb #c1100003
 import argparse, errno, itertools, json, os, sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +174,7 @@ def run(
         raise AblationError(
             f"There is no nbs/train.ipynb in {root}, "
             "and every run executes it; go to a clone of the project.")
+    refuse_unwritable(study.outputs)
     left = work_off(
         study, args.workers, args.rerun_stale, console,
         args.scheduler, args.time_limit, args.tensorboard)
@@ -252,6 +253,63 @@ def bring_home(archives: list[str]) -> int:
     for folder, state in states.items(): print(f"{state:6} {folder}")
     return 0
 
+# %% ../nbs/33_cli.ipynb #5e1a0072
+def project_above(path: Path) -> Path | None:
+    "The project that a path lies in. `config.project_root` tells too, but to import it reads the arms.py of where one is."
+    for folder in path.resolve().parents:
+        if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir(): return folder
+    return None
+
+def go_to_project(args: argparse.Namespace) -> None:
+    "Work in the project of the study file that was named, wherever this was typed; paths keep their meaning."
+    file = Path(getattr(args, "file", None) or "")
+    if not file.is_file(): return
+    project = project_above(file)
+    if project is None or project == project_above(Path.cwd() / "here"): return
+    text = getattr(args, "corpus", None) or os.environ.get("ABLATION_CORPUS")
+    if text and Path(text).exists(): args.corpus = str(Path(text).resolve())
+    args.file = str(file.resolve())
+    os.chdir(project)
+
+def refuse_offline(study: "Study") -> None:
+    "TinyStories that is neither prepared nor downloaded needs a network; the lack of one is said at once."
+    from ablation_nb.data import HUB_FILES, HUB_REPO, HUB_REVISION, cache_folder
+    if study.corpus != "tinystories" or any(cache_folder().glob("tinystories-v*/manifest.json")): return
+    from huggingface_hub import constants, try_to_load_from_cache
+    kept = [try_to_load_from_cache(HUB_REPO, f, revision=HUB_REVISION, repo_type="dataset") for f in HUB_FILES]
+    if all(isinstance(path, str) for path in kept) or answers(constants.ENDPOINT): return
+    from ablation_nb.config import AblationError
+    raise AblationError(
+        f"TinyStories is not here, and {constants.ENDPOINT} does not answer; try again with a network, "
+        "or pass --corpus builtin, or --corpus FOLDER with train.txt and valid.txt.")
+
+def answers(address: str, seconds: float = 1.5) -> bool:
+    "Does a host answer in time? Behind a proxy nobody can tell, so it is not asked."
+    import socket, threading
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+    if {"https", "http", "all"} & getproxies().keys(): return True
+    url, reached = urlsplit(address), threading.Event()
+    def ask() -> None:
+        with suppress(OSError), socket.create_connection((url.hostname, url.port or 443), seconds): reached.set()
+    asking = threading.Thread(target=ask, daemon=True)   # to look up a name may take longer, and cannot be stopped
+    asking.start()
+    asking.join(seconds)
+    return reached.is_set()
+
+def refuse_unwritable(folder: Path) -> None:
+    "A place where nothing can be written is an error before anything is begun."
+    import tempfile
+
+    from ablation_nb.config import AblationError
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder): return
+    except OSError as e:
+        place = os.path.relpath(folder)
+        way_out = "see to that folder, or work in a clone of your own"
+        raise AblationError(f"{place} cannot be written ({e.strerror}); {way_out}.") from None
+
 # %% ../nbs/33_cli.ipynb #c1100017
 SCALE_NAMES = ("smoke", "laptop", "cpu", "low_resource", "full")  # those of `config.SCALES`, which help does without
 
@@ -282,9 +340,10 @@ def add_on_study(
 
         from ablation_nb.study import read_study
         study = read_study(args.file, args.corpus, args.scale)
+        if name != "report": refuse_offline(study)
         return call(study, args, Console())
     p = add_command(sub, name, text, on_study)
-    p.add_argument("file", help="the study file, e.g. studies/laptop.toml")
+    p.add_argument("file", help="the study file, e.g. studies/laptop.toml, or its name there")
     p.add_argument(
         "--corpus",
         help="builtin, builtin:STORIES, tinystories, or a path to text (default: the study's own)")
@@ -467,6 +526,7 @@ def main(
     add_compare(sub)
     add_visit(sub)
     args = parser.parse_args(argv)
+    go_to_project(args)
     from ablation_nb.config import AblationError
     try:
         check_numbers(args)

@@ -244,13 +244,13 @@ def same_tokens(point: dict, base: RunConfig) -> dict:
 
 # %% ../nbs/14_study.ipynb #1343faa2
 def read_study(
-    path: Path | str,
+    path: Path | str,              # of the file, or its name in the project's studies/
     corpus: str | None = None,     # instead of the file's own; None: the environment's ABLATION_CORPUS, if set
     scale: str | None = None,      # instead of the file's own
     outputs: Path | None = None,   # folder of all studies; None: outputs/ under the project's root
 ) -> Study:
     "Read and check a study file; what is wrong is an error that names file, key and value."
-    path = Path(path)
+    path = study_file(path)
     d = read_toml(path)
     def wrong(key: str, value: Any, why: str) -> AblationError:
         return AblationError(f"{path}: {key} = {value!r} {why}")
@@ -277,11 +277,27 @@ def read_study(
     return study
 
 # %% ../nbs/14_study.ipynb #d591cdcd
+def study_file(asked: Path | str) -> Path:
+    "The file that is meant: a path from here or from the project's root, or a name in its `studies/`."
+    path, root = Path(asked), project_root()
+    for p in (path, root / path, root / "studies" / path, root / "studies" / f"{path}.toml"):
+        if p.is_file(): return p
+    return path
+
+def no_study_file(path: Path) -> AblationError:
+    "What is said where there is none: the ones at hand, or that this is no project."
+    root = project_root()
+    folder = path.parent
+    if len(path.parts) == 1 and (root / "studies").is_dir(): folder = Path(os.path.relpath(root / "studies"))
+    names = sorted(p.name for p in folder.glob("*.toml"))
+    words = f"There is no study file {path}; the ones at hand are in {folder}: {', '.join(names) or 'none'}."
+    words += did_you_mean(path.name, names)
+    if not (root / "nbs").is_dir(): words += f" {root} is in no project: go to a clone of it, or give the file's whole path."
+    return AblationError(words)
+
 def read_toml(path: Path) -> dict:
     "The content of a study file; the lack of one, or of TOML in it, is an error of one sentence."
-    if not path.is_file():
-        others = ", ".join(sorted(p.name for p in path.parent.glob("*.toml"))) or "none"
-        raise AblationError(f"There is no study file {path}; the ones at hand are in {path.parent}: {others}.")
+    if not path.is_file(): raise no_study_file(path)
     try: return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as e: raise AblationError(f"{path} is not valid TOML: {e}.") from None
     except UnicodeDecodeError as e:

@@ -5,7 +5,7 @@ import sys
 from unittest import mock
 
 import pytest
-from conftest import ROOT, copied, succeeded
+from conftest import ROOT, copied, refused, succeeded
 
 from ablation_nb.data import prepare
 from ablation_nb.provenance import identity_of, package_hash
@@ -77,3 +77,45 @@ def test_its_status_needs_none_either(watched):
     printed, slow = watched("status", "studies/laptop.toml", "--json")
     assert {run["state"] for run in json.loads(printed)} == {"done"}
     assert slow == []
+
+
+def test_a_study_is_known_by_its_name(root, sh):
+    by_name = succeeded(sh("ablation", "plan", "laptop", cwd=root)).stdout
+    assert by_name == succeeded(sh("ablation", "plan", "studies/laptop.toml", cwd=root)).stdout
+    assert "Nothing is left to do." in by_name
+
+
+def test_from_elsewhere_a_file_leads_to_its_project(root, sh, tmp_path):
+    file = root / "studies" / "laptop.toml"
+    assert "Nothing is left to do." in succeeded(sh("ablation", "plan", file, cwd=tmp_path)).stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("asked", "words"), [
+    ("lapto", ("no study file lapto;", "in studies:", "Did you mean 'laptop.toml'?")),
+    ("studies/none.toml", ("no study file studies/none.toml;", "laptop.toml")),
+])
+def test_what_is_no_study_is_one_sentence(root, sh, asked, words):
+    refused(sh("ablation", "plan", asked, cwd=root), *words, status=2)
+
+
+def test_outside_a_project_a_name_means_nothing(sh, tmp_path):
+    done = refused(sh("ablation", "plan", "laptop", cwd=tmp_path), "no study file laptop;", "in no project", status=2)
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_network_one_sentence_comes_at_once(root, sh, tmp_path):
+    offline = dict(
+        HF_ENDPOINT="https://127.0.0.1:9", HF_HOME=str(tmp_path), ABLATION_CACHE=str(tmp_path), no_proxy="*",
+        **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"), ""))
+    argv = ("ablation", "run", "laptop", "--corpus", "tinystories")
+    done = refused(sh(*argv, cwd=root, **offline), "does not answer", "--corpus builtin", status=2)
+    assert done.stderr.count("\n") == 1
+
+
+def test_outputs_that_cannot_be_written_are_one_sentence(root, sh):
+    (root / "outputs" / "smoke").write_text("a file where a folder has to be")
+    text = 'scale = "smoke"\ncorpus = "builtin:300"\narms = ["nope"]\nseeds = [0]\n'
+    (root / "studies" / "smoke.toml").write_text(text)
+    done = refused(sh("ablation", "run", "smoke", cwd=root), "outputs/smoke cannot be written", status=2)
+    assert done.stderr.count("\n") == 1
