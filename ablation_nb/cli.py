@@ -255,7 +255,7 @@ def bring_home(archives: list[str]) -> int:
 
 # %% ../nbs/33_cli.ipynb #5e1a0072
 def project_above(path: Path) -> Path | None:
-    "The project that a path lies in. `config.project_root` tells too, but to import it reads the arms.py of where one is."
+    "The project that a path lies in. To import `config.project_root` reads the arms.py of where one is."
     for folder in path.resolve().parents:
         if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir(): return folder
     return None

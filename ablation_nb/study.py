@@ -292,7 +292,7 @@ def no_study_file(path: Path) -> AblationError:
     names = sorted(p.name for p in folder.glob("*.toml"))
     words = f"There is no study file {path}; the ones at hand are in {folder}: {', '.join(names) or 'none'}."
     words += did_you_mean(path.name, names)
-    if not (root / "nbs").is_dir(): words += f" {root} is in no project: go to a clone of it, or give the file's whole path."
+    if not (root / "nbs").is_dir(): words += f" {root} is in no project: go to a clone, or give the file's whole path."
     return AblationError(words)
 
 def read_toml(path: Path) -> dict:
