@@ -11,25 +11,39 @@ PLACE := import os, sys; p = os.path.expanduser(sys.argv[1]); print(os.path.real
 override ABLATION_CORPUS := $(if $(CORPUS),$(or $(shell $(PYTHON) -c '$(PLACE)' $(call quoted,$(CORPUS))),$(CORPUS)))
 export ABLATION_CORPUS
 
-PINNED := \# What the project was tested with on Python 3.11, made by `make pins`. torch has a file of its own; settings.ini holds the ranges.
+STUDY_PINS := \# What a study needs, as it was tested with Python 3.11; made by `make pins`. torch has a file of its own; settings.ini holds the ranges.
+DEV_PINS := \# What the project needs besides: JupyterLab, the site, tests, linters; made by `make pins`.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: install pins study test lint bench gpu wheels lab docs readme clean
+.PHONY: install dev pins study test lint bench gpu wheels lab docs readme clean
 
-install: .venv/.installed
+install: .venv/.installed  ## what a study needs
+
+dev: .venv/.dev  ## what notebooks, tests and the site need besides
 
 .venv/.installed: requirements.txt requirements-torch.txt settings.ini setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"make install pins packages for Python 3.11 or newer, this is {v[0]}.{v[1]}: pass PYTHON=/path/to/python3.11, or use pip install -e . for the ranges of settings.ini.")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-torch.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@echo "Installing what a study needs into .venv: about 1.4 GB with torch for CPUs, half of it torch; a minute or two and the time of the download."
+	$(PIP) --require-hashes --requirement requirements.txt
+	$(PIP) --requirement requirements-torch.txt
+	$(PIP) --quiet --no-deps --no-build-isolation --editable .
+	@du -sh .venv
 	touch $@
 
-pins: install  ## requirements.txt anew: what lies in .venv, each file with its hash on PyPI
+.venv/.dev: .venv/.installed requirements-dev.txt
+	@echo "Installing JupyterLab, Sphinx, tests and linters into .venv: about 0.5 GB more, a minute or two."
+	$(PIP) --require-hashes --requirement requirements-dev.txt
+	touch $@
+
+HASHED := build/uv/bin/uv pip compile --quiet --no-deps --generate-hashes --no-annotate --no-header --python-version 3.11
+pins: dev  ## requirements.txt and requirements-dev.txt anew: what lies in .venv, each file with its hash on PyPI
 	$(PYTHON) -m venv build/uv && build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/python -m pip list --disable-pip-version-check --format freeze --exclude-editable --exclude pip --exclude torch > build/pins.in
-	(echo '$(PINNED)'; build/uv/bin/uv pip compile --quiet --no-deps --generate-hashes --no-annotate --no-header --python-version 3.11 build/pins.in) > build/requirements.txt
-	mv build/requirements.txt requirements.txt
+	$(BIN)/python .ci/pins.py study > build/study.in
+	$(BIN)/python .ci/pins.py dev > build/dev.in
+	(echo '$(STUDY_PINS)'; $(HASHED) build/study.in) > build/requirements.txt
+	(echo '$(DEV_PINS)'; $(HASHED) build/dev.in) > build/requirements-dev.txt
+	mv build/requirements.txt build/requirements-dev.txt .
 
 study: install  ## run the laptop study (or STUDY=...) and print its table
 	$(BIN)/ablation run $(call quoted,$(STUDY))
@@ -44,7 +58,7 @@ test: lint  ## lint, then the notebooks' own tests, then end to end
 	$(BIN)/nbdev-test --skip-file-re '^(train|analysis|index|benchmark)' --n-workers 2 --timing
 	$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 10 tests
 
-lint: install  ## names, types and loose ends of notebooks, package and tests
+lint: dev  ## names, types and loose ends of notebooks, package and tests
 	$(BIN)/ruff check nbs tests ablation_nb setup.py
 	$(BIN)/mypy
 
@@ -53,14 +67,14 @@ bench: .venv/.bench  ## our step beside its peers and the machine's own rate, in
 	$(BIN)/papermill --log-output nbs/benchmark.ipynb out/benchmark.ipynb
 	$(BIN)/python -c 'import json, pandas; d = json.load(open("out/benchmark.json")); print(d["device"], pandas.DataFrame(d["race"]).round(2).to_string(index=False), "times the best peer:", d["lead"], sep="\n")'
 
-.venv/.bench: .venv/.installed requirements-bench.txt
+.venv/.bench: .venv/.dev requirements-bench.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-bench.txt
 	touch $@
 
 # A machine with a card and no network: what it lacks lies in .whl. Without that folder the usual environment is made.
 LIMIT ?= 560
 VISITOR := $(if $(wildcard .whl),$(PYTHON),$(BIN)/python)
-gpu: $(if $(wildcard .whl),,install)  ## a short visit to a card: checks, race, then STUDY for LIMIT seconds in all; results in $OUT or out/visit
+gpu: $(if $(wildcard .whl),,dev)  ## a short visit to a card: checks, race, then STUDY for LIMIT seconds in all; results in $OUT or out/visit
 	if [ -d .whl ]; then $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --find-links .whl --requirement requirements-gpu.txt; fi
 	$(VISITOR) -m ablation_nb.visit run $(call quoted,$(STUDY)) --time-limit $(call quoted,$(LIMIT)) $(VISIT)
 
@@ -68,17 +82,17 @@ wheels: install  ## .whl, for carrying: what requirements-gpu.txt lists, for Pyt
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none \
 	  $(foreach n,28 27 24 17 12,--platform manylinux_2_$(n)_x86_64) --platform manylinux2014_x86_64 --platform manylinux2010_x86_64 --dest .whl --requirement requirements-gpu.txt
 
-lab: install  ## JupyterLab at the first page, on this machine only
+lab: dev  ## JupyterLab at the first page, on this machine only
 	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
-docs: install  ## the rendered site, _docs/index.html, from what is committed: nothing is trained or executed
+docs: dev  ## the rendered site, _docs/index.html, from what is committed: nothing is trained or executed
 	$(BIN)/python nbs/_sphinx/pages.py build/pages
 	rm -rf build/site
 	$(BIN)/python -m sphinx -q -W --keep-going -E -c nbs/_sphinx -d build/doctrees build/pages build/site
 	rm -rf _docs && mv build/site _docs
 	@echo "The site: _docs/index.html"
 
-readme: install  ## README.md from nbs/index.ipynb
+readme: dev  ## README.md from nbs/index.ipynb
 	$(BIN)/nbdev-test nbs/index.ipynb --save
 	$(BIN)/nbdev-clean --fname nbs/index.ipynb
 	$(BIN)/jupyter nbconvert nbs/index.ipynb --to markdown --no-input --log-level ERROR --output-dir . --output README

@@ -7,15 +7,17 @@ __all__ = ['PRECISIONS', 'MAY_BE_ZERO', 'LARGEST', 'FEED_FORWARDS', 'NORMS', 'Pa
            'MODEL_FIELDS', 'TRAIN_FIELDS', 'IS_THE_PACKAGE', 'OWN_ARMS', 'OWN_PARTS', 'AblationError', 'did_you_mean',
            'unknown', 'ModelConfig', 'TrainConfig', 'is_of_type', 'check_types', 'check_value', 'swiglu_width',
            'plain_width', 'matched_width', 'FeedForward', 'Norm', 'silu', 'unit_rms', 'named_part', 'register_part',
-           'register_feed_forward', 'register_norm', 'Arm', 'check_label', 'register_arm', 'arm_names', 'parse_arm',
-           'check_parts', 'arm_name', 'arm_label', 'arm_order', 'compared_arms', 'Scale', 'resolve_scale',
-           'native_precision', 'model_config', 'train_config', 'known_fields', 'RunConfig', 'run_config',
-           'project_root', 'own_arms', 'fault_of', 'import_file']
+           'register_feed_forward', 'register_norm', 'ffn_matrices', 'block_weights', 'parameter_count',
+           'flops_per_token', 'Arm', 'check_label', 'register_arm', 'arm_names', 'parse_arm', 'check_parts', 'arm_name',
+           'arm_label', 'arm_order', 'compared_arms', 'Scale', 'torch_build', 'has_card', 'multiplies_bf16',
+           'resolve_scale', 'native_precision', 'model_config', 'train_config', 'known_fields', 'RunConfig',
+           'run_config', 'project_root', 'own_arms', 'fault_of', 'import_file']
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
 import difflib, importlib.util, math, os, re, sys, traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -227,6 +229,28 @@ def register_norm(name: str, part: Norm) -> Norm:
     "Make `norm=name` a choice of `ModelConfig`."
     return register_part(NORMS, name, part)
 
+# %% ../nbs/00_config.ipynb #c4cb2ec0
+def ffn_matrices(cfg: ModelConfig) -> int:
+    "Weight matrices in the feed-forward layer: three with a gate, two without."
+    return 3 if named_part(FEED_FORWARDS, "ffn", cfg.ffn).gated else 2
+
+def block_weights(cfg: ModelConfig) -> int:
+    "Weights in the matrices of one block."
+    D = cfg.d_model
+    return 4 * D * D + ffn_matrices(cfg) * D * cfg.d_ff
+
+def parameter_count(cfg: ModelConfig) -> int:
+    "Parameters of the model that `cfg` describes, by formula."
+    D, V = cfg.d_model, cfg.vocab_size
+    gains = 0 if cfg.norm == "none" else D * (2 * cfg.n_layers + 1)
+    return 2 * V * D + gains + cfg.n_layers * block_weights(cfg)
+
+def flops_per_token(cfg: ModelConfig) -> int:
+    "Floating-point operations per trained token (forward and backward), by formula."
+    D, T = cfg.d_model, cfg.context_length
+    forward = 2 * cfg.vocab_size * D + cfg.n_layers * (2 * block_weights(cfg) + 4 * T * D)
+    return 3 * forward
+
 # %% ../nbs/00_config.ipynb #b6c9b54b
 @dataclass(frozen=True)
 class Arm:
@@ -377,21 +401,42 @@ SCALES = {
         dict(valid_stories=1_300, precision="bf16", compile=True)),  # all 22,000 would cost half a training: see visit
 }
 
+# %% ../nbs/00_config.ipynb #5e1a0002
+@cache
+def torch_build() -> dict[str, Any]:
+    "What torch's own version.py says, without importing torch: `__version__`, and the `cuda` or `hip` that it is for."
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None and spec.origin is not None  # it is a requirement
+    facts: dict[str, Any] = {}
+    exec(Path(spec.origin).with_name("version.py").read_text(encoding="utf-8"), facts)
+    return facts
+
+def has_card() -> bool:
+    "Is there a CUDA card? A torch that was built for none need not be asked."
+    built = torch_build()
+    if not (built.get("cuda") or built.get("hip")): return False
+    import torch
+    return torch.cuda.is_available()
+
+def multiplies_bf16() -> bool:
+    "Does the processor multiply bf16 (AVX512-BF16, AMX)? Linux says so itself; elsewhere torch is asked."
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
+    flags = re.search(r"^flags\s*:(.*)$", text, re.M)
+    if flags: return not {"avx512_bf16", "amx_tile"}.isdisjoint(flags[1].split())
+    import torch
+    return any(getattr(torch.cpu, f"_is_{f}_supported", bool)() for f in ("avx512_bf16", "amx_tile"))
+
 # %% ../nbs/00_config.ipynb #77aa4f89
 def resolve_scale(scale: str = "auto") -> str:
     "The name of the scale: `auto` is `full` where there is a CUDA card and `laptop` otherwise."
-    if scale == "auto":
-        import torch
-        return "full" if torch.cuda.is_available() else "laptop"
+    if scale == "auto": return "full" if has_card() else "laptop"
     if scale in SCALES: return scale
     raise unknown(f"Unknown scale '{scale}'.", scale, ["auto", *SCALES], "Known scales")
 
 def native_precision() -> str:
     "What precision `auto` stands for: bf16 where a card or the processor (AVX512-BF16, AMX) multiplies it, else fp32."
-    import torch
-    if torch.cuda.is_available(): return "bf16"
-    processor = [getattr(torch.cpu, f"_is_{f}_supported", bool)() for f in ("avx512_bf16", "amx_tile")]
-    return "bf16" if any(processor) else "fp32"
+    return "bf16" if has_card() or multiplies_bf16() else "fp32"
 
 # %% ../nbs/00_config.ipynb #54d5c58c
 def model_config(

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['A_RUN', 'ON_A_CARD', 'HERE_ONLY', 'ELSEWHERE', 'CERTIFICATES', 'execute', 'time_arms', 'show_times', 'runs_at_a_time',
-           'local_pool', 'dask_pool', 'progress_of', 'status', 'status_table', 'Progress', 'work_off']
+           'local_pool', 'dask_pool', 'Progress', 'work_off']
 
 # %% ../nbs/15_engine.ipynb #e6910003
 import os, queue, signal, sys, threading, time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -27,11 +26,11 @@ from rich.table import Table
 from .config import MODEL_FIELDS, TRAIN_FIELDS, AblationError, RunConfig, project_root, run_config
 from .data import prepare
 from .kernels import NURSERY, run_notebook
-from .provenance import device_name, package_hash, write_json
-from .results import Damaged, cut_short, has, read_checked, read_json, read_rows
-from .runs import Busy, alone, board_writer, busy, run_state
-from .study import (TODO, Job, Study, on_random_tokens, plan, prepared,
-    show_plan, spoken, torch_threads, torch_version)
+from .provenance import device_name, package_hash, torch_version, write_json
+from .results import Busy, Damaged, alone, cut_short, has, read_checked, read_json, run_state
+from .runs import board_writer
+from .study import (SPOILT, TODO, Job, Study, on_random_tokens, place_of, plan, prepared,
+    progress_of, show_plan, spoken, status_table, torch_threads)
 from .trainer import resolve_device
 
 # %% ../nbs/15_engine.ipynb #538e4d51
@@ -247,62 +246,6 @@ def dask_pool(address: str) -> Iterator[tuple]:
         try: yield pool.submit, int(offered), 0
         finally: pool.shutdown(wait=False)  # cancels what has not ended
 
-# %% ../nbs/15_engine.ipynb #34dc9971
-def progress_of(
-    folder: Path,
-    cfg: RunConfig,
-    state: str | None = None,  # what `run_state` says of the folder, where that is known
-) -> dict:                     # state, step, of, train_loss, val_loss, tokens_per_second, eta (seconds to go)
-    "How far a run is, from its folder."
-    state, rows = state or run_state(folder), read_rows(folder / "metrics.jsonl")
-    if state == "partial" and busy(folder): state = "running"
-    last = rows[-1] if rows else {}
-    step, seconds, done = last.get("step", 0), last.get("seconds"), last.get("tokens")
-    newest = lambda k: next((r[k] for r in reversed(rows) if r.get(k) is not None), None)
-    speed = eta = None
-    if seconds and done: speed = done / seconds
-    if step and seconds and state in ("running", "partial"): eta = (cfg.train.n_steps - step) * seconds / step
-    return dict(
-        state=state, step=step, of=cfg.train.n_steps,
-        train_loss=newest("train_loss"), val_loss=newest("val_loss"),
-        tokens_per_second=speed, eta=eta,
-    )
-
-def status(
-    study: Study,
-    jobs: list[Job] | None = None,  # of its plan, where that is made
-) -> pd.DataFrame:
-    "A row a run of the study, as far as its plan is known: point, arm, lr, seed, role, and what `progress_of` tells."
-    if jobs is None: jobs, _ = plan(study)
-    return pd.DataFrame([status_row(j) for j in jobs])
-
-# %% ../nbs/15_engine.ipynb #d9ee69be
-SPOILT = ("stale", "damaged")   # states of a run that counts for nothing, and has to be replaced
-
-def status_row(j: Job) -> dict:
-    "The row of `status` for a run."
-    if not j.folder: return {**place_of(j), "lr": None, "state": "waiting", "step": 0, "of": j.cfg.train.n_steps}
-    return {**place_of(j), **progress_of(j.folder, j.cfg, j.state)}
-
-def place_of(j: Job) -> dict:
-    "The place of a run in its study."
-    return dict(point=j.point, arm=j.cfg.arm, lr=j.cfg.train.lr, seed=j.cfg.train.seed, role=j.role)
-
-# %% ../nbs/15_engine.ipynb #a06cb039
-def status_table(frame: pd.DataFrame, title: str) -> Table:
-    "The frame of `status` for a terminal: what runs, and counts of the rest."
-    counts = ", ".join(f"{v} {k}" for k, v in Counter(frame.state).items())
-    table = Table("run", "step", "train loss", "val loss", "tokens/s", "ETA", title=f"{title}: {counts}")
-    number = lambda v, how: "" if v is None or pd.isna(v) else how(v)
-    three, whole = "{:.3f}".format, "{:.0f}".format
-    for r in frame[frame.state.isin(["running", "partial", *SPOILT])].itertuples():
-        run = f"{r.arm} lr {r.lr:g} seed {r.seed}"
-        if r.point: run = f"{r.point}/{run}"
-        if r.state != "running": run += f" ({r.state})"
-        losses = number(r.train_loss, three), number(r.val_loss, three)
-        table.add_row(run, f"{r.step}/{r.of}", *losses, number(r.tokens_per_second, whole), number(r.eta, spoken))
-    return table
-
 # %% ../nbs/15_engine.ipynb #5c687166
 class Progress:
     "Shows a study as it goes, from its folders alone."
@@ -369,7 +312,8 @@ def running(self: Progress) -> pd.DataFrame:
 @patch
 def table(self: Progress) -> Table:
     "The runs in progress, as a terminal shows them."
-    return status_table(self.running(), f"{self.study.name}: {self.ended} ended, {len(self.jobs)} to go")
+    title = f"{self.study.name}: {self.ended} ended, {len(self.jobs)} to go"
+    return status_table(self.running().to_dict("records"), title)
 
 # %% ../nbs/15_engine.ipynb #9dbc7c17
 def step_words(r: Any) -> str:

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['TransformerBlock', 'drawn_parameter', 'init_parameters', 'FlexibleTransformerLM', 'next_token_loss', 'head_loss',
-           'ffn_matrices', 'block_weights', 'parameter_count', 'flops_per_token', 'reference_logits', 'generate_batch',
-           'generate']
+           'reference_logits', 'generate_batch', 'generate', 'ffn_matrices', 'flops_per_token', 'parameter_count']
 
 # %% ../nbs/04_model.ipynb #3a49776c
 import hashlib
@@ -17,8 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import FEED_FORWARDS, NORMS, AblationError, ModelConfig, named_part
+from .config import FEED_FORWARDS, NORMS, AblationError, ModelConfig
+from .config import ffn_matrices, flops_per_token, parameter_count
 from .layers import CausalSelfAttention, KVCache, Linear, linear, make_feed_forward, make_norm
+
+_all_ = ["ffn_matrices", "flops_per_token", "parameter_count"]  # may be asked for here, too
 
 # %% ../nbs/04_model.ipynb #b22f2101
 class TransformerBlock(nn.Module):
@@ -154,28 +156,6 @@ def head_loss(
 ) -> torch.Tensor:
     "`next_token_loss` of the logits `x_BTD @ w_VD.T`, without ever holding all of them."
     return ChunkedHeadLoss.apply(x_BTD.flatten(0, 1).to(w_VD.dtype), w_VD, targets_BT.flatten(), rows)
-
-# %% ../nbs/04_model.ipynb #c4cb2ec0
-def ffn_matrices(cfg: ModelConfig) -> int:
-    "Weight matrices in the feed-forward layer: three with a gate, two without."
-    return 3 if named_part(FEED_FORWARDS, "ffn", cfg.ffn).gated else 2
-
-def block_weights(cfg: ModelConfig) -> int:
-    "Weights in the matrices of one block."
-    D = cfg.d_model
-    return 4 * D * D + ffn_matrices(cfg) * D * cfg.d_ff
-
-def parameter_count(cfg: ModelConfig) -> int:
-    "Parameters of the model that `cfg` describes, by formula."
-    D, V = cfg.d_model, cfg.vocab_size
-    gains = 0 if cfg.norm == "none" else D * (2 * cfg.n_layers + 1)
-    return 2 * V * D + gains + cfg.n_layers * block_weights(cfg)
-
-def flops_per_token(cfg: ModelConfig) -> int:
-    "Floating-point operations per trained token (forward and backward), by formula."
-    D, T = cfg.d_model, cfg.context_length
-    forward = 2 * cfg.vocab_size * D + cfg.n_layers * (2 * block_weights(cfg) + 4 * T * D)
-    return 3 * forward
 
 # %% ../nbs/04_model.ipynb #4fd82f86
 def reference_norm(x_BTD: np.ndarray, w: Mapping[str, np.ndarray], path: str, cfg: ModelConfig) -> np.ndarray:

@@ -4,33 +4,34 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'TINY', 'TAKING', 'write_json', 'hash_of', 'described', 'identity_of', 'identity', 'code_only',
-           'imported_files', 'is_own', 'package_hash', 'own_hash', 'numbers_of', 'numbers_in', 'kind_of', 'fingerprint',
-           'close', 'proofs_file', 'read_proofs', 'behind', 'proven', 'code_now', 'same_code', 'prove', 'replaced',
-           'git_sha', 'device_name', 'device_kind', 'torch_release', 'environment']
+           'imported_files', 'is_own', 'module_text', 'package_hash', 'code_hash', 'own_hash', 'numbers_of',
+           'numbers_in', 'kind_of', 'torch_version', 'fingerprint', 'close', 'proofs_file', 'read_proofs', 'behind',
+           'proven', 'code_now', 'same_code', 'prove', 'replaced', 'git_sha', 'device_name', 'device_kind',
+           'torch_release', 'environment']
 
 # %% ../nbs/10_provenance.ipynb #15e42953
 import ast, hashlib, inspect, io, json, math, os
 import platform, subprocess, sys, tempfile, threading, tokenize
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import ContextVar
 from datetime import date, datetime, timezone
 from functools import cache, wraps
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if sys.version_info >= (3, 11): import tomllib
 else: import tomli as tomllib
 
 import numpy as np
-import torch
 
 import ablation_nb
-from .config import ARMS, OWN_ARMS, OWN_PARTS, AblationError, RunConfig, parse_arm, project_root
+from .config import ARMS, OWN_ARMS, OWN_PARTS, AblationError, RunConfig, parse_arm, project_root, torch_build
 from .data import TokenData, cache_folder, corpus_name, write_atomic
-from .trainer import resolve_device
+
+if TYPE_CHECKING: import torch  # which takes a second or more: what only compares runs does without
 
 # %% ../nbs/10_provenance.ipynb #57afd2c3
 def write_json(path: Path, value: Any) -> None:
@@ -151,12 +152,26 @@ def train_cells() -> list[tuple[str, list]]:
     return [("".join(c["source"]), c["metadata"].get("tags", [])) for c in cells if c["cell_type"] == "code"]
 
 # %% ../nbs/10_provenance.ipynb #56bfb6b2
+def module_text(name: str) -> str:
+    "The source of a module of the package."
+    return (Path(ablation_nb.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+
 @once
 def package_hash() -> str:
     "Hash of the package's code that makes numbers, and of `train.ipynb`."
-    folder = Path(ablation_nb.__file__).parent
-    modules = [code_only((folder / f"{m}.py").read_text(encoding="utf-8")) for m in COMPUTING]
-    return hash_of([*modules, *(code_only(source) for source, _ in train_cells())])
+    return code_hash([*map(module_text, COMPUTING), *(source for source, _ in train_cells())])
+
+def code_hash(sources: list[str]) -> str:
+    "Hash of sources as `code_only` leaves them. To parse them takes longest, so it is kept for their very text."
+    kept = cache_folder() / "code" / f"{hash_of([module_text('provenance'), *sources])}.json"
+    with suppress(OSError, ValueError):
+        known = json.loads(kept.read_text(encoding="utf-8"))
+        if isinstance(known, str) and len(known) == 12: return known
+    value = hash_of([*map(code_only, sources)])
+    with suppress(OSError):   # without a place to keep it, it is computed again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, value)
+    return value
 
 @once
 def own_hash() -> str | None:
@@ -227,6 +242,7 @@ TAKING: ContextVar[bool] = ContextVar("TAKING", default=False)  # is a fingerpri
 @contextmanager
 def as_before() -> Iterator[None]:
     "Threads, random numbers and products of torch afterwards as they were; and what runs inside takes no fingerprint."
+    import torch
     threads = torch.get_num_threads()
     rng = torch.get_rng_state()
     products = torch.get_float32_matmul_precision()
@@ -239,6 +255,10 @@ def as_before() -> Iterator[None]:
         torch.set_float32_matmul_precision(products)
 
 # %% ../nbs/10_provenance.ipynb #c2f8dc35
+def torch_version() -> str:
+    "The version of torch that is at work, or would be."
+    return str(torch_build()["__version__"])
+
 @once
 def fingerprint(
     arm: str,        # one part; a composed arm has those of its parts
@@ -246,7 +266,7 @@ def fingerprint(
 ) -> list[float]:
     "What this code computes of one arm. Half a second the first time, then from the cache."
     own = own_hash() if is_own(arm) else None
-    version = [package_hash(), own, torch.__version__, platform.platform(), arm, precision, TINY]
+    version = [package_hash(), own, torch_version(), platform.platform(), arm, precision, TINY]
     folder = cache_folder() / "fingerprints"
     kept = folder / f"{hash_of(version)}.json"
     try: return json.loads(kept.read_text(encoding="utf-8"))
@@ -321,7 +341,7 @@ def proven(
 def code_now(arm: str, model: dict) -> dict:
     "What the code is, here and now, for a run of this arm: its hashes, torch, and the system."
     own = own_hash() if is_own(arm, model) else None
-    system = dict(torch=torch.__version__, platform=platform.platform())
+    system = dict(torch=torch_version(), platform=platform.platform())
     return dict(package_hash=package_hash(), own_hash=own, **system)
 
 def same_code(
@@ -424,8 +444,9 @@ def prove(
         with ThreadPoolExecutor(2) as pool:
             old, new = pool.map(version_at, (then, root), (text, text), (Path(tmp, "a"), Path(tmp, "b")))
     if old["hash"] == new["hash"]: return {}
+    import torch
     cpu = device_name(torch.device("cpu"))
-    facts = dict(date=date.today().isoformat(), torch=torch.__version__, device=cpu, commit=commit)
+    facts = dict(date=date.today().isoformat(), torch=torch_version(), device=cpu, commit=commit)
     proof = proof_between(old, new, **facts)
     others = [p for p in read_proofs(path) if (p["old"], p["new"]) != (proof["old"], proof["new"])]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -478,9 +499,11 @@ def git_sha() -> str | None:
     changed = git("status", "--porcelain", "--", "ablation_nb", "nbs/train.ipynb", "arms.py")
     return f"{sha}-dirty" if changed else sha
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     "What the device is called in results."
-    if device.type == "cuda": return torch.cuda.get_device_name(device)
+    if device.type == "cuda":
+        import torch
+        return torch.cuda.get_device_name(device)
     return f"CPU ({os.cpu_count()} cores)"
 
 def device_kind(name: str) -> str:  # as `device_name` gives it
@@ -494,6 +517,9 @@ def torch_release(version: str) -> str:
 # %% ../nbs/10_provenance.ipynb #534d3da5
 def environment(cfg: RunConfig, data: TokenData) -> dict:
     "What `env.json` holds."
+    import torch
+
+    from ablation_nb.trainer import resolve_device
     device = resolve_device(cfg.train.device)
     code = code_now(cfg.arm, cfg.as_dict()["model"])
     kind = kind_of(cfg.train.precision)

@@ -44,9 +44,8 @@ from .figures import (
     ablation_comparison, dynamics_figure, effects_figure, front_figure,
     interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
-    RUN, load_doc_losses, load_metrics, load_position_losses, load_stories,
+    PROMPTS, RUN, load_doc_losses, load_metrics, load_position_losses, load_stories,
     main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
-from .runs import PROMPTS
 from .statistics import (
     best_of_evaluations, mean_interval, noise_budget, paired_differences, pairs_wanted, pooled_sd, signed)
 from .tables import (
@@ -55,7 +54,6 @@ from .tables import (
     overview_table, parts_combined, positions_table, precision_table, rates_long, rates_table,
     results_table, share_words, side_by_side, sureness_table, together_table, tuning_effects, twins,
     effects_at_size, in_bits, tex_table, trends_over_size)
-
 
 # %% ../nbs/23_report.ipynb #43633bb3
 def no_stories() -> pd.DataFrame:
@@ -1607,16 +1605,20 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_report(
     study_folder: Path | str,  # e.g. "outputs/laptop", or one point of a grid
+    say: Callable[[str], object] = lambda words: None,   # is told what is being done
 ) -> Path:                     # its report.md
     """Write report.md, tables and figures of a study into its folder; again gives the same bytes.
 
     Numbers in full are tables/*.csv, and what the page shows is tables/*.tex."""
+    name = Path(study_folder).name
+    say(f"{name}: reading its runs")
     r = read_results(study_folder)
     a_grid = points(r) != [""]
     if a_grid:
         finished = set(r.runs.point[r.runs.status == "done"])
         for p in points(r):
-            if p in finished: write_report(r.folder / p)
+            if p in finished: write_report(r.folder / p, say)
+    say(f"{name}: comparing {len(r.runs)} runs")
     parts, tables, figures = grid_files(r) if a_grid else study_files(r)
     (r.folder / "tables").mkdir(exist_ok=True)
     for name, table in tables.items():
@@ -1625,6 +1627,7 @@ def write_report(
     for table in (part for part in parts if isinstance(part, Shown)):
         write_text(r.folder / "tables" / f"{table.name}.tex", tex_table(table.frame))
     for stem, figure in figures.items():
+        say(f"{name}: drawing {stem}")
         save_figure(figure, r.folder / stem)
     return write_text(r.folder / "report.md", "\n\n".join(parts) + "\n")
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TODO', 'Study', 'read_study', 'climb', 'Job', 'plan', 'prepared', 'job_tokens', 'flops', 'show_plan',
-           'on_random_tokens', 'torch_version', 'torch_threads', 'estimate', 'spoken', 'spread_seen', 'power_words',
-           'contrasts']
+           'on_random_tokens', 'torch_threads', 'estimate', 'spoken', 'spread_seen', 'power_words', 'contrasts',
+           'progress_of', 'status', 'status_table']
 
 # %% ../nbs/14_study.ipynb #47f5beab
 import itertools, math, os, re, sys
@@ -15,23 +15,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if sys.version_info >= (3, 11): import tomllib
 else: import tomli as tomllib
 
 import numpy as np
-import pandas as pd
 from rich.table import Table
 
 from .config import (LARGEST, MODEL_FIELDS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
-    arm_name, did_you_mean, project_root, resolve_scale, run_config)
+    arm_name, did_you_mean, flops_per_token, project_root, resolve_scale, run_config)
 from .data import TokenData, corpus_name, prepare
-from .model import FlexibleTransformerLM, flops_per_token
 from .provenance import described
-from .results import cut_short, planned_looks, planned_seeds, read_json, why_not
-from .runs import differences, run_folder, run_state
-from .trainer import Trainer, resolve_device
+from .results import (busy, cut_short, differences, planned_looks, planned_seeds, read_json, read_rows,
+    run_folder, run_state, why_not)
+
+if TYPE_CHECKING:  # a plan needs neither pandas nor torch, which take two seconds
+    import pandas as pd
+
+    from ablation_nb.trainer import Trainer
 
 # %% ../nbs/14_study.ipynb #df3904ba
 @dataclass(frozen=True)
@@ -273,13 +275,13 @@ def same_tokens(point: dict, base: RunConfig) -> dict:
 
 # %% ../nbs/14_study.ipynb #1343faa2
 def read_study(
-    path: Path | str,
+    path: Path | str,              # of the file, or its name in the project's studies/
     corpus: str | None = None,     # instead of the file's own; None: the environment's ABLATION_CORPUS, if set
     scale: str | None = None,      # instead of the file's own
     outputs: Path | None = None,   # folder of all studies; None: outputs/ under the project's root
 ) -> Study:
     "Read and check a study file; what is wrong is an error that names file, key and value."
-    path = Path(path)
+    path = study_file(path)
     d = read_toml(path)
     def wrong(key: str, value: Any, why: str) -> AblationError:
         return AblationError(f"{path}: {key} = {value!r} {why}")
@@ -306,11 +308,27 @@ def read_study(
     return study
 
 # %% ../nbs/14_study.ipynb #d591cdcd
+def study_file(asked: Path | str) -> Path:
+    "The file that is meant: a path from here or from the project's root, or a name in its `studies/`."
+    path, root = Path(asked), project_root()
+    for p in (path, root / path, root / "studies" / path, root / "studies" / f"{path}.toml"):
+        if p.is_file(): return p
+    return path
+
+def no_study_file(path: Path) -> AblationError:
+    "What is said where there is none: the ones at hand, or that this is no project."
+    root = project_root()
+    folder = path.parent
+    if len(path.parts) == 1 and (root / "studies").is_dir(): folder = Path(os.path.relpath(root / "studies"))
+    names = sorted(p.name for p in folder.glob("*.toml"))
+    words = f"There is no study file {path}; the ones at hand are in {folder}: {', '.join(names) or 'none'}."
+    words += did_you_mean(path.name, names)
+    if not (root / "nbs").is_dir(): words += f" {root} is in no project: go to a clone, or give the file's whole path."
+    return AblationError(words)
+
 def read_toml(path: Path) -> dict:
     "The content of a study file; the lack of one, or of TOML in it, is an error of one sentence."
-    if not path.is_file():
-        others = ", ".join(sorted(p.name for p in path.parent.glob("*.toml"))) or "none"
-        raise AblationError(f"There is no study file {path}; the ones at hand are in {path.parent}: {others}.")
+    if not path.is_file(): raise no_study_file(path)
     try: return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as e: raise AblationError(f"{path} is not valid TOML: {e}.") from None
     except UnicodeDecodeError as e:
@@ -576,12 +594,12 @@ def show_plan(jobs: list[Job], tuning: dict) -> Table:
         lr = None if j.state == "waiting" else j.cfg.train.lr
         groups.setdefault((j.point, j.cfg.arm, j.role, lr), []).append(j)
     rows = [plan_row(point, arm, role, lr, runs, tuning) for (point, arm, role, lr), runs in groups.items()]
-    frame = pd.DataFrame(rows)
     silent = (("point", ""), ("for", "test"), ("done", 0), ("stale", 0))
-    frame = frame.drop(columns=[c for c, nothing in silent if (frame[c] == nothing).all()])
+    left_out = [c for c, nothing in silent if all(row[c] == nothing for row in rows)]
+    columns = [c for c in rows[0] if c not in left_out]
     table = Table()
-    for c in frame: table.add_column(c, no_wrap=True, overflow="fold")
-    for r in frame.itertuples(index=False): table.add_row(*map(str, r))
+    for c in columns: table.add_column(c, no_wrap=True, overflow="fold")
+    for row in rows: table.add_row(*(str(row[c]) for c in columns))
     return table
 
 # %% ../nbs/14_study.ipynb #95a2af20
@@ -608,8 +626,10 @@ def on_random_tokens(
     n_steps: int,
     threads: int,
     on_row: Callable[[dict], object] = lambda row: None,
-) -> Trainer:
+) -> "Trainer":
     "A trainer of `cfg` that is about time alone: random tokens, no evaluation but the last, no checkpoint."
+    from ablation_nb.model import FlexibleTransformerLM
+    from ablation_nb.trainer import Trainer, resolve_device
     rng = np.random.default_rng(0)
     few = rng.integers(0, cfg.model.vocab_size, 40 * cfg.model.context_length).astype(np.uint16)
     data = TokenData(Path(), {}, few, few[:2], np.array([0, 2]), np.array([2]))
@@ -620,11 +640,6 @@ def on_random_tokens(
         threads=threads, compile=cfg.train.compile and on_a_card,
     )
     return Trainer(FlexibleTransformerLM(cfg.model, 0), data, t, on_row=on_row)
-
-def torch_version() -> str:
-    "The version of torch that is at work."
-    import torch
-    return torch.__version__
 
 def torch_threads(n: int | None = None) -> int:
     "The number of threads that torch uses here; sets it if `n` is given."
@@ -644,6 +659,8 @@ def seconds_per_step(cfg: RunConfig, threads: int) -> float:
 def cards_used(todo: list[Job]) -> int:
     "How many cards the runs train on; 0 on a CPU. Runs side by side on one card share what it can do."
     import torch
+
+    from ablation_nb.trainer import resolve_device
     if not todo: return 0
     if resolve_device(todo[0].cfg.train.device).type != "cuda": return 0
     return torch.cuda.device_count()
@@ -680,6 +697,7 @@ def spread_seen(study: Study) -> tuple[float, str] | None:
     """Standard deviation of paired differences, pooled over arms, and the study that showed it.
 
     That is this one, or else the one with the most pairs at the same scale; None if there is none."""
+    import pandas as pd
     seen = []
     for table in study.outputs.parent.glob("*/tables/effects.csv"):
         folder = table.parents[1]
@@ -714,3 +732,64 @@ def power_words(study: Study) -> str:
 def contrasts(settings: dict) -> int:
     "How many arms are compared with the baseline, controls apart."
     return max(1, len(set(settings["arms"]) - {"baseline", "aa"}))
+
+# %% ../nbs/14_study.ipynb #34dc9971
+def progress_of(
+    folder: Path,
+    cfg: RunConfig,
+    state: str | None = None,  # what `run_state` says of the folder, where that is known
+) -> dict:                     # state, step, of, train_loss, val_loss, tokens_per_second, eta (seconds to go)
+    "How far a run is, from its folder."
+    state, rows = state or run_state(folder), read_rows(folder / "metrics.jsonl")
+    if state == "partial" and busy(folder): state = "running"
+    last = rows[-1] if rows else {}
+    step, seconds, done = last.get("step", 0), last.get("seconds"), last.get("tokens")
+    newest = lambda k: next((r[k] for r in reversed(rows) if r.get(k) is not None), None)
+    speed = eta = None
+    if seconds and done: speed = done / seconds
+    if step and seconds and state in ("running", "partial"): eta = (cfg.train.n_steps - step) * seconds / step
+    return dict(
+        state=state, step=step, of=cfg.train.n_steps,
+        train_loss=newest("train_loss"), val_loss=newest("val_loss"),
+        tokens_per_second=speed, eta=eta,
+    )
+
+def status(
+    study: Study,
+    jobs: list[Job] | None = None,  # of its plan, where that is made
+) -> "pd.DataFrame":
+    "A row a run of the study, as far as its plan is known: point, arm, lr, seed, role, and what `progress_of` tells."
+    import pandas as pd
+    if jobs is None: jobs, _ = plan(study)
+    return pd.DataFrame([status_row(j) for j in jobs])
+
+# %% ../nbs/14_study.ipynb #d9ee69be
+SPOILT = ("stale", "damaged")   # states of a run that counts for nothing, and has to be replaced
+
+def status_row(j: Job) -> dict:
+    "The row of `status` for a run."
+    if not j.folder:
+        unknown = dict.fromkeys(("train_loss", "val_loss", "tokens_per_second", "eta"))
+        return {**place_of(j), "lr": None, "state": "waiting", "step": 0, "of": j.cfg.train.n_steps, **unknown}
+    return {**place_of(j), **progress_of(j.folder, j.cfg, j.state)}
+
+def place_of(j: Job) -> dict:
+    "The place of a run in its study."
+    return dict(point=j.point, arm=j.cfg.arm, lr=j.cfg.train.lr, seed=j.cfg.train.seed, role=j.role)
+
+# %% ../nbs/14_study.ipynb #a06cb039
+def status_table(rows: list[dict], title: str) -> Table:
+    "Rows of `status` for a terminal: what runs, and counts of the rest."
+    counts = ", ".join(f"{v} {k}" for k, v in Counter(r["state"] for r in rows).items())
+    table = Table("run", "step", "train loss", "val loss", "tokens/s", "ETA", title=f"{title}: {counts}")
+    number = lambda v, how: "" if v is None or math.isnan(v) else how(v)
+    three, whole = "{:.3f}".format, "{:.0f}".format
+    for r in rows:
+        if r["state"] not in ("running", "partial", *SPOILT): continue
+        run = f"{r['arm']} lr {r['lr']:g} seed {r['seed']}"
+        if r["point"]: run = f"{r['point']}/{run}"
+        if r["state"] != "running": run += f" ({r['state']})"
+        losses = number(r["train_loss"], three), number(r["val_loss"], three)
+        speed, eta = number(r["tokens_per_second"], whole), number(r["eta"], spoken)
+        table.add_row(run, f"{r['step']}/{r['of']}", *losses, speed, eta)
+    return table

@@ -26,8 +26,8 @@ from .data import write_atomic
 from .engine import work_off
 from .model import FlexibleTransformerLM
 from .provenance import identity_of
-from .results import RUN_FILES, RUN_LOCKS, content, cut_short, has, run_folders, why_not
-from .runs import OWN_FILES, Busy, alone, clear
+from .results import RUN_FILES, RUN_LOCKS, Busy, alone, content, cut_short, has, run_folders, why_not
+from .runs import OWN_FILES, clear
 from .study import read_study
 from .trainer import Trainer, can_compile, resolve_device
 

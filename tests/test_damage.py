@@ -7,12 +7,12 @@ from conftest import copied
 from engines import HEAD, write
 
 from ablation_nb.config import AblationError
-from ablation_nb.engine import mend, status, status_table, write_down
+from ablation_nb.engine import mend, write_down
 from ablation_nb.ledger import studies_in
 from ablation_nb.report import read_results, write_report
 from ablation_nb.results import pack_runs
 from ablation_nb.runs import Run, alone
-from ablation_nb.study import plan, prepared, read_study, show_plan
+from ablation_nb.study import plan, prepared, read_study, show_plan, status, status_table
 from ablation_nb.trainer import Stopped
 
 STUDY = HEAD + """
@@ -117,7 +117,7 @@ def outcomes(study, ready):
         show_plan(jobs, tuning)
         return {j.folder.relative_to(study.outputs).as_posix(): (j.state, j.why) for j in jobs if j.folder}
 
-    def shown(): return status_table(status(study, plan(study, ready)[0]), study.name)
+    def shown(): return status_table(status(study, plan(study, ready)[0]).to_dict("records"), study.name)
     return dict(
         plan=outcome(planned),
         status=outcome(shown),

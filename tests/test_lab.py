@@ -36,7 +36,7 @@ def project(tmp_path_factory):
 
 def make_lab(project):
     "The command that `make lab` runs."
-    installed = ("--old-file=install", f"BIN={Path(sys.executable).parent}")
+    installed = ("--old-file=dev", f"BIN={Path(sys.executable).parent}")
     make = ["make", "-f", ROOT / "Makefile", "-n", "lab", *installed]
     recipe = subprocess.run(make, cwd=project, capture_output=True, text=True, check=True).stdout
     return shlex.split(next(line for line in recipe.splitlines() if "jupyter lab" in line))

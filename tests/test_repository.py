@@ -89,14 +89,14 @@ def test_every_table_is_one_for_latex(tmp_path):
 def test_readme_is_what_index_says(copy, sh):
     for name in ("Makefile", "CITATION.cff"): shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "studies", copy / "studies")
-    succeeded(sh("make", "readme", "--old-file=install", f"BIN={Path(sys.executable).parent}", cwd=copy))
+    succeeded(sh("make", "readme", "--old-file=dev", f"BIN={Path(sys.executable).parent}", cwd=copy))
     for name in ("README.md", "outputs/front.png"):
         assert (copy / name).read_bytes() == (ROOT / name).read_bytes(), f"{name}: run make readme"
     assert "\n\n\n" not in (ROOT / "README.md").read_text()
 
 
 def test_make_lab_opens_the_first_page_on_this_machine_only(sh):
-    done = succeeded(sh("make", "-n", "lab", "--old-file=install"))
+    done = succeeded(sh("make", "-n", "lab", "--old-file=dev"))
     argv = next(shlex.split(line) for line in done.stdout.splitlines() if "jupyter lab" in line)
     assert f"--ServerApp.root_dir={ROOT}" in argv, "links out of nbs/ lead nowhere otherwise"
     assert [a for a in argv if a.startswith("--") and "ip" in a.partition("=")[0]] == ["--ip=127.0.0.1"]
@@ -120,8 +120,8 @@ def test_train_notebook_has_a_parameter_for_every_field():
 def test_modules_import_only_downwards():
     order = [n.stem.split("_", 1)[1] for n in NOTEBOOKS if n.name[0].isdigit()]
     for i, module in enumerate(order):
-        source = (ROOT / "ablation_nb" / f"{module}.py").read_text()
-        used = set(re.findall(r"^from (?:ablation_nb)?\.(\w+) import", source, re.M))
+        source = (ROOT / "ablation_nb" / f"{module}.py").read_text().partition("\nif __name__ ==")[0]
+        used = set(re.findall(r"^ *from (?:ablation_nb)?\.(\w+) import", source, re.M))   # in functions, too
         assert used <= set(order[:i]), f"{module} imports {used - set(order[:i])}, which stand below it"
     assert "torch" not in (ROOT / "ablation_nb" / "statistics.py").read_text()
 
@@ -133,21 +133,40 @@ def test_metadata_has_one_place():
     assert meta["DEFAULT"]["version"] not in (ROOT / "setup.py").read_text() + (ROOT / "pyproject.toml").read_text()
 
 
-def test_every_pin_has_a_hash_and_none_is_forgotten():
-    "What `make pins` writes: pip installs nothing else under `--require-hashes`. torch has a file of its own."
-    text = (ROOT / "requirements.txt").read_text().replace("\\\n", "")
-    pins = [line.split() for line in text.splitlines() if not line.startswith("#")]
-    for pin, *hashes in pins:
+def pins_of(name):
+    "The pins of a file as `make pins` writes it, each with its hashes."
+    text = (ROOT / name).read_text().replace("\\\n", "")
+    return [line.split() for line in text.splitlines() if not line.startswith("#")]
+
+
+def pinned(*files): return {pin.partition("==")[0].lower().replace("_", "-") for f in files for pin, *_ in pins_of(f)}
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_pin_has_a_hash(name):
+    "pip installs nothing else under `--require-hashes`. torch has a file of its own."
+    for pin, *hashes in pins_of(name):
         assert re.fullmatch(r"[\w.-]+==[\w.]+", pin)
         assert hashes, f"{pin}: run make pins"
         for h in hashes: assert re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", h), pin
-    pinned = {pin.partition("==")[0].lower().replace("_", "-") for pin, *_ in pins} | {"torch"}
+
+
+@pytest.mark.parametrize(("kind", "files"), [
+    ("requirements", ["requirements.txt"]),
+    ("dev_requirements", ["requirements.txt", "requirements-dev.txt"]),
+])
+def test_no_requirement_is_forgotten(kind, files):
     meta = configparser.ConfigParser(delimiters=["="])
     meta.read(ROOT / "settings.ini")
-    for kind in ("requirements", "dev_requirements"):
-        ranges = [r for r in meta["DEFAULT"][kind].split() if ";" not in r]  # the rest is for older Pythons
-        names = {re.match(r"[\w-]+", r)[0].lower().replace("_", "-") for r in ranges}
-        assert not names - pinned, f"{kind}: run make pins"
+    ranges = [r for r in meta["DEFAULT"][kind].split() if ";" not in r]  # the rest is for older Pythons
+    names = {re.match(r"[\w-]+", r)[0].lower().replace("_", "-") for r in ranges}
+    assert not names - pinned(*files) - {"torch"}, f"{kind}: run make pins"
+
+
+def test_a_study_installs_only_what_it_needs():
+    assert not pinned("requirements.txt") & pinned("requirements-dev.txt")
+    tools = {"jupyterlab", "sphinx", "playwright", "ruff", "mypy", "pytest", "nbdev", "transformers", "distributed"}
+    assert tools <= pinned("requirements-dev.txt")
 
 
 def test_every_lab_note_is_listed_by_its_topic():

@@ -56,7 +56,7 @@ def before(copy):
 def site(copy, before, sh):
     "The site that `make docs` builds there, with every way to the network closed."
     closed = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    succeeded(sh("make", "docs", "--old-file=install", f"BIN={Path(sys.executable).parent}", cwd=copy, **closed))
+    succeeded(sh("make", "docs", "--old-file=dev", f"BIN={Path(sys.executable).parent}", cwd=copy, **closed))
     return copy / "_docs"
 
 

@@ -25,7 +25,7 @@ OPTIONS = ("--checks", "smoke", "--rounds", "1")
 
 def make_gpu(sh, root, limit):
     "`make gpu` with a tiny study, as on a machine that may write under $OUT alone."
-    installed = ("--old-file=install", f"BIN={Path(sys.executable).parent}")
+    installed = ("--old-file=dev", f"BIN={Path(sys.executable).parent}")
     study = ("STUDY=studies/tiny.toml", "CORPUS=builtin:300", f"VISIT={' '.join(OPTIONS)}")
     out = dict(OUT=str(root / "brought"), PYTHONPATH=str(root))
     return sh("make", "gpu", *installed, *study, f"LIMIT={limit}", cwd=root, **out)

@@ -1,0 +1,121 @@
+"What the command `ablation` needs before it says anything: help, plan and status wait for neither torch nor pandas."
+import json
+import os
+import sys
+from unittest import mock
+
+import pytest
+from conftest import ROOT, copied, refused, succeeded
+
+from ablation_nb.data import prepare
+from ablation_nb.provenance import identity_of, package_hash
+from ablation_nb.results import Archive, write_archive
+
+SLOW = ("torch", "pandas", "scipy", "matplotlib", "papermill", "transformers", "huggingface_hub", "safetensors", "dask")
+WATCHED = """
+import json, sys
+from ablation_nb.cli import main
+try: code = main(sys.argv[1:])
+except SystemExit as e: code = e.code
+print(json.dumps(dict(code=code or 0, modules=[m for m in sys.modules if "." not in m])), file=sys.stderr)
+"""
+
+
+def as_if_of_this_text(archive, data):
+    "The runs of an archive, with the hashes that they would have on another text and by the code as it stands."
+    files = {}
+    for folder, names in archive.runs.items():
+        of_run = {name: archive.read(f"{folder}/{name}") for name in names}
+        config, env, result = (json.loads(of_run[f"{name}.json"]) for name in ("config", "env", "result"))
+        config["corpus"] = "builtin:300"
+        env |= dict(data_hash=data.data_hash, tokenizer_hash=data.tokenizer_hash, package_hash=package_hash())
+        env["identity"] = result["identity"] = identity_of(config, data.data_hash, data.tokenizer_hash)
+        for name, value in (("config", config), ("env", env), ("result", result)):
+            of_run[f"{name}.json"] = json.dumps(value).encode()
+        files |= {f"{folder}/{name}": content for name, content in of_run.items()}
+    return files
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, env):
+    "A copy of the project with the laptop study, all of it done and packed."
+    root = copied(tmp_path_factory.mktemp("project"), "studies")
+    study = root / "outputs" / "laptop-builtin"
+    study.mkdir(parents=True)
+    with mock.patch.dict(os.environ, env): data = prepare("builtin:300", 2048)
+    packed = Archive(ROOT / "outputs" / "laptop-tinystories" / "runs.zip")
+    write_archive(study / "runs.zip", as_if_of_this_text(packed, data))
+    return root
+
+
+@pytest.fixture
+def watched(root, sh):
+    "A command, run: what it printed, and the slow modules that it imported."
+    def run(*argv):
+        done = succeeded(sh(sys.executable, "-c", WATCHED, *argv, cwd=root))
+        said = json.loads(done.stderr.splitlines()[-1])
+        assert said["code"] == 0, done.stdout + done.stderr
+        return done.stdout, [m for m in SLOW if m in said["modules"]]
+    return run
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["run", "--help"]])
+def test_help_needs_next_to_nothing(sh, argv):
+    done = succeeded(sh(sys.executable, "-c", WATCHED, *argv))
+    modules = json.loads(done.stderr.splitlines()[-1])["modules"]
+    assert not {*SLOW, "numpy", "rich"} & {*modules}
+
+
+def test_the_plan_of_a_finished_study_needs_no_torch(watched):
+    printed, slow = watched("plan", "studies/laptop.toml")
+    assert "Nothing is left to do." in printed
+    assert "stale" not in printed
+    assert slow == []
+
+
+def test_its_status_needs_none_either(watched):
+    printed, slow = watched("status", "studies/laptop.toml", "--json")
+    assert {run["state"] for run in json.loads(printed)} == {"done"}
+    assert slow == []
+
+
+def test_a_study_is_known_by_its_name(root, sh):
+    by_name = succeeded(sh("ablation", "plan", "laptop", cwd=root)).stdout
+    assert by_name == succeeded(sh("ablation", "plan", "studies/laptop.toml", cwd=root)).stdout
+    assert "Nothing is left to do." in by_name
+
+
+def test_from_elsewhere_a_file_leads_to_its_project(root, sh, tmp_path):
+    file = root / "studies" / "laptop.toml"
+    assert "Nothing is left to do." in succeeded(sh("ablation", "plan", file, cwd=tmp_path)).stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("asked", "words"), [
+    ("lapto", ("no study file lapto;", "in studies:", "Did you mean 'laptop.toml'?")),
+    ("studies/none.toml", ("no study file studies/none.toml;", "laptop.toml")),
+])
+def test_what_is_no_study_is_one_sentence(root, sh, asked, words):
+    refused(sh("ablation", "plan", asked, cwd=root), *words, status=2)
+
+
+def test_outside_a_project_a_name_means_nothing(sh, tmp_path):
+    done = refused(sh("ablation", "plan", "laptop", cwd=tmp_path), "no study file laptop;", "in no project", status=2)
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_network_one_sentence_comes_at_once(root, sh, tmp_path):
+    offline = dict(
+        HF_ENDPOINT="https://127.0.0.1:9", HF_HOME=str(tmp_path), ABLATION_CACHE=str(tmp_path), no_proxy="*",
+        **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"), ""))
+    argv = ("ablation", "run", "laptop", "--corpus", "tinystories")
+    done = refused(sh(*argv, cwd=root, **offline), "does not answer", "--corpus builtin", status=2)
+    assert done.stderr.count("\n") == 1
+
+
+def test_outputs_that_cannot_be_written_are_one_sentence(root, sh):
+    (root / "outputs" / "smoke").write_text("a file where a folder has to be")
+    text = 'scale = "smoke"\ncorpus = "builtin:300"\narms = ["nope"]\nseeds = [0]\n'
+    (root / "studies" / "smoke.toml").write_text(text)
+    done = refused(sh("ablation", "run", "smoke", cwd=root), "outputs/smoke cannot be written", status=2)
+    assert done.stderr.count("\n") == 1
