@@ -306,9 +306,9 @@ def refuse_unwritable(folder: Path) -> None:
     import tempfile
 
     from ablation_nb.config import AblationError
+    there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder): return
+        with tempfile.TemporaryFile(dir=there): return
     except OSError as e:
         place = os.path.relpath(folder)
         way_out = "see to that folder, or work in a clone of your own"

@@ -564,7 +564,7 @@ length; a time against the report's size."""
 def count_of(ledger: pd.DataFrame) -> str:
     "'Of 116 claims 9 only restate ...': how many rows have which verdict."
     n = ledger.verdict.value_counts().reindex(CLAIM_VERDICTS, fill_value=0)
-    verbs = dict(holds="hold", fails="fail")
+    verbs = {"holds": "hold", "fails": "fail", "could not be shown": "could not be shown"}
     rest = ", ".join(f"{n[v]} {verbs.get(v, f'are {v}')}" for v in CLAIM_VERDICTS[:6])
     agree, disagree = n.iloc[6:]
     return (f"Of {len(ledger)} claims {agree + disagree} only restate the report's own table: "

@@ -52,7 +52,7 @@ def root(tmp_path_factory, env):
 def watched(root, sh):
     "A command, run: what it printed, and the slow modules that it imported."
     def run(*argv):
-        done = succeeded(sh(sys.executable, "-c", WATCHED, *argv, cwd=root))
+        done = succeeded(sh(sys.executable, "-c", WATCHED, *argv, cwd=root, anew=True))
         said = json.loads(done.stderr.splitlines()[-1])
         assert said["code"] == 0, done.stdout + done.stderr
         return done.stdout, [m for m in SLOW if m in said["modules"]]
@@ -61,7 +61,7 @@ def watched(root, sh):
 
 @pytest.mark.parametrize("argv", [["--help"], ["--version"], ["run", "--help"]])
 def test_help_needs_next_to_nothing(sh, argv):
-    done = succeeded(sh(sys.executable, "-c", WATCHED, *argv))
+    done = succeeded(sh(sys.executable, "-c", WATCHED, *argv, anew=True))
     modules = json.loads(done.stderr.splitlines()[-1])["modules"]
     assert not {*SLOW, "numpy", "rich"} & {*modules}
 
