@@ -715,7 +715,7 @@ def spread_seen(study: Study) -> tuple[float, str] | None:
 
 def power_words(study: Study) -> str:
     "How often the study would show that an arm equals the baseline."
-    from ablation_nb.statistics import equivalence_power, largest_spread, look_levels, pairs_needed
+    from ablation_nb.statistics import equivalence_power, largest_spread, look_levels, pairs_needed, share_words
     s, looks = study.settings, planned_looks(study.settings)
     pairs, margin, level = len(s["seeds"]), s["margin"], .95
     if looks: pairs, level = looks[-1], 1 - look_levels(looks, .1 / contrasts(s))[-1] / 2
@@ -727,7 +727,7 @@ def power_words(study: Study) -> str:
     sd, where = seen
     power = equivalence_power(pairs, sd, margin, level)
     return (f"{words} (standard deviation). In {where} they spread by {sd:.2g}: "
-            f"then in {100 * power:.2g} %, and 80 % would need {pairs_needed(sd, margin)} pairs.")
+            f"then in {share_words(power)}, and 80 % would need {pairs_needed(sd, margin)} pairs.")
 
 def contrasts(settings: dict) -> int:
     "How many arms are compared with the baseline, controls apart."

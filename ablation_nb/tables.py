@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['How', 'COLUMNS', 'OUR_LINK', 'ALIVE', 'DEFINITION', 'TEXT', 'TEX', 'AGAINST', 'INTERVALS', 'SEED_REPORT', 'duration',
-           'p_words', 'share_words', 'inert', 'plain_words', 'cell_text', 'cell_words', 'looks', 'md_table',
-           'tex_words', 'booktabs', 'tex_table', 'twins', 'last_test', 'judged', 'arm_means', 'results_table',
-           'interval_words', 'for_reading', 'compared', 'sureness_table', 'side_by_side', 'tuning_effects',
-           'ladder_gains', 'learned', 'ladder_table', 'reference_file', 'SeedReport', 'overview_table',
-           'precision_table', 'certificate_table', 'gap_columns', 'dynamics_table', 'rates_long', 'rate_words',
-           'rates_table', 'positions_table', 'parts_of', 'parts_combined', 'factorial', 'interactions_table',
-           'against_the_sum', 'together_table', 'effects_along', 'in_bits', 'effects_at_size', 'trends_over_size']
+           'p_words', 'inert', 'plain_words', 'cell_text', 'cell_words', 'looks', 'md_table', 'tex_words', 'booktabs',
+           'tex_table', 'twins', 'last_test', 'judged', 'arm_means', 'results_table', 'interval_words', 'for_reading',
+           'compared', 'sureness_table', 'side_by_side', 'tuning_effects', 'ladder_gains', 'learned', 'ladder_table',
+           'reference_file', 'SeedReport', 'overview_table', 'precision_table', 'certificate_table', 'gap_columns',
+           'dynamics_table', 'rates_long', 'rate_words', 'rates_table', 'positions_table', 'parts_of', 'parts_combined',
+           'factorial', 'interactions_table', 'against_the_sum', 'together_table', 'effects_along', 'in_bits',
+           'effects_at_size', 'trends_over_size']
 
 # %% ../nbs/22_tables.ipynb #5c1d0a03
 import re
@@ -28,7 +28,7 @@ from .results import RUN, gaps
 from .statistics import (
     add_factors, crossed_effects, equivalence_power, factorial_effects,
     holm, look_levels, mean_interval, off_ladder, paired_differences, paired_effects, paired_trend,
-    pairing_gain, ratio_interval, signed, smallest_effect, studies_trend, turning_size, verdicts)
+    pairing_gain, ratio_interval, share_words, signed, smallest_effect, studies_trend, turning_size, verdicts)
 
 
 # %% ../nbs/22_tables.ipynb #5c1d0a09
@@ -41,11 +41,6 @@ def duration(seconds: float) -> str:
 def p_words(p: float) -> str:
     "A p-value to three digits."
     return "<0.001" if p < .001 else f"{p:.3f}"
-
-def share_words(share: float) -> str:
-    "A probability in per cent, to two digits."
-    if share < .001: return "<0.1 %"
-    return ">99 %" if share > .99 else f"{100 * share:.2g} %"
 
 # %% ../nbs/22_tables.ipynb #1803dea3
 How = str | Callable[[Any], str]  # a format, or a function that makes text of a value

@@ -109,7 +109,7 @@ def test_without_a_network_one_sentence_comes_at_once(root, sh, tmp_path):
         HF_ENDPOINT="https://127.0.0.1:9", HF_HOME=str(tmp_path), ABLATION_CACHE=str(tmp_path), no_proxy="*",
         **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"), ""))
     argv = ("ablation", "run", "laptop", "--corpus", "tinystories")
-    done = refused(sh(*argv, cwd=root, **offline), "does not answer", "--corpus builtin", status=2)
+    done = refused(sh(*argv, cwd=root, **offline, anew=True), "does not answer", "--corpus builtin", status=2)
     assert done.stderr.count("\n") == 1
 
 
