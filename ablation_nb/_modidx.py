@@ -724,6 +724,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.report.at_own_rates': ('report.html#at_own_rates', 'ablation_nb/report.py'),
                                     'ablation_nb.report.at_setup': ('report.html#at_setup', 'ablation_nb/report.py'),
                                     'ablation_nb.report.axis_of': ('report.html#axis_of', 'ablation_nb/report.py'),
+                                    'ablation_nb.report.barely_trained': ('report.html#barely_trained', 'ablation_nb/report.py'),
                                     'ablation_nb.report.beginning': ('report.html#beginning', 'ablation_nb/report.py'),
                                     'ablation_nb.report.beside_the_report': ('report.html#beside_the_report', 'ablation_nb/report.py'),
                                     'ablation_nb.report.beside_the_runs': ('report.html#beside_the_runs', 'ablation_nb/report.py'),

@@ -165,6 +165,7 @@ def result_table(
         table.add_row(name, loss, difference, str(r.done), str(r.diverged))
     return table
 
+# %% ../nbs/33_cli.ipynb #9a170801
 def run(
     study: "Study",
     args: argparse.Namespace,
@@ -240,6 +241,7 @@ def export(args: argparse.Namespace) -> int:
     print(f"Exported: {written}")
     return 0
 
+# %% ../nbs/33_cli.ipynb #9a170802
 def show_comparison(args: argparse.Namespace) -> int:
     "Print and write what a file of anybody's numbers says."
     from ablation_nb.compare import compare_file
@@ -275,6 +277,7 @@ def go_to_project(args: argparse.Namespace) -> None:
     args.file = str(file.resolve())
     os.chdir(project)
 
+# %% ../nbs/33_cli.ipynb #9a170803
 def refuse_offline(study: "Study") -> None:
     "TinyStories that is neither prepared nor downloaded needs a network; the lack of one is said at once."
     from ablation_nb.data import HUB_FILES, HUB_REPO, HUB_REVISION, cache_folder
@@ -332,6 +335,7 @@ def as_sentence(text: str) -> str:
     "Words with a capital and a stop."
     return text[0].upper() + text[1:] + "."
 
+# %% ../nbs/33_cli.ipynb #9a170804
 def add_on_study(
     sub: Any,
     name: str,
@@ -509,6 +513,7 @@ def check_numbers(args: argparse.Namespace) -> None:
     if limit is not None and not limit > 0:
         raise AblationError(f"--time-limit {limit:g} must be above zero.")
 
+# %% ../nbs/33_cli.ipynb #9a170805
 class ShowVersion(argparse.Action):
     "`--version`: print it and leave. Only then is it looked up."
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
