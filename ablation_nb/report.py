@@ -1020,6 +1020,7 @@ class Section:
         "Heading and paragraphs; tables are `Shown`."
         return [f"## {self.title}", *self.words(r)]
 
+# %% ../nbs/23_report.ipynb #9a170807
 SECTIONS: dict[str, Section] = {}  # in the order of the page
 
 def section(
@@ -1912,6 +1913,7 @@ def scale_effects(studies: list[Results]) -> pd.DataFrame:
     table = pd.concat(by_arm, ignore_index=True) if by_arm else effects[:0]
     return table[[*first, *table.columns.drop(first)]]
 
+# %% ../nbs/23_report.ipynb #9a170808
 def settings_of(r: Results) -> dict[str, str]:
     "What may differ from study to study, in words, by name."
     model, train = r.config["model"], r.config["train"]
