@@ -14,14 +14,12 @@ def __getattr__(name: str) -> str:
 
 
 def command() -> int:
-    "The command `ablation`: its exit status. Ctrl-C is one line, also in the seconds in which its modules are imported."
+    "The command `ablation`: its exit status. Ctrl-C is one line, also while libraries are imported."
     import signal
 
     def leave(*_: object) -> None:
         os.write(2, b"ablation: interrupted.\n")
         os._exit(130)
-    at_work = signal.getsignal(signal.SIGINT)
-    if at_work is signal.default_int_handler: signal.signal(signal.SIGINT, leave)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler: signal.signal(signal.SIGINT, leave)
     from ablation_nb.cli import main
-    signal.signal(signal.SIGINT, at_work)
     return main()

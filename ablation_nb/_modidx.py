@@ -198,6 +198,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ablation_nb.cli.export': ('cli.html#export', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.go_to_project': ('cli.html#go_to_project', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.has_one_rate': ('cli.html#has_one_rate', 'ablation_nb/cli.py'),
+                                 'ablation_nb.cli.let_ctrl_c_raise': ('cli.html#let_ctrl_c_raise', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.main': ('cli.html#main', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.mend_settings': ('cli.html#mend_settings', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.name_damaged': ('cli.html#name_damaged', 'ablation_nb/cli.py'),

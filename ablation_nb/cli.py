@@ -9,7 +9,7 @@ __all__ = ['SCALE_NAMES', 'WORKERS', 'PROVE', 'show_cost', 'show_status', 'repor
            'add_visit_run', 'check_numbers', 'ShowVersion', 'main']
 
 # %% ../nbs/33_cli.ipynb #c1100003
-import argparse, errno, itertools, json, os, sys
+import argparse, errno, itertools, json, os, signal, sys
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 # A command imports what it needs when it is called: `--help` needs nothing, a plan neither torch nor pandas, which take
 # seconds.
-if TYPE_CHECKING:
+if TYPE_CHECKING or "nbdev" in sys.modules:  # annotations name them, and nbdev's documentation asks what they mean
     import pandas as pd
     from rich.console import Console
     from rich.table import Table
@@ -174,6 +174,7 @@ def run(
     "Do what is left of a study."
     from ablation_nb.config import AblationError, project_root
     from ablation_nb.engine import work_off
+    let_ctrl_c_raise()
     root = project_root()
     if not (root / "nbs" / "train.ipynb").exists():
         raise AblationError(
@@ -316,6 +317,10 @@ def refuse_unwritable(folder: Path) -> None:
         place = os.path.relpath(folder)
         way_out = "see to that folder, or work in a clone of your own"
         raise AblationError(f"{place} cannot be written ({e.strerror}); {way_out}.") from None
+
+def let_ctrl_c_raise() -> None:
+    "From here on Ctrl-C is an exception, at which kernels are ended; while libraries are imported it leaves at once."
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # %% ../nbs/33_cli.ipynb #c1100017
 SCALE_NAMES = ("smoke", "laptop", "cpu", "low_resource", "full")  # those of `config.SCALES`, which help does without
@@ -474,6 +479,7 @@ def add_visit_run(steps: Any) -> None:
     "What is carried out on the machine with the card."
     def go(a: argparse.Namespace) -> int:
         from ablation_nb.visit import visit
+        let_ctrl_c_raise()
         return visit(
             a.study, a.out, a.time_limit,
             a.corpus, a.scale,

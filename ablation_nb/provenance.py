@@ -31,7 +31,8 @@ import ablation_nb
 from .config import ARMS, OWN_ARMS, OWN_PARTS, AblationError, RunConfig, parse_arm, project_root, torch_build
 from .data import TokenData, cache_folder, corpus_name, write_atomic
 
-if TYPE_CHECKING: import torch  # which takes a second or more: what only compares runs does without
+# Annotations name torch, and nbdev's documentation asks what they mean. What only compares runs does without it.
+if TYPE_CHECKING or "nbdev" in sys.modules: import torch
 
 # %% ../nbs/10_provenance.ipynb #57afd2c3
 def write_json(path: Path, value: Any) -> None:

@@ -5,7 +5,7 @@
 # %% ../nbs/11_results.ipynb #464e9732
 from __future__ import annotations
 
-import io, itertools, json, math, os, platform, re, zipfile
+import io, itertools, json, math, os, platform, re, sys, zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -24,7 +24,8 @@ from .provenance import (
     code_now, device_kind, fingerprint, identity, identity_of, own_hash,
     proofs_file, same_code, torch_release, write_json)
 
-if TYPE_CHECKING: import pandas as pd  # which takes half a second: who asks for states alone does without
+# Annotations name pandas, and nbdev's documentation asks what they mean. Who asks for states alone does without it.
+if TYPE_CHECKING or "nbdev" in sys.modules: import pandas as pd
 
 # %% auto #0
 __all__ = ['PACKED', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'PROMPTS', 'RUN', 'RECORD', 'DRAWN_BY',

@@ -30,7 +30,8 @@ from .provenance import described
 from .results import (busy, cut_short, differences, planned_looks, planned_seeds, read_json, read_rows,
     run_folder, run_state, why_not)
 
-if TYPE_CHECKING:  # a plan needs neither pandas nor torch, which take two seconds
+# Annotations name them, and nbdev's documentation asks what they mean. A plan does without, which saves two seconds.
+if TYPE_CHECKING or "nbdev" in sys.modules:
     import pandas as pd
 
     from ablation_nb.trainer import Trainer

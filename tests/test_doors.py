@@ -263,13 +263,13 @@ def test_a_matplotlibrc_of_this_machine_changes_no_run_and_no_figure(sh, tmp_pat
 
 
 def test_ctrl_c_while_the_command_is_imported_is_one_line(env):
-    "As the installed script starts it, before, amid and after the import of torch."
+    "As the installed script starts it, before, amid and after the import of torch; a plan imports none of it."
     settings = configparser.ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini")
     module, function = settings["DEFAULT"]["console_scripts"].removeprefix("ablation=").split(":")
     code = f"import sys; from {module} import {function}; sys.exit({function}())"
-    argv = [sys.executable, "-c", code, "plan", "studies/depth.toml"]
-    for library in ("numpy", "libtorch", "pandas"):
+    for command, library in (("plan", "numpy"), ("run", "numpy"), ("run", "libtorch"), ("run", "pandas")):
+        argv = [sys.executable, "-c", code, command, "studies/depth.toml"]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         process = subprocess.Popen(argv, cwd=ROOT, env=env, preexec_fn=as_in_a_terminal, **pipes)
         wait_for(lambda: library in Path(f"/proc/{process.pid}/maps").read_text())
