@@ -320,7 +320,8 @@ def refuse_unwritable(folder: Path) -> None:
 
 def let_ctrl_c_raise() -> None:
     "From here on Ctrl-C is an exception, at which kernels are ended; while libraries are imported it leaves at once."
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: return
+    with suppress(ValueError): signal.signal(signal.SIGINT, signal.default_int_handler)   # in a thread none arrives
 
 # %% ../nbs/33_cli.ipynb #c1100017
 SCALE_NAMES = ("smoke", "laptop", "cpu", "low_resource", "full")  # those of `config.SCALES`, which help does without

@@ -32,7 +32,8 @@ from PIL import Image
 
 from .config import AblationError, arm_label, arm_order, compared_arms
 from .results import RUN, curves_of, done_runs, gaps, mean_and_range
-from .statistics import StudiesTrend, line_at, paired_differences, paired_effects, signed, verdicts
+from .statistics import (
+    StudiesTrend, family_effects, line_at, looks_behind, paired_differences, signed, verdicts)
 
 # %% ../nbs/21_figures.ipynb #b0826609
 ARM_COLOURS = dict(
@@ -500,7 +501,7 @@ def difference_rows(
 ) -> tuple[pd.DataFrame, Dots]: # what `plot_intervals` draws; the seeds' differences
     "Paired differences of the final validation loss to the baseline, judged, in words and with their colours."
     differences = paired_differences(runs, by=())
-    effects = verdicts(paired_effects(runs, by=()), margin)
+    effects = verdicts(family_effects(runs), margin, looks=looks_behind(runs))
     effects = effects.set_index("arm").reindex(arms)
     n_runs = runs.arm.value_counts().reindex(arms, fill_value=0)
     rows = effects.assign(

@@ -48,12 +48,13 @@ from .results import (
     PROMPTS, RUN, load_doc_losses, load_metrics, load_position_losses, load_stories,
     main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
 from .statistics import (
-    best_of_evaluations, mean_interval, noise_budget, paired_differences, pairs_wanted, pooled_sd, signed)
+    best_of_evaluations, looks_behind, mean_interval, noise_budget,
+    paired_differences, pairs_wanted, pooled_sd, signed, twins)
 from .tables import (
     against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
     factorial, for_reading, inert, interactions_table, interval_words, judged, ladder_table, md_table,
     overview_table, parts_combined, positions_table, precision_table, rates_long, rates_table,
-    results_table, share_words, side_by_side, sureness_table, together_table, tuning_effects, twins,
+    results_table, share_words, side_by_side, sureness_table, together_table, tuning_effects,
     effects_at_size, in_bits, tex_table, trends_over_size)
 
 # %% ../nbs/23_report.ipynb #43633bb3
@@ -808,7 +809,7 @@ def opening(r: Results) -> str:
     "What was found, how fine the study could see, and what was run."
     sure = []
     for name, runs in with_baseline(r).items():
-        effects, looks = judged(runs, r.margin), runs.looks.iloc[0] if "looks" in runs else ()
+        effects, looks = judged(runs, r.margin), looks_behind(runs)
         power = power_sentence(effects, looks)
         sure.append(f"{power[:-1]}{at_setup(r, name)}. {equality_sentence(runs, effects, r.margin)}".rstrip())
     return "\n\n".join([*beginning(r, sure), fact_list(r)])
@@ -1084,7 +1085,8 @@ within ±{margin:g} nats; else *undetermined*."""
 LOOKS = """\
 Seeds were added here until each verdict stood, and somebody looked at {looks} \
 pairs. The 5 % are shared out over looks and arms, for both tests together, so that any \
-wrong verdict at any look has that chance; the intervals hold at 95 % whenever one looks."""
+wrong verdict at any look has that chance; the intervals of differences over seeds hold \
+at 95 % whenever one looks, and those over documents besides do not count the looks."""
 
 def twin_words(runs: pd.DataFrame) -> str:
     "Which arms are one model; empty if none are."

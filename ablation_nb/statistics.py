@@ -6,10 +6,10 @@
 __all__ = ['HISTORIES', 'LEVELS', 'Interval', 'mean_interval', 'signed', 'share_words', 'paired_differences', 'paired_power',
            'smallest_effect', 'paired_effects', 'paired_trend', 'ratio_interval', 'StudiesTrend', 'studies_trend',
            'line_at', 'turning_size', 'CrossedInterval', 'crossed_interval', 'crossed_effects', 'unpaired_interval',
-           'pairing_gain', 'difference_p', 'equivalence_p', 'holm', 'verdicts', 'equivalence_power', 'largest_spread',
-           'pairs_needed', 'spent', 'look_levels', 'looks_so_far', 'sequential_p', 'pairs_wanted', 'OffLadder',
-           'off_ladder', 'noise_budget', 'best_of_evaluations', 'add_factors', 'all_terms', 'factorial_contrasts',
-           'factorial_effects']
+           'pairing_gain', 'difference_p', 'equivalence_p', 'holm', 'verdicts', 'twins', 'family_effects',
+           'looks_behind', 'equivalence_power', 'largest_spread', 'pairs_needed', 'spent', 'look_levels',
+           'looks_so_far', 'sequential_p', 'pairs_wanted', 'OffLadder', 'off_ladder', 'noise_budget',
+           'best_of_evaluations', 'add_factors', 'all_terms', 'factorial_contrasts', 'factorial_effects']
 
 # %% ../nbs/09_statistics.ipynb #3fe7e21c
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
-from .config import AblationError, did_you_mean
+from .config import AblationError, arm_order, did_you_mean
 
 # %% ../nbs/09_statistics.ipynb #75da9be4
 class Interval(NamedTuple):
@@ -592,6 +592,31 @@ def _corrected(
     t = stats.t.ppf(level, n - 1)
     within = np.abs(effects["mean"]) + t * effects.sd / np.sqrt(n)
     return effects.assign(p_holm=p_holm, within=within)
+
+# %% ../nbs/09_statistics.ipynb #9a170901
+def twins(runs: pd.DataFrame) -> dict[str, str]:  # `runs`: a row a run, at most one an arm and seed
+    "Arm -> the arm before it that is the same model: their final losses agree to the last bit."
+    if "final_val_loss" not in runs: return {}   # of times that were taken apart from the runs
+    done = runs[runs.status == "done"]
+    first, twin_of = dict[tuple, str](), dict[str, str]()
+    for arm in arm_order(set(done.arm) - {"baseline", "aa"}):
+        own = done[done.arm == arm].sort_values("seed")
+        losses = tuple(zip(own.seed, own.final_val_loss))
+        leader = first.setdefault(losses, arm)
+        if leader != arm: twin_of[arm] = leader
+    return twin_of
+
+def family_effects(
+    runs: pd.DataFrame,            # a row a run, at most one an arm and seed
+    value: str = "final_val_loss", # the column to compare
+) -> pd.DataFrame:                 # as by `paired_effects`, and twin_of
+    "The effects that are judged together, with arms that are one model marked as such."
+    effects, same_models = paired_effects(runs, value, by=()), twins(runs)
+    return effects.assign(twin_of=[same_models.get(arm, "") for arm in effects.arm])
+
+def looks_behind(runs: pd.DataFrame) -> tuple[int, ...]:
+    "Pairs at which somebody looked at these runs before more were added; empty where none were."
+    return runs.looks.iloc[0] if "looks" in runs else ()
 
 # %% ../nbs/09_statistics.ipynb #9a170002
 @cache

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['How', 'COLUMNS', 'OUR_LINK', 'ALIVE', 'DEFINITION', 'TEXT', 'TEX', 'AGAINST', 'INTERVALS', 'SEED_REPORT', 'duration',
            'p_words', 'inert', 'plain_words', 'cell_text', 'cell_words', 'looks', 'md_table', 'tex_words', 'booktabs',
-           'tex_table', 'twins', 'last_test', 'judged', 'arm_means', 'results_table', 'interval_words', 'for_reading',
+           'tex_table', 'last_test', 'judged', 'arm_means', 'results_table', 'interval_words', 'for_reading',
            'compared', 'sureness_table', 'side_by_side', 'tuning_effects', 'ladder_gains', 'learned', 'ladder_table',
            'reference_file', 'SeedReport', 'overview_table', 'precision_table', 'certificate_table', 'gap_columns',
            'dynamics_table', 'rates_long', 'rate_words', 'rates_table', 'positions_table', 'parts_of', 'parts_combined',
@@ -26,8 +26,8 @@ import ablation_nb
 from .config import AblationError, arm_label, arm_order, parse_arm, project_root
 from .results import RUN, gaps
 from .statistics import (
-    add_factors, crossed_effects, equivalence_power, factorial_effects,
-    holm, look_levels, mean_interval, off_ladder, paired_differences, paired_effects, paired_trend,
+    add_factors, crossed_effects, equivalence_power, factorial_effects, family_effects,
+    holm, look_levels, looks_behind, mean_interval, off_ladder, paired_differences, paired_effects, paired_trend,
     pairing_gain, ratio_interval, share_words, signed, smallest_effect, studies_trend, turning_size, verdicts)
 
 
@@ -202,18 +202,6 @@ def tex_table(frame: pd.DataFrame) -> str:
     return booktabs([head for head, _ in shown], rows, [c in TEXT for c in frame])
 
 # %% ../nbs/22_tables.ipynb #9a170401
-def twins(runs: pd.DataFrame) -> dict[str, str]:  # `runs`: a row a run, at most one an arm and seed
-    "Arm -> the arm before it that is the same model: their final losses agree to the last bit."
-    if "final_val_loss" not in runs: return {}   # of times that were taken apart from the runs
-    done = runs[runs.status == "done"]
-    first, twin_of = dict[tuple, str](), dict[str, str]()
-    for arm in arm_order(set(done.arm) - {"baseline", "aa"}):
-        own = done[done.arm == arm].sort_values("seed")
-        losses = tuple(zip(own.seed, own.final_val_loss))
-        leader = first.setdefault(losses, arm)
-        if leader != arm: twin_of[arm] = leader
-    return twin_of
-
 def last_test(
     n: int,             # pairs that there are
     family: int,        # contrasts
@@ -234,11 +222,8 @@ def judged(
 
     `detectable` is the smallest effect that Holm's first step detects among `contrasts`;
     `power` is how often an arm without effect is called equivalent. Where seeds are added, both at the last look."""
-    effects = paired_effects(runs, value, by=())
-    same_models = twins(runs)
-    effects["twin_of"] = [same_models.get(arm, "") for arm in effects.arm]
+    effects, looks = family_effects(runs, value), looks_behind(runs)
     contrasts = (effects.arm.ne("aa") & effects.twin_of.eq("")).sum()
-    looks = runs.looks.iloc[0] if "looks" in runs else ()
     least, power = [], []
     for e in effects.itertuples():
         family = 1 if e.arm == "aa" else contrasts
@@ -463,7 +448,7 @@ def ladder_table(
     if "baseline" not in gains.index: return table.reset_index()
     table["at_bottom"] = table.difference + gains.gain["baseline"] - gains.gain
     farthest = gains.gain + 2 * gains.gain_se
-    looks = tuned.looks.iloc[0] if "looks" in tuned else ()
+    looks = looks_behind(tuned)
     arm_gains, base_gains = -farthest.reindex(effects.index), farthest["baseline"]
     def verdict_at(shift: pd.Series | float) -> pd.Series:
         moved = effects.assign(mean=effects["mean"] + shift).reset_index()
