@@ -11,20 +11,20 @@ __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BAREL
            'ran_words', 'effect_words', 'lost_words', 'by_verdict', 'set_sentence', 'tuning_words', 'comparable',
            'one_rate', 'tuning_sentence', 'axis_of', 'level_text', 'finished_losses', 'half_way_to_guessing',
            'not_learned', 'trend_words', 'moves', 'by_trend', 'along', 'swept', 'over_points', 'luck_sentence',
-           'together_sentence', 'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once',
-           'facts', 'fact_list', 'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown',
-           'stem_of', 'Section', 'section', 'findings', 'both_rates', 'losses_by_seed', 'every_seed', 'on_the_ladder',
-           'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves', 'curves_table', 'curves_figure',
-           'time_words', 'dynamics', 'shown_positions', 'losses_by_position', 'combines', 'interaction_figures',
-           'interaction_tables', 'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables',
-           'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs',
-           'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'grid_parts',
-           'study_files', 'point_labels', 'grid_files', 'write_text', 'write_report', 'find_study', 'standing',
-           'also_along', 'front_findings', 'finished_seeds', 'front_setting', 'front_table', 'front_picture',
-           'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words', 'scale_effects',
-           'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words', 'scale_sentence',
-           'scale_sentences', 'confounded', 'settings_table', 'scale_parts', 'effects_shown', 'trends_shown',
-           'write_scale', 'front_scale']
+           'together_sentence', 'on_the_ladder', 'rates_sentence', 'findings_in_words', 'opening', 'with_baseline',
+           'at_setup', 'beginning', 'listed_once', 'facts', 'fact_list', 'barely_trained', 'unfinished', 'warnings',
+           'all_settings', 'misfits', 'Shown', 'stem_of', 'Section', 'section', 'findings', 'both_rates',
+           'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves',
+           'curves_table', 'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position',
+           'combines', 'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
+           'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
+           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
+           'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files', 'write_text', 'write_report',
+           'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'front_setting', 'front_table',
+           'front_picture', 'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words',
+           'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words',
+           'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'scale_parts', 'effects_shown',
+           'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, re
@@ -791,6 +791,23 @@ def together_sentence(r: Results) -> str:
     return ("**Together**, what parts cost in nats per token is, against the sum of what each costs alone "
             f"({setting}): {'; '.join(parts)}.")
 
+# %% ../nbs/23_report.ipynb #9a170a01
+def on_the_ladder(r: Results) -> pd.DataFrame:
+    "The runs on which learning rates were chosen; without such, all runs."
+    tune = r.plan.get("tune")
+    if not tune: return r.runs
+    return r.runs[r.runs.seed.isin(tune["seeds"])]
+
+def rates_sentence(r: Results) -> str:
+    "The arms whose verdict hangs on the rungs of the ladder; empty without such."
+    if "tuned" not in comparable(r): return ""
+    table = ladder_table(on_the_ladder(r), r.sets["tuned"], r.margin)
+    if "hangs" not in table: return ""
+    arms = [arm_label(a) for a in table.arm[table.hangs.eq("yes") & table.arm.ne("aa")]]
+    if not arms: return ""
+    return (f"The verdict on {joined(arms)} hangs on the learning rate: between the rungs of the ladder the arm, "
+            "or the baseline, could gain as much as would change it ([learning rates](#learning-rates)).")
+
 # %% ../nbs/23_report.ipynb #85a88971
 def findings_in_words(
     r: Results,  # a study, or one point of its grid
@@ -801,7 +818,7 @@ def findings_in_words(
     if points(r) != [""]: return along(r) or over_points(r)
     sentences = [together_sentence(r)]
     sentences += along(r) or [set_sentence(r, name) for name in r.sets]
-    sentences += [tuning_sentence(r)]
+    sentences += [tuning_sentence(r), rates_sentence(r)]
     return [s for s in sentences if s]
 
 # %% ../nbs/23_report.ipynb #a0c37233
@@ -1202,12 +1219,6 @@ def every_seed(r: Results) -> list[str]:
     return parts
 
 # %% ../nbs/23_report.ipynb #625958e3
-def on_the_ladder(r: Results) -> pd.DataFrame:
-    "The runs on which learning rates were chosen; without such, all runs."
-    tune = r.plan.get("tune")
-    if not tune: return r.runs
-    return r.runs[r.runs.seed.isin(tune["seeds"])]
-
 def several_rates(r: Results) -> bool:
     return on_the_ladder(r).lr.nunique() > 1
 
