@@ -36,7 +36,7 @@ from .report import (
     of, on_the_ladder, points)
 from .results import RUN
 from .statistics import (
-    Interval, mean_interval, noise_budget,
+    EARNABLE, Interval, mean_interval, noise_budget,
     paired_differences, paired_effects, paired_trend, verdicts)
 from .tables import SEED_REPORT, factorial, interval_words, judged, reference_file, share_words
 
@@ -525,8 +525,6 @@ def effects_on(
     return e.memo[value, at]
 
 # %% ../nbs/24_claims.ipynb #b5b05bc9
-EARNABLE = .5  # power below which a test would more often miss what is true than show it
-
 def effect_figures(effect: pd.Series, unit: str = "nats") -> str:
     "A row of `effects_on`: 'NoPE +0.1285 [+0.1095, +0.1476] nats: worse (3 pairs)'."
     figures = interval_words(effect["mean"], effect.lo, effect.hi)

@@ -48,7 +48,7 @@ from .results import (
     PROMPTS, RUN, load_doc_losses, load_metrics, load_position_losses, load_stories,
     main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
 from .statistics import (
-    best_of_evaluations, looks_behind, mean_interval, noise_budget,
+    EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
     paired_differences, pairs_wanted, pooled_sd, signed, twins)
 from .tables import (
     against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
@@ -362,7 +362,7 @@ def equality_words(effect: pd.Series, margin: float) -> str:
         half = effect.within - abs(effect["mean"])
         lo, hi = signed(effect["mean"] - half, 4), signed(effect["mean"] + half, 4)
         return f": the 90 % interval {lo} to {hi} lies inside, as it would in {power} of studies of an equal arm"
-    if effect.verdict != "undetermined" or effect.power >= .5: return ""
+    if effect.verdict != "undetermined" or effect.power >= EARNABLE: return ""
     return f"; that it is equivalent could hardly be shown (power {power})"
 
 # %% ../nbs/23_report.ipynb #8d52682b
@@ -1657,9 +1657,9 @@ def write_report(
     say(f"{name}: comparing {len(r.runs)} runs")
     parts, tables, figures = grid_files(r) if a_grid else study_files(r)
     (r.folder / "tables").mkdir(exist_ok=True)
-    for name, table in tables.items():
+    for stem, table in tables.items():
         text = table.to_csv(index=False, float_format="%.7g", lineterminator="\n")
-        write_text(r.folder / "tables" / f"{name}.csv", text)
+        write_text(r.folder / "tables" / f"{stem}.csv", text)
     for table in (part for part in parts if isinstance(part, Shown)):
         write_text(r.folder / "tables" / f"{table.name}.tex", tex_table(table.frame))
     for stem, figure in figures.items():
