@@ -361,7 +361,8 @@ def equality_words(effect: pd.Series, margin: float) -> str:
     if effect.verdict == "equivalent":
         half = effect.within - abs(effect["mean"])
         lo, hi = signed(effect["mean"] - half, 4), signed(effect["mean"] + half, 4)
-        return f": the 90 % interval {lo} to {hi} lies inside, as it would in {power} of studies of an equal arm"
+        inside = f": the interval of the two tests, {lo} to {hi}, lies inside"
+        return f"{inside}, as it would in {power} of studies of an equal arm"
     if effect.verdict != "undetermined" or effect.power >= EARNABLE: return ""
     return f"; that it is equivalent could hardly be shown (power {power})"
 
