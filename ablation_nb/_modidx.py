@@ -1008,6 +1008,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'ablation_nb.statistics._corrected_over_looks': ( 'statistics.html#_corrected_over_looks',
                                                                                           'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics._counted': ('statistics.html#_counted', 'ablation_nb/statistics.py'),
+                                        'ablation_nb.statistics._detected': ('statistics.html#_detected', 'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics._document_noise': ( 'statistics.html#_document_noise',
                                                                                     'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics._drawings': ('statistics.html#_drawings', 'ablation_nb/statistics.py'),

@@ -18,7 +18,7 @@ __all__ = ['CLAIM_VERDICTS', 'KINDS', 'TESTS', 'WIDTH_WITH_NORM', 'OFFICIAL', 'M
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -359,7 +359,7 @@ class Evidence:
     "One set of runs, all at the same point of a study."
     r: Results  # the study, or one point of it
     setup: str  # the name of the set: 'tuned', 'lr 0.01'
-    memo: dict = field(init=False, repr=False, default_factory=dict)  # effects: many ask for them
+    memo: dict = field(repr=False, default_factory=dict)  # effects, of each set of the study: many ask for them
 
     @property
     def runs(self) -> pd.DataFrame: return self.r.sets[self.setup]
@@ -382,7 +382,7 @@ class Evidence:
         "'laptop-tinystories (laptop, lr 0.01) on builtin'; the official text goes without saying."
         text = f" on {self.text}" if self.text != OFFICIAL else ""
         return f"{self.name} ({self.r.config['scale']}, {self.setup}){text}"
-    @property
+    @cached_property
     def base(self) -> pd.DataFrame:
         "The baseline's runs that ended; all that did where there is no baseline."
         ended = self.runs.dropna(subset="parameters")
@@ -516,13 +516,14 @@ def effects_on(
     at: int | None = None,
 ) -> pd.DataFrame:
     "Judged effects on a value, or on the loss at a step; on times in per cent of the baseline's."
-    if (value, at) in e.memo: return e.memo[value, at]
+    key = e.setup, value, at
+    if key in e.memo: return e.memo[key]
     runs, margin = runs_with(e, value, at), e.r.margin
     if value == "seconds":
         base = runs[(runs.arm == "baseline") & (runs.status == "done")].value.mean()
         runs, margin = runs.assign(value=100 * runs.value / base), 1.
-    e.memo[value, at] = judged(runs, margin, "value").set_index("arm")
-    return e.memo[value, at]
+    e.memo[key] = judged(runs, margin, "value").set_index("arm")
+    return e.memo[key]
 
 # %% ../nbs/24_claims.ipynb #b5b05bc9
 def effect_figures(effect: pd.Series, unit: str = "nats") -> str:
@@ -631,7 +632,7 @@ def could_be(e: Evidence, arm: str, column: str) -> Settled | None:
     effects = {}
     for name, runs in e.r.sets.items():
         if not {"baseline", arm} <= set(runs.arm): continue
-        t = effects_on(Evidence(e.r, name), column).loc[arm]
+        t = effects_on(Evidence(e.r, name, e.memo), column).loc[arm]
         if t.n > 1: effects[name] = t
     if not effects: return None
     def is_far(t: pd.Series) -> bool:

@@ -113,9 +113,10 @@ def paired_differences(
     by: Sequence[str] = ("lr",),   # columns besides the seed in which a pair agrees
 ) -> pd.DataFrame:                 # arm, *by, seed, difference (arm minus baseline); a row a pair
     "Differences to the baseline at the same seed and the same `by`, where both runs are done."
-    require_columns(runs, [value])
     on = [*by, "seed"]
-    pairs = pair_up(runs, baseline, on)
+    require_columns(runs, [value, "arm", *on])
+    needed = dict.fromkeys(["arm", *on, "status", value, *SAME_IN_A_PAIR])
+    pairs = pair_up(runs[[*needed]], baseline, on)  # a run has a hundred columns more, which would all be copied
     done = pairs.status.eq("done")
     base_done = pairs.status_base.eq("done")
     pairs = pairs[done & base_done]
@@ -143,6 +144,15 @@ def paired_power(
     below = stats.nct.sf(t, n - 1, -shift)
     return above + below
 
+@cache
+def _detected(n: int, power: float, level: float) -> float:
+    "The effect that `n` pairs detect with this power, in units of a standard deviation."
+    t = stats.t.ppf((1 + level) / 2, n - 1)
+    far = (4 * t + 10) / np.sqrt(n)
+    def lacking(effect: float) -> float:
+        return paired_power(effect, n, level) - power
+    return optimize.brentq(lacking, 0, far)
+
 def smallest_effect(
     n: int,              # pairs
     sd: float = 1.0,     # standard deviation of the paired differences
@@ -151,11 +161,7 @@ def smallest_effect(
 ) -> float:              # in the units of `sd`; NaN for fewer than two pairs
     "The smallest true difference that `n` pairs detect with this power."
     if n < 2 or np.isnan(sd): return np.nan
-    t = stats.t.ppf((1 + level) / 2, n - 1)
-    far = (4 * t + 10) / np.sqrt(n)
-    def lacking(effect: float) -> float:
-        return paired_power(effect, n, level) - power
-    return sd * optimize.brentq(lacking, 0, far)
+    return sd * _detected(n, power, level)
 
 # %% ../nbs/09_statistics.ipynb #630abc3a
 def paired_effects(
@@ -173,7 +179,7 @@ def paired_effects(
     diverged = runs[runs.status == "diverged"]
     bases = diverged[diverged.arm == baseline][[*by, "seed"]]
     lost_bases = set(bases.itertuples(index=False, name=None))
-    others = runs[runs.arm != baseline]
+    others = runs.loc[runs.arm != baseline, [*keys, "seed", "status"]]
     rows = []
     for key, group in others.groupby(keys, sort=False, dropna=False):
         i = mean_interval(differences.get(key, []))
