@@ -206,6 +206,7 @@ def look(browser, site):  # noqa: F811
 
 
 LOOKS = """async () => {
+  for (const i of [1, 2]) await new Promise(requestAnimationFrame);   // it knows the window and the light that it has
   await window.MathJax?.startup.promise;
   for (const i of document.images) { i.loading = 'eager'; await i.decode().catch(() => 0); }
   return {
@@ -218,26 +219,88 @@ LOOKS = """async () => {
 }"""
 
 
-def on_every_page(page, pages):
-    "Go from page to page; for each its name and what is wrong with its looks or was complained of on the way."
-    root = page.url.rpartition("_docs/")[0] + "_docs/"
-    for name in pages:
-        page.goto(root + name)
-        faults = [f"{name}: {what} {value}" for what, value in page.evaluate(LOOKS).items() if value]
-        yield name, faults + [f"{name}: {f}" for f in page.faults]
-        page.faults.clear()
+CUT_CODE = "[...document.querySelectorAll('article .highlight pre')].some(e => e.scrollWidth > e.clientWidth + 1)"
+BEYOND_THE_EDGE = """
+  [...document.querySelectorAll('article th')].filter(e => e.textContent.trim() === 'verdict').map(e =>
+    e.getBoundingClientRect().right - e.closest('.pst-scrollable-table-container').getBoundingClientRect().right)
+"""
 
 
-def test_every_page_on_a_phone_and_in_the_dark(look, pages):
-    """No page is wider than a phone, lacks a picture, shows a formula raw, or complains.
-    Each is dark where that is asked for."""
-    page, faults = look("index.html", width=390, dark=True), []
-    for name, wrong in on_every_page(page, pages):
-        faults += wrong
-        ground, text = (page.evaluate(f"getComputedStyle(document.body).{c}") for c in ("backgroundColor", "color"))
-        is_dark = brightness(ground) < 0.05 < 0.4 < brightness(text)
-        if not is_dark: faults.append(f"{name}: {text} on {ground} in the dark")
+def looks_wrong(page):
+    "What is wrong with the looks of a page or was complained of since it was last asked."
+    faults = [f"{what} {value}" for what, value in page.evaluate(LOOKS).items() if value]
+    faults += page.faults
+    page.faults.clear()
+    return faults
+
+
+def on_a_desk(page, is_report):
+    "What is wrong with a page in the light of a desk; and by how much the verdicts of a report are beyond the edge."
+    faults, beyond = looks_wrong(page), []
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    if brightness(ground) <= 0.9: faults.append("is not light")
+    if page.evaluate(CUT_CODE): faults.append("code is cut off")
+    if is_report: beyond = page.evaluate(BEYOND_THE_EDGE)
+    return faults + [f"the verdict is {b:.0f} px beyond the edge" for b in beyond if b > 0], beyond
+
+
+def on_a_phone(page):
+    "What is wrong with a page on a phone that asks for the dark."
+    faults = looks_wrong(page)
+    ground, text = (page.evaluate(f"getComputedStyle(document.body).{c}") for c in ("backgroundColor", "color"))
+    is_dark = brightness(ground) < 0.05 < 0.4 < brightness(text)
+    return faults if is_dark else [*faults, f"{text} on {ground} in the dark"]
+
+
+def walked(page, site, pages):
+    """Go from page to page, each on a desk in the light and on a phone in the dark.
+    What is wrong, and how many verdicts were looked for. A page is loaded once, for that is what takes long:
+    every other one as on a desk, and the rest as on a phone."""
+    faults, verdicts = [], 0
+
+    def go_to(name):
+        address = f"{site.as_uri()}/{name}"
+        if page.url != address: page.goto(address)
+
+    def desk(name):
+        nonlocal verdicts
+        page.set_viewport_size(dict(width=1280, height=900))
+        page.emulate_media(color_scheme="light")
+        go_to(name)
+        wrong, beyond = on_a_desk(page, name.endswith("/report.html"))
+        verdicts += len(beyond)
+        faults.extend(f"{name}, on a desk: {f}" for f in wrong)
+
+    def phone(name):
+        page.set_viewport_size(dict(width=390, height=900))
+        page.emulate_media(color_scheme="dark")
+        go_to(name)
+        faults.extend(f"{name}, on a phone: {f}" for f in on_a_phone(page))
+    for i, name in enumerate(pages):
+        for looked_at in ((phone, desk) if i % 2 else (desk, phone)): looked_at(name)
+    return faults, verdicts
+
+
+def test_every_page_on_a_desk_in_the_light_and_on_a_phone_in_the_dark(look, site, pages):
+    """No page is wider than its window, lacks a picture, shows a formula raw, or complains.
+    On a desk no code is cut off, and the verdict of a report is seen without pushing its table aside."""
+    faults, verdicts = walked(look("index.html"), site, pages)
+    assert verdicts
     assert not faults, "\n".join(faults)
+
+
+def kinds_of_page(site):
+    "A page of each kind: the first one, three notebooks, a report, the ledger."
+    notebooks = ("nbs/tour.html", "nbs/03_layers.html", "nbs/train.html")
+    return "index.html", *notebooks, first_report(site), "outputs/ledger.html"
+
+
+def test_a_page_of_each_kind_that_is_opened_on_a_phone_in_the_dark(look, site):
+    "The walk turns a page from the light to the dark, and from a desk to a phone; here it begins as such."
+    page = look("index.html", width=390, dark=True)
+    for name in kinds_of_page(site):
+        page.goto(f"{site.as_uri()}/{name}")
+        assert not on_a_phone(page), name
 
 
 def brightness(colour):
@@ -282,29 +345,6 @@ def test_text_code_and_tables_stand_out_from_their_ground(look, site, dark):
     assert not faults, "\n".join(sorted(faults))
 
 
-CUT_CODE = "[...document.querySelectorAll('article .highlight pre')].some(e => e.scrollWidth > e.clientWidth + 1)"
-BEYOND_THE_EDGE = """
-  [...document.querySelectorAll('article th')].filter(e => e.textContent.trim() === 'verdict').map(e =>
-    e.getBoundingClientRect().right - e.closest('.pst-scrollable-table-container').getBoundingClientRect().right)
-"""
-
-
-def test_every_page_on_a_desk_in_the_light(look, pages):
-    "No page is wider than the window, nor is code; the verdict of a report is seen without pushing its table aside."
-    page, faults, verdicts = look("index.html"), [], 0
-    for name, wrong in on_every_page(page, pages):
-        faults += wrong
-        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        if brightness(ground) <= 0.9: faults.append(f"{name} is not light")
-        if page.evaluate(CUT_CODE): faults.append(f"{name}: code is cut off")
-        if name.endswith("/report.html"):
-            beyond = page.evaluate(BEYOND_THE_EDGE)
-            verdicts += len(beyond)
-            faults += [f"{name}: the verdict is {b:.0f} px beyond the edge" for b in beyond if b > 0]
-    assert verdicts
-    assert not faults, "\n".join(faults)
-
-
 def test_a_table_that_goes_on_says_so_and_keeps_its_first_column(look):
     page, table = look("index.html", width=390), "article .pst-scrollable-table-container"
     box, goes_on = page.locator(table).first, f"document.querySelector('{table}').classList.contains('more')"
@@ -320,8 +360,7 @@ def test_screenshots_for_a_person(look, site):
     "Nobody but a person sees whether a page is beautiful: `build/screens/`."
     screens = ROOT / "build" / "screens"
     screens.mkdir(parents=True, exist_ok=True)
-    notebooks = ("nbs/tour.html", "nbs/03_layers.html", "nbs/train.html")
-    for name in ("index.html", *notebooks, first_report(site), "outputs/ledger.html"):
+    for name in kinds_of_page(site):
         for kind, width, dark in (("desktop", 1280, False), ("phone", 390, False), ("dark", 1280, True)):
             page = look(name, width, dark)
             page.evaluate(LOOKS)
