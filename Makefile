@@ -54,9 +54,10 @@ test: export OMP_NUM_THREADS := 1
 # Each process that would help to compile imports torch; each that may keep no bytecode compiles the package.
 test: export TORCHINDUCTOR_COMPILE_THREADS := 1
 test: export PYTHONDONTWRITEBYTECODE :=
-test: lint  ## lint, then the notebooks' own tests, then end to end
-	$(BIN)/nbdev-test --skip-file-re '^(train|analysis|index|benchmark)' --n-workers 2 --timing
-	$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 10 tests
+# What the compiler of torch made once, it does not make again for every copy of the project.
+test: export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
+test: lint  ## lint, then the notebooks' own tests and those from end to end, side by side
+	$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadgroup --no-loadscope-reorder --durations 20 tests
 
 lint: dev  ## names, types and loose ends of notebooks, package and tests
 	$(BIN)/ruff check nbs tests ablation_nb setup.py

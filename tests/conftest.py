@@ -13,13 +13,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-LONGEST = ("site", "faults", "repository", "resuming", "doors", "visit", "training", "study", "lab")  # by minutes
+LONGEST = ("site", "training", "repository", "resuming", "doors", "visit", "study", "lab", "faults")  # by minutes
+LONG_NOTEBOOKS = ("23_report", "25_ledger", "32_visit", "07_step", "09_statistics")
+SHARE_NOTHING = ("test_notebooks", "test_faults")  # but what a whole session shares
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
-    "Files that take minutes begin first, so that no process is left with one of them at the end."
+    """What takes minutes begins first, so that no process is left with it at the end.
+    Tests of a file stay in one process, which makes their fixtures once, unless they share nothing."""
     places = {f"test_{name}": i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+    def place(item):
+        if any(f"[{name}]" in item.name for name in LONG_NOTEBOOKS): return 1, 0
+        return places.get(item.path.stem, len(LONGEST)), item.path.stem == "test_notebooks"
+    items.sort(key=place)
+    for item in items:
+        if item.path.stem not in SHARE_NOTHING: item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def as_in_a_terminal():

@@ -29,7 +29,8 @@ READ_ON_IMPORT = ("MATPLOTLIBRC", "MPLBACKEND", "HF_HUB_OFFLINE")  # by librarie
 def can_fork(argv, env):
     "Is this a command that a fork can be?"
     if any(env.get(k) != os.environ.get(k) for k in READ_ON_IMPORT): return False
-    return argv[0] in ("ablation", "papermill") or argv[0] in ("python", sys.executable) and argv[1] == "-c"
+    is_code = argv[0] in ("python", sys.executable) and argv[1] == "-c"
+    return argv[0] in ("ablation", "papermill", "nbdev-test") or is_code
 
 
 class Forked:
@@ -209,6 +210,9 @@ def carry_out(argv):
     if name == "dask":
         from dask.__main__ import main
         return main()
+    if name == "nbdev-test":
+        runpy.run_path(shutil.which(name), run_name="__main__")   # it reads `argv` only where it is the script
+        return 0
     with_forked_kernels()
     if name == "ablation":
         from ablation_nb import command
