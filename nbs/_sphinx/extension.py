@@ -100,9 +100,15 @@ def keep_targets(app, doctree):
     env.refers[env.docname] = asked
 
 
+def leave_out_runs(app, doctree):
+    "An executed notebook says what `train.ipynb` says: a search finds it there, and not once a run."
+    if app.env.docname.endswith("/run"): app.env.metadata[app.env.docname]["nosearch"] = True
+
+
 def shape(env):
     "What the navigation of every page shows: the tree of pages and their titles."
-    return env.toctree_includes, {page: title.astext() for page, title in env.titles.items()}
+    titles = {page: title.astext() for page, title in env.titles.items()}
+    return sorted(env.toctree_includes.items()), sorted(titles.items())
 
 
 def in_step(app, env):
@@ -118,13 +124,28 @@ def in_step(app, env):
 def keep_changed(app, env, pages): env.changed = set(pages)
 
 
+def sweep(app, exception):
+    "Pages, pictures and downloads of earlier builds that no page has any more leave the site."
+    if exception: return
+    env, out = app.env, Path(app.outdir)
+    pages = {out / f"{page}.html" for page in [*env.all_docs, "search"]}
+    kept = pages | {out / "_images" / name for _, name in env.images.values()}
+    kept |= {out / "_downloads" / name for _, name in env.dlfiles.values()}
+    lying = [f for f in out.rglob("*.html") if "_static" not in f.parts]
+    for folder in ("_images", "_downloads"): lying += [f for f in (out / folder).rglob("*") if f.is_file()]
+    for f in lying:
+        if f not in kept: f.unlink()
+
+
 def setup(app):
     for name in ("arm_labels", "arm_names"): app.add_config_value(name, {}, "html", dict)
     app.add_search_language(EnglishOnce)
     app.connect("builder-inited", highlight_once)
     app.connect("env-before-read-docs", keep_changed)
     app.connect("doctree-read", keep_targets)
+    app.connect("doctree-read", leave_out_runs)
     app.connect("env-updated", in_step)
     app.connect("html-page-context", link_arms)
     app.connect("html-page-context", keep_text)
     app.connect("build-finished", write_texts)
+    app.connect("build-finished", sweep)

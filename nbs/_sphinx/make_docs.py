@@ -52,14 +52,14 @@ def show_site():
 
 
 def render():
-    "Sphinx, in this process; its exit status. Pages are trees full of circles, and looking for litter took a quarter."
-    gc.set_threshold(100_000, 50, 100)
+    "Sphinx, in this process, with the libraries that pages.py has imported; its exit status."
     from sphinx.cmd.build import build_main
     strict = ["-q", "-W", "--keep-going"]
     return build_main([*strict, "-c", str(Path(__file__).parent), "-d", str(DOCTREES), str(PAGES), str(RENDERED)])
 
 
 def main():
+    gc.set_threshold(100_000, 50, 100)  # a page is a tree full of circles: looking for litter took a quarter
     now = dict(tools=tools(), sources=digest(SOURCES))
     last = json.loads(DONE.read_text()) if DONE.exists() else {}
     if last != now or not SITE.exists():
@@ -67,7 +67,9 @@ def main():
         if last.get("tools") != now["tools"]:
             for folder in (PAGES, RENDERED, DOCTREES): shutil.rmtree(folder, ignore_errors=True)
             UNITS.unlink(missing_ok=True)
+        sys.modules["rfc3987_syntax"] = None  # a second to build grammars of web addresses, which no notebook asks for
         import pages
+        gc.freeze()
         pages.make(PAGES, UNITS)
         if status := render(): return status
         show_site()

@@ -196,7 +196,7 @@ class Page(FilterDefaults):
         nbdevs = [populate_language, add_show_docs, strip_ansi, hide_line]
         return [*nbdevs, entries_first, api_entry, hide_or_fold, settled, spoken, sized, linked]
 
-    def nb_proc(self, nb): return NBProcessor(nb=nb, procs=self.procs(), rm_directives=True)
+    def nb_proc(self, nb): return NBProcessor(nb=nb, procs=self.base_procs(), rm_directives=True)
 
 
 written = []  # what was asked to lie in the mirror, in turn
@@ -301,7 +301,7 @@ def with_curve(nb, run):
         rows = pd.DataFrame(read_rows(run / "metrics.jsonl"))
         exec(curve(), dict(plt=plt, run=SimpleNamespace(metrics=rows)))
         png = BytesIO()
-        plt.savefig(png, dpi=150, bbox_inches="tight")
+        plt.gcf().savefig(png, dpi=150, bbox_inches="tight")
         plt.close()
         picture = {"image/png": b64encode(png.getvalue()).decode()}
         cell["outputs"] = [dict(output_type="display_data", metadata={}, data=picture)]
