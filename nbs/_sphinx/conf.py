@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # where extension.py lies
 
-from extension import arm_anchor  # noqa: E402
+from extension import arm_anchor
 
-from ablation_nb.config import ARMS  # noqa: E402
+from ablation_nb.config import ARMS
 
 meta = configparser.ConfigParser(delimiters=["="])
 meta.read(Path(__file__).parents[2] / "settings.ini")
@@ -44,4 +44,4 @@ html_theme_options = dict(
     footer_start=["copyright"],
     footer_end=[],
     primary_sidebar_end=[])
-html_sidebars = {page: [] for page in ("index", "api", "nbs/tour")}
+html_sidebars = {page: [] for page in ("index", "api", "arms", "nbs/tour")}

@@ -8,8 +8,10 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 
+from docutils import nodes
 from sphinx import addnodes
 from sphinx.search.en import SearchEnglish
+from sphinx.util.osutil import relative_uri
 
 
 def words(body):
@@ -68,7 +70,7 @@ def linked_arm(words, place, known):
 
 
 def link_in_row(row, place, labels, names, columns):
-    "A row of a table with its arms as links. A name is an arm only in `columns`; elsewhere it could be a kind of layer."
+    "A row of a table with its arms as links. A name is one only in `columns`: `silu` is a layer too."
     places = count()
 
     def cell(m):
@@ -90,6 +92,30 @@ def link_arms(app, page, template, context, doctree):
         def row(m): return link_in_row(m[0], place, app.config.arm_labels, app.config.arm_names, columns)
         return head + mark + re.sub(r"<tr\b.*?</tr>", row, body, flags=re.S)
     context["body"] = re.sub(r"<table\b.*?</table>", table, context["body"], flags=re.S)
+
+
+def add_dark_twins(app, doctree):
+    "Beside a figure that has a twin for the dark stands that twin; the theme shows one of them."
+    folder = app.env.doc2path(app.env.docname).parent
+    for image in list(doctree.findall(nodes.image)):
+        twin = image.copy()
+        twin["uri"] = image["uri"].removesuffix(".svg") + ".dark.svg"
+        if not (folder / twin["uri"]).exists(): continue
+        image["classes"].append("only-light")
+        twin["classes"].append("only-dark")
+        image.parent.insert(image.parent.index(image) + 1, twin)
+
+
+def link_figures(app, doctree, page):
+    "A touch on a figure opens its file, in which a reader can move and enlarge it."
+    for image in list(doctree.findall(nodes.image)):
+        if isinstance(image.parent, nodes.reference) or image["uri"] not in app.env.images: continue
+        file = f"{app.builder.imagedir}/{app.env.images[image['uri']][1]}"
+        uri = relative_uri(app.builder.get_target_uri(page), file)
+        link = nodes.reference("", "", internal=True, refuri=uri, classes=["figure", *image["classes"]])
+        link["reftitle"] = "Open this figure alone"
+        image.replace_self(link)
+        link.append(image)
 
 
 def keep_targets(app, doctree):
@@ -142,9 +168,11 @@ def setup(app):
     app.add_search_language(EnglishOnce)
     app.connect("builder-inited", highlight_once)
     app.connect("env-before-read-docs", keep_changed)
+    app.connect("doctree-read", add_dark_twins, priority=100)  # before Sphinx gathers the pictures
     app.connect("doctree-read", keep_targets)
     app.connect("doctree-read", leave_out_runs)
     app.connect("env-updated", in_step)
+    app.connect("doctree-resolved", link_figures)
     app.connect("html-page-context", link_arms)
     app.connect("html-page-context", keep_text)
     app.connect("build-finished", write_texts)

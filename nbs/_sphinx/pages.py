@@ -39,6 +39,7 @@ from ablation_nb.layers import LAYERS
 from ablation_nb.report import study_question
 from ablation_nb.results import read_json, read_rows, run_folders, who
 from ablation_nb.tables import inert
+from dark import dark_figure
 from extension import arm_anchor
 from make_docs import CODE, ROOT, digest
 
@@ -213,7 +214,11 @@ def keep(path, data):
 def write(path, text): keep(path, text.encode("utf-8"))
 
 
-def copy(file, out): keep(out / file.relative_to(ROOT), file.read_bytes())
+def copy(file, out):
+    "A file of the repository at its place in the mirror; a figure has a twin for the dark."
+    place = out / file.relative_to(ROOT)
+    keep(place, file.read_bytes())
+    if file.suffix == ".svg": write(place.with_suffix(".dark.svg"), dark_figure(file.read_text(encoding="utf-8")))
 
 
 def write_notebook(path, nb):
@@ -331,6 +336,12 @@ def executed_train():
 FRONT = toctree("Tour <nbs/tour>", "story", "outputs/index", "arms", "api", "project")
 
 
+def as_drawing(text):
+    "Pictures of `outputs/` by their drawings, which stay sharp and have a twin for the dark. GitHub shows dots."
+    def drawing(m): return f"({m[1]}.svg)" if (ROOT / f"{m[1]}.svg").exists() else m[0]
+    return re.sub(r"\((outputs/[^)\s]+)\.png\)", drawing, text)
+
+
 def notebook_page(out, f):
     "A notebook as a page; the first page is `index.ipynb`, with the links of a README."
     page = out / "nbs" / f.name
@@ -338,7 +349,7 @@ def notebook_page(out, f):
     nb = page_of(raw, page)
     if f.stem == "index":
         page = out / "index.ipynb"
-        for cell in nb.cells: cell.source = cell.source.replace("](../", "](")
+        for cell in nb.cells: cell.source = as_drawing(cell.source.replace("](../", "]("))
         nb.cells.append(mk_cell(FRONT, "markdown"))
     write_notebook(page, nb)
 
@@ -485,11 +496,11 @@ def began(study):
 
 
 def facts_of(report):
-    "A line on what was run: scale, runs, device, day."
+    "A line on what was run: scale, runs, device, and the day on which it began."
     says = dict(re.findall(r"^- \*\*(\w+)\*\*: (.+)", report_text(report), re.M))
     day = began(report.parent)
-    facts = [f"{name.lower()}: {says[name]}" for name in FACTS if name in says] + [f"began: {day}"] * bool(day)
-    return inert(", ".join(facts).capitalize() + ".") if facts else ""
+    facts = [f"**{name}**: {says[name]}" for name in FACTS if name in says] + [f"**Begun**: {day}"] * bool(day)
+    return inert(" · ".join(facts))
 
 
 def entry_of(report):
@@ -547,15 +558,16 @@ def arm_entry(arm, studied):
     "An arm among the arms: what it does, its fields beside the baseline's, its size, its code and its studies."
     baseline, model = (model_config(name, "full") for name in ("baseline", arm.name))
     changed = [f.name for f in fields(model) if getattr(model, f.name) != getattr(baseline, f.name)]
-    rows = [f"| `{f}` | {getattr(baseline, f)} | {getattr(model, f)} | `{code_of(model, f)}` |" for f in changed]
+    codes = [lookup.linkify(f"`{code_of(model, f)}`") for f in changed]
+    rows = [f"| `{f}` | {getattr(baseline, f)} | {getattr(model, f)} | {code} |" for f, code in zip(changed, codes)]
     names = " or ".join(f"`{name}`" for name in (arm.name, *arm.aliases))
     size, more = parameter_count(model), parameter_count(model) / parameter_count(baseline) - 1
     text = f"({arm_anchor(arm.name)})=\n## {arm.label}\n\n{names}: {arm.says}.\n\n"
-    if rows: text += "| field | baseline | here | made by |\n|:--|--:|--:|:--|\n" + "\n".join(rows) + "\n\n"
+    if rows: text += "| field | baseline | here | made by |\n|:--|:--|:--|:--|\n" + "\n".join(rows) + "\n\n"
     text += f"Parameters: {size:,}" + (f" ({more:+.2%})" if more else "") + "; "
     text += f"FLOPs per token: {flops_per_token(model) / 1e6:,.1f}M.\n\n"
     links = ", ".join(f"[{s.name}](outputs/{s.name}/report.md)" for s in studied)
-    return inert(lookup.linkify(text)) + (f"Studies: {links}.\n\n" if links else "")
+    return inert(text) + (f"Studies: {links}.\n\n" if links else "")
 
 
 def arms_of(study):

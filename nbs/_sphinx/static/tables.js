@@ -39,9 +39,14 @@ function whole(cell) {
   cell.append(span);
 }
 
-// Where a table goes on beyond the edge, the edge is soft.
+// Where a table goes on beyond the edge, the edge is soft, a bar shows it, and arrow keys push the table aside.
 function cue(box) {
-  const look = () => box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+  const look = () => {
+    const wide = box.scrollWidth > box.clientWidth + 2;
+    box.classList.toggle("wide", wide);
+    box.classList.toggle("more", wide && box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+    if (wide) box.tabIndex = 0;
+  };
   box.addEventListener("scroll", look, {passive: true});
   new ResizeObserver(look).observe(box);
   new ResizeObserver(look).observe(box.querySelector("table"));
