@@ -59,6 +59,7 @@ def render():
 
 
 def main():
+    sys.dont_write_bytecode = True  # nothing is left beside the notebooks
     gc.set_threshold(100_000, 50, 100)  # a page is a tree full of circles: looking for litter took a quarter
     now = dict(tools=tools(), sources=digest(SOURCES))
     last = json.loads(DONE.read_text()) if DONE.exists() else {}

@@ -265,10 +265,18 @@ def plain_html(html):
     return bleach.clean(said, tags=TAGS, attributes=is_of_a_table, strip=True)
 
 
+def is_picture(data):
+    "Is this base64 of a picture?"
+    try: Image.open(BytesIO(b64decode("".join(data)))).verify()
+    except (OSError, ValueError, SyntaxError): return False
+    return True
+
+
 def plain_output(o):
     "An output with the kinds of data that are words, tables or pictures."
     if "data" not in o: return o
     data = {kind: o["data"][kind] for kind in SHOWN if kind in o["data"]}
+    if "image/png" in data and not is_picture(data["image/png"]): del data["image/png"]
     if "text/html" in data: data["text/html"] = plain_html(data["text/html"])
     if "text/markdown" in data: data["text/markdown"] = inert("".join(data["text/markdown"]))
     return dict(o, data=data, metadata={})
@@ -387,7 +395,7 @@ def run_page(out, study, f):
     run, report = f.parent.relative_to(ROOT / "outputs").as_posix(), os.path.relpath(study / "report.md", f.parent)
     whole = f"> {run}, as papermill left it. The whole study: [report]({report})."
     if raw is None:
-        raw = dict(NO_NOTEBOOK, cells=[dict(mk_cell("", "markdown"), metadata={})])
+        raw = dict(NO_NOTEBOOK, cells=[dict(mk_cell(whole, "markdown"), metadata={})])
         whole = f"> outputs/{run}/run.ipynb is no notebook and is not shown. The whole study: [report]({report})."
     nb = with_curve(page_of(raw, page), f.parent)
     for cell in nb["cells"]: led_to_nbs(cell, os.path.relpath(ROOT, f.parent))
