@@ -229,7 +229,7 @@ def write_notebook(path, nb):
 
 
 def page_of(nb, path):
-    "A notebook as a page; `path` is where it will lie."
+    "A notebook as a page; `path` is where it lies in the repository, from where its links lead."
     nb = dict2nb(nb)
     nb.path_ = str(path)
     Page()(nb)
@@ -354,7 +354,7 @@ def notebook_page(out, f):
     "A notebook as a page; the first page is `index.ipynb`, with the links of a README."
     page = out / "nbs" / f.name
     raw = executed_train() if f.stem == "train" else json.loads(f.read_text(encoding="utf-8"))
-    nb = page_of(raw, page)
+    nb = page_of(raw, f)
     if f.stem == "index":
         page = out / "index.ipynb"
         for cell in nb.cells: cell.source = as_drawing(cell.source.replace("](../", "]("))
@@ -397,7 +397,7 @@ def run_page(out, study, f):
     if raw is None:
         raw = dict(NO_NOTEBOOK, cells=[dict(mk_cell(whole, "markdown"), metadata={})])
         whole = f"> outputs/{run}/run.ipynb is no notebook and is not shown. The whole study: [report]({report})."
-    nb = with_curve(page_of(raw, page), f.parent)
+    nb = with_curve(page_of(raw, f), f.parent)
     for cell in nb["cells"]: led_to_nbs(cell, os.path.relpath(ROOT, f.parent))
     nb["cells"][0]["source"] = inert(f"# {arm_label(f.parent.parent.name)}: one run\n\n{whole}")
     write_notebook(page, nb)
