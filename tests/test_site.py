@@ -329,7 +329,8 @@ LOOKS = """async () => {
 
 TABLES = """() => [...document.querySelectorAll('article table')].flatMap(table => {
   const cell = [...table.rows].at(-1)?.cells;
-  const box = table.closest('.pst-scrollable-table-container, .cell_output');
+  let box = table.parentElement;
+  while (box && !/auto|scroll/.test(getComputedStyle(box).overflowX)) box = box.parentElement;
   if (!cell?.length || !table.offsetParent) return [];
   const before = cell[cell.length - 1].getBoundingClientRect().right;
   const goes_on = box && before > box.getBoundingClientRect().right + 2;

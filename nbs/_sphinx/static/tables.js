@@ -39,6 +39,12 @@ function whole(cell) {
   cell.append(span);
 }
 
+// The box in which a table is pushed aside: the nearest one around it that scrolls.
+function pushed(table) {
+  for (let box = table.parentElement; box && box.localName !== "article"; box = box.parentElement)
+    if (/auto|scroll/.test(getComputedStyle(box).overflowX)) return box;
+}
+
 // Where a table goes on beyond the edge, the edge is soft, a bar shows it, and arrow keys push the table aside.
 function cue(box) {
   const look = () => {
@@ -55,5 +61,5 @@ function cue(box) {
 document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll("article :is(td, th).text-right, article :is(td, th).text-right p").forEach(whole);
   document.querySelectorAll("article table").forEach(sortable);
-  document.querySelectorAll("article .pst-scrollable-table-container, article .cell_output:has(table)").forEach(cue);
+  new Set([...document.querySelectorAll("article table")].map(pushed).filter(Boolean)).forEach(cue);
 });
