@@ -362,6 +362,7 @@ def walk(look, pages):
         is_dark = brightness(ground) < 0.05 < 0.4 < brightness(text)
         if not is_dark: phone.append(f"{name}: {text} on {ground} in the dark")
         phone += [f"{name}: {image} is drawn for paper" for image in page.evaluate(ON_PAPER)]
+        page.evaluate(DRAWN_ANEW)
         phone += [f"{name}: {f}" for f in page.evaluate(TABLES)]
         page.faults.clear()
 
