@@ -87,11 +87,7 @@ lab: dev  ## JupyterLab at the first page, on this machine only
 	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
 docs: dev  ## the rendered site, _docs/index.html, from what is committed: nothing is trained or executed
-	$(BIN)/python nbs/_sphinx/pages.py build/pages
-	rm -rf build/site
-	$(BIN)/python -m sphinx -q -W --keep-going -E -c nbs/_sphinx -d build/doctrees build/pages build/site
-	rm -rf _docs && mv build/site _docs
-	@echo "The site: _docs/index.html"
+	$(BIN)/python nbs/_sphinx/make_docs.py
 
 readme: dev  ## README.md from nbs/index.ipynb
 	$(BIN)/nbdev-test nbs/index.ipynb --save

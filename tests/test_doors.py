@@ -230,9 +230,8 @@ def test_words_of_a_run_folder_are_no_more_than_words_on_the_site(hostile, sh):
     write_report(study)
     code = ("import sys; sys.path.insert(0, 'nbs/_sphinx')\n"
             "import pages\nout = pages.Path('pages')\n"
-            "pages.write(out / 'nbs' / 'train.ipynb', '')\n"
             "pages.study_page(out, pages.ROOT / 'outputs/laptop-tinystories/report.md')\n"
-            "pages.executed_train(out / 'nbs' / 'train.ipynb')\n"
+            "pages.notebook_page(out, pages.ROOT / 'nbs' / 'train.ipynb')\n"
             "index = pages.in_short(pages.ROOT / 'outputs/laptop-tinystories/report.md')\n"
             "toc = pages.toctree('outputs/laptop-tinystories/report', 'nbs/train')\n"
             "pages.write(out / 'index.md', f'# Studies\\n\\n{index}\\n{toc}')\n")

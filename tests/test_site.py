@@ -37,7 +37,23 @@ def copy(tmp_path_factory, sh):
     assert [c[0] for c in commands] == ["ablation", "ablation"]
     assert site == ["make", "docs"]
     for c in commands: succeeded(sh(*c, cwd=there, ABLATION_CORPUS=""))
+    plant_damage(there / "outputs")
     return there
+
+
+def plant_damage(outputs):
+    "What a person may find under outputs/ besides whole studies."
+    whole = outputs / "laptop-tinystories"
+    (outputs / "notes").mkdir()
+    (outputs / "notes" / "todo.txt").write_text("no study")
+    for name in ("unreported", "cut", "bytes"): (outputs / name).mkdir()
+    for name in ("runs.zip", "study.json"): shutil.copy(whole / name, outputs / "unreported")
+    shutil.copytree(whole / "baseline", outputs / "unreported" / "baseline")
+    text = (whole / "report.md").read_text()
+    (outputs / "cut" / "report.md").write_text(text[:text.index("| Post-norm")])  # its figure is left out
+    (outputs / "cut" / "nope" / "0.01-s0").mkdir(parents=True)
+    (outputs / "cut" / "nope" / "0.01-s0" / "run.ipynb").write_text('{"cells": [')
+    shutil.copy(whole / "positions.png", outputs / "bytes" / "report.md")
 
 
 def made_by_studies(root):
@@ -82,6 +98,99 @@ def test_every_notebook_and_every_report_is_a_page(pages):
         assert pages[report].select("article img")
         assert len(pages[report].select("article table")) >= 3
         assert pages[report].select("a.download[href$='.csv']")
+
+
+def test_studies_are_listed_by_weight_with_question_finding_and_what_was_run(pages):
+    article = pages["outputs/index.html"].select_one("article")
+    names = [h.get_text().rstrip("#") for h in article.select("h2")]
+    assert names[0] == "true_model-tinystories"
+    committed = [r.parent.name for r in (ROOT / "outputs").glob("*/report.md")]
+    assert not set(committed) - set(names)
+    for name in committed:
+        section = article.select("h2")[names.index(name)].find_parent("section")
+        says = section.get_text()
+        assert section.select_one("p em").get_text().endswith("?"), name
+        for fact in ("Scale: ", "Runs: ", "Device: ", "Begun: 20"): assert fact in says, (name, fact)
+        assert section.select("a[href$='report.html'] img"), name
+
+
+def test_a_study_without_a_report_or_with_a_damaged_one_is_a_sentence(pages):
+    words = pages["outputs/index.html"].select_one("article").get_text()
+    assert "no report yet: ablation report unreported" in words
+    assert "notes" not in [h.get_text() for h in pages["outputs/index.html"].select("h2")]
+    assert "outputs/unreported/report.html" not in pages
+    assert "The picture outputs/cut/ablation_comparison.svg is missing." in pages["outputs/cut/report.html"].get_text()
+    assert "outputs/bytes/report.md is damaged" in pages["outputs/bytes/report.html"].get_text()
+    assert "outputs/bytes/report.md is damaged" in words
+    assert "is no notebook" in pages["outputs/cut/nope/0.01-s0/run.html"].get_text()
+
+
+def test_every_arm_in_a_table_leads_to_its_definition(pages):
+    from ablation_nb.config import ARMS
+    places = {e["id"] for e in pages["arms.html"].select("[id]")}
+    labels = {*(a.label for a in ARMS.values()), "Slow RoPE"}
+    bare, linked = [], 0
+    for name, soup in pages.items():
+        if name == "arms.html": continue
+        for cell in soup.select("article tbody td, article tbody th"):
+            is_arm = set(cell.get_text().strip().split(" + ")) <= labels
+            if not is_arm or cell.select("a.reference"): continue  # an entry of the API is one of its own
+            links = cell.select("a.arm")
+            linked += len(links)
+            if " + ".join(a.get_text() for a in links) != cell.get_text().strip(): bare.append(f"{name}: {cell}")
+            for a in links: assert urlsplit(a["href"]).fragment in places, a
+    assert linked > 1000
+    assert not bare, "\n".join(bare[:20])
+    tour = pages["nbs/tour.html"].select("article tbody td a.arm")
+    assert {"baseline", "no_norm", "aa"} <= {a.get_text() for a in tour}, "names in a column of arms"
+    for arm in ARMS.values():
+        section = pages["arms.html"].find("section", id=f"arm-{arm.name.replace('_', '-')}")
+        assert arm.says in section.get_text().replace("’", "'")
+        assert not arm.change or section.select("tbody a.reference"), "its code"
+
+
+def figures_of(soup):
+    "The pictures of a page that are no links to other pages."
+    return [i for i in soup.select("article img") if "figure" in (i.find_parent("a") or {}).get("class", [])]
+
+
+def test_a_touch_on_a_figure_opens_its_file_and_drawings_have_twins_for_the_dark(site, pages):
+    drawn = 0
+    for name, soup in pages.items():
+        for image in soup.select("article img"):
+            link = image.find_parent("a")
+            assert link, f"{name}: {image}"
+            if "figure" in link["class"]: assert link["href"] == image["src"]
+        light = [i for i in soup.select("article img.only-light") if i["src"].endswith(".svg")]
+        dark = [i["src"] for i in soup.select("article img.only-dark")]
+        assert len([i for i in soup.select("article img") if i["src"].endswith(".svg")]) == len(light) + len(dark)
+        assert len(light) == len(dark)
+        drawn += len(dark)
+    assert drawn > 100
+    assert figures_of(pages["index.html"])
+    assert figures_of(pages["nbs/tour.html"])
+
+
+def test_inks_stand_out_from_the_dark_as_from_paper(site, monkeypatch):
+    from ablation_nb.figures import ARM_COLOURS, arm_colour, ink
+    monkeypatch.syspath_prepend(ROOT / "nbs" / "_sphinx")
+    from dark import GROUND, contrast, dark
+    drawings = "".join(f.read_text() for f in (ROOT / "outputs").rglob("*.svg"))
+    inks = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", drawings))
+    assert len(inks) > 10
+    for colour in inks:
+        by_day, by_night = contrast(colour, "#ffffff"), contrast(dark(colour), GROUND)
+        assert abs(by_night - min(by_day, 14.4)) < .1, colour
+    for colour in [*ARM_COLOURS.values(), *(arm_colour(f"own_{i}") for i in range(40))]:
+        assert contrast(dark(colour), GROUND) >= 3, colour
+        assert contrast(dark(ink(colour)), GROUND) >= 4.5, colour
+    twins = list(site.glob("_images/*.dark*.svg"))
+    assert len(twins) > 30
+    for twin in twins:
+        svg = twin.read_text()
+        assert "#ffffff" not in svg
+        assert "#000000" not in svg
+        assert f"svg{{fill: {dark('#000000')}}}" in svg, "letters, which are black by default"
 
 
 def test_notebooks_that_are_run_with_parameters_show_or_name_a_run(pages):
@@ -206,7 +315,6 @@ def look(browser, site):  # noqa: F811
 
 
 LOOKS = """async () => {
-  for (const i of [1, 2]) await new Promise(requestAnimationFrame);   // it knows the window and the light that it has
   await window.MathJax?.startup.promise;
   for (const i of document.images) { i.loading = 'eager'; await i.decode().catch(() => 0); }
   return {
@@ -219,88 +327,68 @@ LOOKS = """async () => {
 }"""
 
 
-CUT_CODE = "[...document.querySelectorAll('article .highlight pre')].some(e => e.scrollWidth > e.clientWidth + 1)"
-BEYOND_THE_EDGE = """
-  [...document.querySelectorAll('article th')].filter(e => e.textContent.trim() === 'verdict').map(e =>
-    e.getBoundingClientRect().right - e.closest('.pst-scrollable-table-container').getBoundingClientRect().right)
-"""
+TABLES = """() => [...document.querySelectorAll('article table')].flatMap(table => {
+  const cell = [...table.rows].at(-1)?.cells;
+  let box = table.parentElement;
+  while (box && !/auto|scroll/.test(getComputedStyle(box).overflowX)) box = box.parentElement;
+  if (!cell?.length || !table.offsetParent) return [];
+  const before = cell[cell.length - 1].getBoundingClientRect().right;
+  const goes_on = box && before > box.getBoundingClientRect().right + 2;
+  const says_so = box?.classList.contains('wide') && box.classList.contains('more') && box.tabIndex === 0;
+  if (box) box.scrollLeft = box.scrollWidth;
+  const edge = Math.min(innerWidth, box ? box.getBoundingClientRect().right : innerWidth);
+  const beyond = cell[cell.length - 1].getBoundingClientRect().right - edge;
+  if (box) box.scrollLeft = 0;
+  const what = table.textContent.trim().slice(0, 40);
+  return [...(goes_on && !says_so ? [`${what}: nothing says that it goes on`] : []),
+          ...(beyond > 2 ? [`${what}: its last column is ${beyond} px beyond the edge`] : [])];
+})"""
 
 
-def looks_wrong(page):
-    "What is wrong with the looks of a page or was complained of since it was last asked."
-    faults = [f"{what} {value}" for what, value in page.evaluate(LOOKS).items() if value]
-    faults += page.faults
-    page.faults.clear()
-    return faults
+@pytest.fixture(scope="module")
+def walk(look, pages):
+    """Each page once, on a phone in the dark and then on a desk in the light: what is wrong there.
 
-
-def on_a_desk(page, is_report):
-    "What is wrong with a page in the light of a desk; and by how much the verdicts of a report are beyond the edge."
-    faults, beyond = looks_wrong(page), []
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    if brightness(ground) <= 0.9: faults.append("is not light")
-    if page.evaluate(CUT_CODE): faults.append("code is cut off")
-    if is_report: beyond = page.evaluate(BEYOND_THE_EDGE)
-    return faults + [f"the verdict is {b:.0f} px beyond the edge" for b in beyond if b > 0], beyond
-
-
-def on_a_phone(page):
-    "What is wrong with a page on a phone that asks for the dark."
-    faults = looks_wrong(page)
-    ground, text = (page.evaluate(f"getComputedStyle(document.body).{c}") for c in ("backgroundColor", "color"))
-    is_dark = brightness(ground) < 0.05 < 0.4 < brightness(text)
-    return faults if is_dark else [*faults, f"{text} on {ground} in the dark"]
-
-
-def walked(page, site, pages):
-    """Go from page to page, each on a desk in the light and on a phone in the dark.
-    What is wrong, and how many verdicts were looked for. A page is loaded once, for that is what takes long:
-    every other one as on a desk, and the rest as on a phone."""
-    faults, verdicts = [], 0
-
-    def go_to(name):
-        address = f"{site.as_uri()}/{name}"
-        if page.url != address: page.goto(address)
-
-    def desk(name):
-        nonlocal verdicts
-        page.set_viewport_size(dict(width=1280, height=900))
-        page.emulate_media(color_scheme="light")
-        go_to(name)
-        wrong, beyond = on_a_desk(page, name.endswith("/report.html"))
-        verdicts += len(beyond)
-        faults.extend(f"{name}, on a desk: {f}" for f in wrong)
-
-    def phone(name):
+    On the desk too: how far the verdict of each report lies beyond the edge of its table."""
+    page = look("index.html", width=390, dark=True)
+    root, phone, desk, verdicts = page.url.rpartition("_docs/")[0] + "_docs/", [], [], []
+    for name in pages:
         page.set_viewport_size(dict(width=390, height=900))
         page.emulate_media(color_scheme="dark")
-        go_to(name)
-        faults.extend(f"{name}, on a phone: {f}" for f in on_a_phone(page))
-    for i, name in enumerate(pages):
-        for looked_at in ((phone, desk) if i % 2 else (desk, phone)): looked_at(name)
-    return faults, verdicts
+        page.goto(root + name)
+        phone += [f"{name}: {what} {value}" for what, value in page.evaluate(LOOKS).items() if value]
+        phone += [f"{name}: {f}" for f in page.faults]
+        ground, text = (page.evaluate(f"getComputedStyle(document.body).{c}") for c in ("backgroundColor", "color"))
+        is_dark = brightness(ground) < 0.05 < 0.4 < brightness(text)
+        if not is_dark: phone.append(f"{name}: {text} on {ground} in the dark")
+        phone += [f"{name}: {image} is drawn for paper" for image in page.evaluate(ON_PAPER)]
+        page.evaluate(DRAWN_ANEW)
+        phone += [f"{name}: {f}" for f in page.evaluate(TABLES)]
+        page.faults.clear()
+
+        page.set_viewport_size(dict(width=1280, height=900))
+        page.emulate_media(color_scheme="light")
+        page.evaluate(DRAWN_ANEW)
+        if wide := page.evaluate(TOO_WIDE): desk.append(f"{name}: {wide} px too wide")
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        if brightness(ground) <= 0.9: desk.append(f"{name} is not light")
+        if page.evaluate(CUT_CODE): desk.append(f"{name}: code is cut off")
+        desk += [f"{name}: {f}" for f in page.evaluate(TABLES)] + [f"{name}: {f}" for f in page.faults]
+        if name.endswith("/report.html"): verdicts += [(name, beyond) for beyond in page.evaluate(BEYOND_THE_EDGE)]
+        page.faults.clear()
+    return phone, desk, verdicts
 
 
-def test_every_page_on_a_desk_in_the_light_and_on_a_phone_in_the_dark(look, site, pages):
-    """No page is wider than its window, lacks a picture, shows a formula raw, or complains.
-    On a desk no code is cut off, and the verdict of a report is seen without pushing its table aside."""
-    faults, verdicts = walked(look("index.html"), site, pages)
-    assert verdicts
-    assert not faults, "\n".join(faults)
+DRAWN_ANEW = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+ON_PAPER = """() => [...document.querySelectorAll('article img')].filter(i => i.offsetParent)
+  .filter(i => getComputedStyle(i).filter === 'none' && !i.classList.contains('only-dark')).map(i => i.src)"""
 
 
-def kinds_of_page(site):
-    "A page of each kind: the first one, three notebooks, a report, the ledger."
-    notebooks = ("nbs/tour.html", "nbs/03_layers.html", "nbs/train.html")
-    return "index.html", *notebooks, first_report(site), "outputs/ledger.html"
-
-
-def test_a_page_of_each_kind_that_is_opened_on_a_phone_in_the_dark(look, site):
-    "The walk turns a page from the light to the dark, and from a desk to a phone; here it begins as such."
-    page = look("index.html", width=390, dark=True)
-    for name in kinds_of_page(site):
-        page.goto(f"{site.as_uri()}/{name}")
-        assert not on_a_phone(page), name
+def test_every_page_on_a_phone_and_in_the_dark(walk):
+    """No page is wider than a phone, lacks a picture, shows a formula raw, or complains.
+    Each is dark where that is asked for, its figures too, and each table can be pushed to its last column."""
+    assert not walk[0], "\n".join(walk[0])
 
 
 def brightness(colour):
@@ -345,6 +433,38 @@ def test_text_code_and_tables_stand_out_from_their_ground(look, site, dark):
     assert not faults, "\n".join(sorted(faults))
 
 
+CUT_CODE = "[...document.querySelectorAll('article .highlight pre')].some(e => e.scrollWidth > e.clientWidth + 1)"
+BEYOND_THE_EDGE = """
+  [...document.querySelectorAll('article th')].filter(e => e.textContent.trim() === 'verdict').map(e =>
+    e.getBoundingClientRect().right - e.closest('.pst-scrollable-table-container').getBoundingClientRect().right)
+"""
+
+
+def test_every_page_on_a_desk_in_the_light(walk):
+    """No page is wider than the window, nor is code, and each table can be pushed to its last column.
+    The verdict of a report is seen without that."""
+    _, desk, verdicts = walk
+    assert verdicts
+    beyond = [f"{name}: the verdict is {b:.0f} px beyond the edge" for name, b in verdicts if b > 0]
+    assert not desk + beyond, "\n".join(desk + beyond)
+
+
+UNWRAPPED = """() => [...document.querySelectorAll('article .cell_input pre')].map(e => {
+  e.style.whiteSpace = 'pre';
+  return e.scrollWidth - e.clientWidth;
+}).filter(beyond => beyond > 1)"""
+
+
+def test_code_of_the_tour_fits_the_page_and_scrolls_in_its_box_on_a_phone(look):
+    assert look("nbs/tour.html").evaluate(UNWRAPPED) == []
+    phone = look("nbs/tour.html", width=390)
+    boxes = phone.locator("article .cell_input pre")
+    styles = [boxes.nth(i).evaluate("e => getComputedStyle(e).overflowX") for i in range(boxes.count())]
+    assert set(styles) == {"auto"}
+    assert phone.evaluate(UNWRAPPED), "a line that is wider than a phone"
+    assert phone.evaluate(TOO_WIDE) == 0
+
+
 def test_a_table_that_goes_on_says_so_and_keeps_its_first_column(look):
     page, table = look("index.html", width=390), "article .pst-scrollable-table-container"
     box, goes_on = page.locator(table).first, f"document.querySelector('{table}').classList.contains('more')"
@@ -360,7 +480,8 @@ def test_screenshots_for_a_person(look, site):
     "Nobody but a person sees whether a page is beautiful: `build/screens/`."
     screens = ROOT / "build" / "screens"
     screens.mkdir(parents=True, exist_ok=True)
-    for name in kinds_of_page(site):
+    notebooks = ("nbs/tour.html", "nbs/03_layers.html", "nbs/train.html")
+    for name in ("index.html", *notebooks, first_report(site), "outputs/ledger.html"):
         for kind, width, dark in (("desktop", 1280, False), ("phone", 390, False), ("dark", 1280, True)):
             page = look(name, width, dark)
             page.evaluate(LOOKS)
@@ -467,6 +588,46 @@ def test_what_readme_says_goes_from_an_own_arm_to_the_report_and_the_site(copy, 
     report = (copy / REPORT).read_text()
     assert "there is no arm 'slow_rope' any more" in report
     assert "| Slow RoPE" not in report
+
+
+def make_docs(sh, copy):
+    return sh("make", "docs", "--old-file=dev", f"BIN={Path(sys.executable).parent}", cwd=copy)
+
+
+def stamps(folder): return {f.relative_to(folder).as_posix(): f.stat().st_mtime_ns for f in folder.rglob("*.html")}
+
+
+def test_make_docs_again_builds_only_what_changed(copy, site, sh):
+    rendered, before = copy / "build" / "site", stamps(site)
+    succeeded(make_docs(sh, copy))
+    assert stamps(site) == before, "nothing has changed, and nothing is written"
+
+    was, study = stamps(rendered), copy / "outputs" / "true_model-tinystories"
+    report = study / "report.md"
+    report.write_text(report.read_text().replace("## What was run", "A sentence was planted.\n\n## What was run", 1))
+    (study / "tables" / "noise.tex").unlink()
+    (copy / "build" / "pages" / "stray.md").write_text("# Of an earlier time\n")
+    succeeded(make_docs(sh, copy))
+    written = {page for page, at in stamps(rendered).items() if was.get(page) != at}
+    assert "outputs/true_model-tinystories/report.html" in written
+    assert "outputs/index.html" in written, "it refers to the report"
+    assert not [page for page in written if page.startswith(("nbs/", "outputs/laptop"))]
+    assert "A sentence was planted." in (site / "outputs/true_model-tinystories/report.html").read_text()
+    downloads = "".join(f.as_posix() for f in site.rglob("_downloads/*/*"))
+    assert (ROOT / "outputs" / "true_model-tinystories" / "tables" / "noise.tex").exists()
+    assert len(re.findall(r"/noise\.tex", downloads)) == len(list(copy.glob("outputs/*/**/tables/noise.tex")))
+    assert not (site / "stray.html").exists()
+
+
+def test_a_build_that_fails_leaves_the_site_as_it_was_and_is_not_built_upon(copy, site, sh):
+    before, log = {f: f.read_bytes() for f in site.rglob("*.html")}, copy / "LOG.md"
+    log.write_text(log.read_text() + "\nA [dead link](#of-no-place).\n")
+    failed = make_docs(sh, copy)
+    assert failed.returncode != 0
+    assert "LOG.md" in failed.stderr
+    assert "of-no-place" in failed.stderr
+    assert {f: f.read_bytes() for f in site.rglob("*.html")} == before
+    assert not (copy / "build" / "docs.json").exists(), "the next build begins anew"
 
 
 def test_citation_and_changelog_agree_with_the_metadata():

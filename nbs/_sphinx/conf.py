@@ -2,18 +2,24 @@
 
 Every file that a reader's browser asks for is in the site itself."""
 import configparser
-import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from bs4 import BeautifulSoup
+sys.path.insert(0, str(Path(__file__).parent))  # where extension.py lies
+
+from extension import arm_anchor
+
+from ablation_nb.config import ARMS
 
 meta = configparser.ConfigParser(delimiters=["="])
 meta.read(Path(__file__).parents[2] / "settings.ini")
 project, version, author = (meta["DEFAULT"][k] for k in ("lib_name", "version", "author"))
 copyright = author
 
-extensions = ["myst_nb"]
+extensions = ["myst_nb", "extension"]
+arm_labels = {arm.label: arm_anchor(arm.name) for arm in ARMS.values()}
+arm_names = {name: arm_anchor(arm.name) for arm in ARMS.values() for name in (arm.name, *arm.aliases)}
 nb_execution_mode = "off"
 nb_code_prompt_show, nb_code_prompt_hide = "Source", "Source"
 myst_enable_extensions = ["dollarmath", "amsmath"]
@@ -33,30 +39,9 @@ html_theme_options = dict(
     navbar_align="left",
     header_links_before_dropdown=6,
     show_toc_level=2,
+    collapse_navigation=True,
     secondary_sidebar_items=["page-toc"],
     footer_start=["copyright"],
     footer_end=[],
     primary_sidebar_end=[])
-html_sidebars = {page: [] for page in ("index", "api", "nbs/tour")}
-
-
-texts = {}  # page -> its words
-
-
-def keep_text(app, page, template, context, doctree):
-    "What a page says, for the search of a site that is opened from a folder."
-    if not doctree or "nosearch" in (context["meta"] or {}): return
-    soup = BeautifulSoup(context["body"], "html.parser")
-    for mark in soup.select(".headerlink"): mark.decompose()
-    texts[page] = " ".join(soup.get_text(" ").split())
-
-
-def write_texts(app, exception):
-    "The words of all pages, as a script that a page opened from a folder can load."
-    script = f"texts({json.dumps(texts, ensure_ascii=False)})\n"
-    (Path(app.outdir) / "_static" / "texts.js").write_text(script, encoding="utf-8")
-
-
-def setup(app):
-    app.connect("html-page-context", keep_text)
-    app.connect("build-finished", write_texts)
+html_sidebars = {page: [] for page in ("index", "api", "arms", "nbs/tour")}

@@ -1,14 +1,17 @@
-"""The pages of the site, for Sphinx to render: `python nbs/_sphinx/pages.py FOLDER`.
+"""The pages of the site, for Sphinx to render: `make(folder)`, which make_docs.py calls.
 
-FOLDER becomes a mirror of the repository, so that links among notebooks, reports and README hold as they stand.
+The folder becomes a mirror of the repository, so that links among notebooks, reports and README hold as they stand.
+A page is made again where what it is made of has changed, and written where its text has.
 Notebooks go through nbdev's own page processors, but nothing is executed: outputs are the committed ones, and an API
 entry is nbdev's `show_doc` of the package.
 
 This folder lies beside the notebooks because it is about them. As its name begins with an underscore, nbdev's commands
 and Quarto pass over it.
 """
-import ast, inspect, json, os, re, shutil, sys
+import ast, inspect, json, os, re
 from base64 import b64decode, b64encode
+from dataclasses import fields
+from functools import partial
 from importlib import import_module
 from io import BytesIO
 from operator import attrgetter
@@ -17,24 +20,29 @@ from types import SimpleNamespace
 
 import bleach
 import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
-from fastcore.nbio import mk_cell
+from fastcore.nbio import dict2nb, mk_cell, nb2str
+from mdit_py_plugins.anchors.index import slugify
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import NBProcessor, Processor
-from nbdev.processors import FilterDefaults, add_show_docs, clean_magics, hide_line, populate_language, strip_ansi
-from nbdev.serve_drv import exec_nb
+from nbdev.processors import FilterDefaults, add_show_docs, hide_line, populate_language, strip_ansi
 from nbdev.showdoc import show_doc, showdoc_nm
 from PIL import Image
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from ablation_nb.config import arm_label, arm_order
+from ablation_nb.config import (
+    ARMS, FEED_FORWARDS, NORMS, AblationError, arm_label, arm_order, flops_per_token, model_config, parameter_count)
+from ablation_nb.layers import LAYERS
 from ablation_nb.report import study_question
-from ablation_nb.results import read_rows
+from ablation_nb.results import read_json, read_rows, run_folders, who
 from ablation_nb.tables import inert
+from dark import dark_figure
+from extension import arm_anchor
+from make_docs import CODE, ROOT, digest
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "ablation_nb"
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 LONG = 20  # lines of an exported cell that a reader is still shown at once
@@ -187,14 +195,45 @@ class Page(FilterDefaults):
     "nbdev's processors for pages, without execution, and with the code that nbdev would drop."
     def base_procs(self):
         nbdevs = [populate_language, add_show_docs, strip_ansi, hide_line]
-        return [*nbdevs, entries_first, api_entry, hide_or_fold, clean_magics, settled, spoken, sized, linked]
+        return [*nbdevs, entries_first, api_entry, hide_or_fold, settled, spoken, sized, linked]
 
-    def nb_proc(self, nb): return NBProcessor(nb=nb, procs=self.procs(), rm_directives=True)
+    def nb_proc(self, nb): return NBProcessor(nb=nb, procs=self.base_procs(), rm_directives=True)
 
 
-def write(path, text):
+written = []  # what was asked to lie in the mirror, in turn
+
+
+def keep(path, data):
+    "A file of the mirror. One that has these bytes already keeps its time, and Sphinx passes over it."
+    written.append(path)
+    if path.exists() and path.read_bytes() == data: return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(data)
+
+
+def write(path, text): keep(path, text.encode("utf-8"))
+
+
+def copy(file, out):
+    "A file of the repository at its place in the mirror; a figure has a twin for the dark."
+    place = out / file.relative_to(ROOT)
+    keep(place, file.read_bytes())
+    if file.suffix == ".svg": write(place.with_suffix(".dark.svg"), dark_figure(file.read_text(encoding="utf-8")))
+
+
+def write_notebook(path, nb):
+    "A notebook, whose cells are called by their places: names drawn by chance would make each one a new page."
+    for i, cell in enumerate(nb["cells"]): cell["id"] = f"cell-{i}"
+    nb["nbformat"], nb["nbformat_minor"] = 4, 5
+    write(path, nb2str(nb))
+
+
+def page_of(nb, path):
+    "A notebook as a page; `path` is where it lies in the repository, from where its links lead."
+    nb = dict2nb(nb)
+    nb.path_ = str(path)
+    Page()(nb)
+    return nb
 
 
 def promise(notebook):
@@ -204,7 +243,7 @@ def promise(notebook):
     return re.match(r"# (.+)", first)[1], says[1] if says else ""
 
 
-def title(page): return page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+def title(page): return page.read_text(encoding="utf-8", errors="replace").partition("\n")[0].removeprefix("# ")
 
 
 def toctree(*entries): return "\n```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n".join(entries) + "\n```\n"
@@ -226,18 +265,31 @@ def plain_html(html):
     return bleach.clean(said, tags=TAGS, attributes=is_of_a_table, strip=True)
 
 
+def is_picture(data):
+    "Is this base64 of a picture?"
+    try: Image.open(BytesIO(b64decode("".join(data)))).verify()
+    except (OSError, ValueError, SyntaxError): return False
+    return True
+
+
 def plain_output(o):
     "An output with the kinds of data that are words, tables or pictures."
     if "data" not in o: return o
     data = {kind: o["data"][kind] for kind in SHOWN if kind in o["data"]}
+    if "image/png" in data and not is_picture(data["image/png"]): del data["image/png"]
     if "text/html" in data: data["text/html"] = plain_html(data["text/html"])
     if "text/markdown" in data: data["text/markdown"] = inert("".join(data["text/markdown"]))
     return dict(o, data=data, metadata={})
 
 
 def plain_run(run):
-    "The executed notebook of a run, of which nothing is trusted: whoever sent the folder wrote it."
-    nb = json.loads(run.read_text(encoding="utf-8"))
+    """The executed notebook of a run, of which nothing is trusted: whoever sent the folder wrote it.
+
+    None if it is no notebook."""
+    try: nb = json.loads(run.read_text(encoding="utf-8"))
+    except ValueError: return None
+    try: nbformat.validate(nb)
+    except nbformat.ValidationError: return None
     nb["metadata"] = {name: nb["metadata"][name] for name in NAMED if name in nb["metadata"]}
     for cell in nb["cells"]:
         cell["metadata"] = {"tags": cell["metadata"].get("tags", [])}
@@ -262,41 +314,52 @@ def with_curve(nb, run):
         rows = pd.DataFrame(read_rows(run / "metrics.jsonl"))
         exec(curve(), dict(plt=plt, run=SimpleNamespace(metrics=rows)))
         png = BytesIO()
-        plt.savefig(png, dpi=150, bbox_inches="tight")
+        plt.gcf().savefig(png, dpi=150, bbox_inches="tight")
         plt.close()
         picture = {"image/png": b64encode(png.getvalue()).decode()}
         cell["outputs"] = [dict(output_type="display_data", metadata={}, data=picture)]
     return nb
 
 
-def executed_train(page):
+def shown_run():
+    "The executed notebook of a baseline that stands below the cells of `train.ipynb`; None where no page shows one."
+    runs = sorted(run for study in reported() for run in study.glob("baseline/*/run.ipynb"))
+    return next((run for run in runs if plain_run(run)), None)
+
+
+def executed_train():
     "`train.ipynb` with the outputs that its cells had in a committed run of the baseline."
-    run = min((ROOT / "outputs").glob("*/baseline/*/run.ipynb"))
-    nb, ran = json.loads((ROOT / "nbs" / "train.ipynb").read_text(encoding="utf-8")), plain_run(run)
-    left = {c["id"]: c["outputs"] for c in ran["cells"] if c["cell_type"] == "code"}
+    run = shown_run()
+    nb = json.loads((ROOT / "nbs" / "train.ipynb").read_text(encoding="utf-8"))
+    if run is None: return nb
+    left = {c["id"]: c["outputs"] for c in plain_run(run)["cells"] if c["cell_type"] == "code"}
     for cell in nb["cells"]:
         if cell["cell_type"] == "code": cell["outputs"] = left.get(cell["id"], [])
     name, link = run.parent.relative_to(ROOT / "outputs").as_posix(), run.relative_to(ROOT).as_posix()
     says = f"What stands below the cells is what one run left: [{name}](../{link})."
     nb["cells"].insert(1, dict(mk_cell(says, "markdown"), metadata={}))
-    write(page, json.dumps(with_curve(nb, run.parent)))
-    return page
+    return with_curve(nb, run.parent)
 
 
-FRONT = toctree("Tour <nbs/tour>", "story", "outputs/index", "api", "project")
+FRONT = toctree("Tour <nbs/tour>", "story", "outputs/index", "arms", "api", "project")
 
 
-def notebooks(out):
-    "The notebooks; the first page is `index.ipynb`, with the links of a README."
-    (out / "nbs").mkdir(parents=True)
-    for f in NOTEBOOKS:
-        page = out / "nbs" / f.name
-        exec_nb(executed_train(page) if f.stem == "train" else f, page, Page)
-    (out / "nbs" / "index.ipynb").rename(out / "index.ipynb")
-    index = json.loads((out / "index.ipynb").read_text(encoding="utf-8"))
-    for cell in index["cells"]: cell["source"] = "".join(cell["source"]).replace("](../", "](")
-    index["cells"].append(dict(mk_cell(FRONT, "markdown"), metadata={}))
-    write(out / "index.ipynb", json.dumps(index))
+def as_drawing(text):
+    "Pictures of `outputs/` by their drawings, which stay sharp and have a twin for the dark. GitHub shows dots."
+    def drawing(m): return f"({m[1]}.svg)" if (ROOT / f"{m[1]}.svg").exists() else m[0]
+    return re.sub(r"\((outputs/[^)\s]+)\.png\)", drawing, text)
+
+
+def notebook_page(out, f):
+    "A notebook as a page; the first page is `index.ipynb`, with the links of a README."
+    page = out / "nbs" / f.name
+    raw = executed_train() if f.stem == "train" else json.loads(f.read_text(encoding="utf-8"))
+    nb = page_of(raw, f)
+    if f.stem == "index":
+        page = out / "index.ipynb"
+        for cell in nb.cells: cell.source = as_drawing(cell.source.replace("](../", "]("))
+        nb.cells.append(mk_cell(FRONT, "markdown"))
+    write_notebook(page, nb)
 
 
 def story(out):
@@ -322,17 +385,49 @@ def led_to_nbs(cell, up):
 def executed(out, study):
     "One executed notebook for each arm of a study, by label."
     first = {f.parent.parent.name: f for f in sorted(study.rglob("run.ipynb"), reverse=True)}
-    for arm, f in first.items():
-        page = out / f.relative_to(ROOT)
-        write(page, json.dumps(plain_run(f)))
-        exec_nb(page, page, Page)
-        nb = with_curve(json.loads(page.read_text(encoding="utf-8")), f.parent)
-        for cell in nb["cells"]: led_to_nbs(cell, os.path.relpath(ROOT, f.parent))
-        run, report = f.parent.relative_to(ROOT / "outputs").as_posix(), os.path.relpath(study / "report.md", f.parent)
-        whole = f"> {run}, as papermill left it. The whole study: [report]({report})."
-        nb["cells"][0]["source"] = inert(f"# {arm_label(arm)}: one run\n\n{whole}")
-        write(page, json.dumps(nb))
+    for f in first.values(): run_page(out, study, f)
     return {arm_label(arm): first[arm].relative_to(study).as_posix() for arm in arm_order(first)}
+
+
+def run_page(out, study, f):
+    "The executed notebook of a run as a page."
+    page, raw = out / f.relative_to(ROOT), plain_run(f)
+    run, report = f.parent.relative_to(ROOT / "outputs").as_posix(), os.path.relpath(study / "report.md", f.parent)
+    whole = f"> {run}, as papermill left it. The whole study: [report]({report})."
+    if raw is None:
+        raw = dict(NO_NOTEBOOK, cells=[dict(mk_cell(whole, "markdown"), metadata={})])
+        whole = f"> outputs/{run}/run.ipynb is no notebook and is not shown. The whole study: [report]({report})."
+    nb = with_curve(page_of(raw, f), f.parent)
+    for cell in nb["cells"]: led_to_nbs(cell, os.path.relpath(ROOT, f.parent))
+    nb["cells"][0]["source"] = inert(f"# {arm_label(f.parent.parent.name)}: one run\n\n{whole}")
+    write_notebook(page, nb)
+
+
+NO_NOTEBOOK = dict(metadata={}, nbformat=4, nbformat_minor=5)
+BROKEN = "**{0} is damaged**: {1}. `ablation report {2}` writes it anew."
+
+
+def report_text(report):
+    "A report's markdown; of one that is damaged, a page that says so."
+    study = report.relative_to(ROOT / "outputs").parts[0]
+    def instead(fault): return f"# {study}\n\n{BROKEN.format(report.relative_to(ROOT).as_posix(), fault, study)}\n"
+    try: text = report.read_text(encoding="utf-8")
+    except UnicodeDecodeError: return instead("it is no text in UTF-8")
+    return text if text.startswith("# ") else instead("it does not begin with a title")
+
+
+def without_dead_links(text, page):
+    """The markdown of a page, where each link leads somewhere: of others the words stay.
+
+    A picture that is not there is named. `page` is where the text lies in the repository."""
+    places = {slugify(words) for words in re.findall(r"^#+ +(.+)", text, re.M)}
+    def there(to): return to[1:] in places if to[0] == "#" else (page.parent / to.partition("#")[0]).exists()
+    def keep(m):
+        picture, words, to = m.groups()
+        if re.match(r"\w+:", to) or there(to): return m[0]
+        missing = os.path.relpath(page.parent / to, ROOT)
+        return f"*The picture {missing} is missing.*" if picture else words
+    return re.sub(r"(!?)\[([^\[\]]*)\]\(([^)\s]+)\)", keep, text)
 
 
 def report_page(out, report, pages=()):
@@ -342,66 +437,159 @@ def report_page(out, report, pages=()):
     def listed(kind):
         files = sorted(report.parent.glob(f"tables/*.{kind}"))
         return "".join(f"- [{f.name}](tables/{f.name})\n" for f in files)
-    text = report.read_text(encoding="utf-8") + f"\n## Data\n\nThe numbers behind this page:\n\n{listed('csv')}\n"
+    text = without_dead_links(report_text(report), report)
+    if listed("csv"): text += f"\n## Data\n\nThe numbers behind this page:\n\n{listed('csv')}\n"
     if listed("tex"): text += f"Its tables for LaTeX, with booktabs:\n\n{listed('tex')}\n"
     for says, files in pages:
         links = ", ".join(f"[{name}]({f})" for name, f in files.items())
-        if links: text += f"{says}: {links}.\n\n"
+        if links: text += f"\n{says}: {links}.\n\n"
     text = inert(text)
     below = [f"{name} <{Path(f).with_suffix('').as_posix()}>" for _, files in pages for name, f in files.items()]
     if below: text += toctree(*below)
     write(out / report.relative_to(ROOT), text)
 
 
-def importance(report):
+def importance(study):
     "Where a study stands among the others: the true model first, then by name."
-    stem = report.parent.name.partition("-")[0]
-    return STUDIES.index(stem if stem in STUDIES else "any other"), report.parent.name
+    stem = study.name.partition("-")[0]
+    return STUDIES.index(stem if stem in STUDIES else "any other"), study.name
+
+
+def reported():
+    "The folders of the studies that have a report, in the order of their weight."
+    return sorted((f.parent for f in (ROOT / "outputs").glob("*/report.md")), key=importance)
+
+
+def unreported():
+    "The folders under outputs/ that have runs and no report."
+    folders = sorted(f for f in (ROOT / "outputs").glob("*/") if not (f / "report.md").exists())
+    return [f for f in folders if run_folders(f)]
 
 
 def in_short(report):
     "What a study asks, what is still to do, and the first sentence of what it found."
-    text, asked = report.read_text(encoding="utf-8"), study_question(report.parent.name)
-    left = re.findall(r"^\*\*This study is not complete.+", text, re.M)
+    text, asked = report_text(report), study_question(report.parent.name)
+    left = re.findall(r"^\*\*(?:This study is not complete|outputs/).+", text, re.M)
     first_finding = re.findall(r"^## What was found\n\n- (.+)", text, re.M)
-    return inert("\n\n".join([f"*{asked}*"] * bool(asked) + left + first_finding))
+    says = "\n\n".join([f"*{asked}*"] * bool(asked) + left + first_finding)
+    return inert(without_dead_links(says, report))
+
+
+PICTURES = (".png", ".svg")
+BESIDE = (*PICTURES, ".csv", ".tex")  # what a page links to
 
 
 def study_page(out, report):
     "The page of a study, with its figures, its tables, a run of each arm and the points of its grid."
     study = report.parent
     for f in sorted(study.rglob("*")):
-        if f.suffix not in (".png", ".svg", ".csv", ".tex"): continue
-        there = out / f.relative_to(ROOT)
-        there.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(f, there)
+        if f.suffix in BESIDE: copy(f, out)
     pages = sorted(study.glob("*/report.md"), key=lambda f: [int(n) for n in re.findall(r"\d+", f.parent.name)])
     for f in pages: report_page(out, f)
-    points = {title(f).partition(": ")[2]: f.relative_to(study).as_posix() for f in pages}
+    points = {title(f).partition(": ")[2] or f.parent.name: f.relative_to(study).as_posix() for f in pages}
     runs = executed(out, study)
     report_page(out, report, (("A run of each arm, notebook and all", runs), ("The points of the grid", points)))
 
 
+FACTS = ("Scale", "Runs", "Device")  # of a report's list of what was run
+
+
+def began(study):
+    "The day on which the first run of a study began, as its packed or loose runs say; empty if none does."
+    days = []
+    for run in run_folders(study):
+        try: days.append(str(read_json(run / "env.json").get("started", ""))[:10])
+        except AblationError: continue
+    return min(filter(None, days), default="")
+
+
+def facts_of(report):
+    "A line on what was run: scale, runs, device, and the day on which it began."
+    says = dict(re.findall(r"^- \*\*(\w+)\*\*: (.+)", report_text(report), re.M))
+    day = began(report.parent)
+    facts = [f"**{name}**: {says[name]}" for name in FACTS if name in says] + [f"**Begun**: {day}"] * bool(day)
+    return inert(" · ".join(facts))
+
+
 def entry_of(report):
-    "A study among the studies: its name, its question, its finding and its figure."
+    "A study among the studies: its name, its question, its finding, what was run, and its figure."
     study = report.parent
-    figures = [f for f in ("ablation_comparison.png", "overview.png") if (study / f).exists()]
-    shown = "".join(f"[![{study.name}]({study.name}/{f})]({study.name}/report.md)\n\n" for f in figures)
-    return f"## [{study.name}]({study.name}/report.md)\n\n{in_short(report)}\n\n{shown}"
+    figures = [f for f in ("ablation_comparison", "overview") if (study / f"{f}.svg").exists()]
+    shown = "".join(f"[![{study.name}]({study.name}/{f}.svg)]({study.name}/report.md)\n\n" for f in figures)
+    return f"## [{study.name}]({study.name}/report.md)\n\n{in_short(report)}\n\n{facts_of(report)}\n\n{shown}"
+
+
+def entry_without_report(study):
+    "A study that has runs and no report."
+    asked = study_question(study.name)
+    says = [f"*{asked}*"] * bool(asked) + [f"no report yet: `ablation report {study.name}`"]
+    return inert(f"## {study.name}\n\n" + "\n\n".join(says)) + "\n\n"
+
+
+def across_page(out, f):
+    "A page across studies, such as the ledger."
+    write(out / f.relative_to(ROOT), without_dead_links(f.read_text(encoding="utf-8"), f))
 
 
 def studies(out):
-    "The page of each study, and one that shows the studies one below the other."
-    reports = sorted((ROOT / "outputs").glob("*/report.md"), key=importance)
-    for report in reports: study_page(out, report)
-    for f in (ROOT / "outputs").glob("*.*"): shutil.copy(f, out / "outputs")
+    "One page that shows the studies one below the other, and the pages across them."
+    reports = [study / "report.md" for study in reported()]
     across = sorted((ROOT / "outputs").glob("*.md"))
+    for f in (ROOT / "outputs").glob("*.*"):
+        if f.suffix in BESIDE: copy(f, out)
+    for f in across: across_page(out, f)
     text = ("# Studies\n\nThe studies in the order of their weight, each with its question and its finding. "
             "Every figure and number on these pages comes from runs in the repository.\n\n")
-    text += "".join(f"Across studies: [{title(f)}]({f.name}).\n\n" for f in across)
-    text += "".join(map(entry_of, reports))
+    links = ", ".join(f"[{title(f)}]({f.name})" for f in across)
+    if links: text += f"Across studies: {links}.\n\n"
+    text += "".join(map(entry_of, reports)) + "".join(map(entry_without_report, unreported()))
     pages = [f.stem for f in across] + [f"{r.parent.name} <{r.parent.name}/report>" for r in reports]
     write(out / "outputs" / "index.md", text + toctree(*pages))
+
+
+ARMS_SAY = """\
+An arm is the baseline with one thing changed. Its change is a few fields of the model, its entry stands in
+[{where}](nbs/{notebook}), and arms combine with `+`: `nope+silu` changes what both change.
+How to add one: [CONTRIBUTING.md](CONTRIBUTING.md). Sizes are those of the 22.7M-parameter model."""
+BUILT_BY = dict(norm="make_norm", placement="TransformerBlock", position="CausalSelfAttention", ffn="make_feed_forward")
+
+
+def code_of(model, field):
+    "The name in the package of what makes a part of a model: its own class, or what chooses among them."
+    own = dict(norm=NORMS, ffn=FEED_FORWARDS).get(field, {}).get(getattr(model, field))
+    layer = own and (own.layer or LAYERS.get(getattr(model, field)))
+    name = getattr(layer, "__name__", None)
+    return name if name in lookup.syms else BUILT_BY.get(field, "ModelConfig")
+
+
+def arm_entry(arm, studied):
+    "An arm among the arms: what it does, its fields beside the baseline's, its size, its code and its studies."
+    baseline, model = (model_config(name, "full") for name in ("baseline", arm.name))
+    changed = [f.name for f in fields(model) if getattr(model, f.name) != getattr(baseline, f.name)]
+    codes = [lookup.linkify(f"`{code_of(model, f)}`") for f in changed]
+    rows = [f"| `{f}` | {getattr(baseline, f)} | {getattr(model, f)} | {code} |" for f, code in zip(changed, codes)]
+    names = " or ".join(f"`{name}`" for name in (arm.name, *arm.aliases))
+    size, more = parameter_count(model), parameter_count(model) / parameter_count(baseline) - 1
+    text = f"({arm_anchor(arm.name)})=\n## {arm.label}\n\n{names}: {arm.says}.\n\n"
+    if rows: text += "| field | baseline | here | made by |\n|:--|:--|:--|:--|\n" + "\n".join(rows) + "\n\n"
+    text += f"Parameters: {size:,}" + (f" ({more:+.2%})" if more else "") + "; "
+    text += f"FLOPs per token: {flops_per_token(model) / 1e6:,.1f}M.\n\n"
+    links = ", ".join(f"[{s.name}](outputs/{s.name}/report.md)" for s in studied)
+    return inert(text) + (f"Studies: {links}.\n\n" if links else "")
+
+
+def arms_of(study):
+    "The arms of a study's runs, those of composed arms among them."
+    return {part for run in run_folders(study) for part in who(study, run)["arm"].split("+")}
+
+
+def arms(out):
+    "One section an arm, to which the tables of the site link."
+    notebook = next(f for f, module in MODULES.items() if module == "config")
+    text = f"# Arms\n\n{ARMS_SAY.format(where=Path(notebook).stem, notebook=notebook)}\n\n"
+    used = {study: arms_of(study) for study in reported()}
+    for arm in ARMS.values(): text += arm_entry(arm, [study for study, names in used.items() if arm.name in names])
+    write(out / "arms.md", text)
 
 
 def api_row(notebook, module, name):
@@ -432,13 +620,40 @@ def api(out):
 def project(out):
     "What is written about the project beside the notebooks."
     files = ("CONTRIBUTING.md", "LOG.md", "CHANGELOG.md")
-    for f in files: shutil.copy(ROOT / f, out)
-    for folder in ("studies", "reference"): shutil.copytree(ROOT / folder, out / folder)
+    for f in files: copy(ROOT / f, out)
+    for folder in ("studies", "reference"):
+        for f in sorted((ROOT / folder).rglob("*.*")): copy(f, out)
     links = "\n".join(f"- [{title(ROOT / f)}]({f})" for f in files)
     write(out / "project.md", f"# Project\n\n{links}\n" + toctree(*(f.removesuffix(".md") for f in files)))
 
 
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
-    shutil.rmtree(out, ignore_errors=True)
-    for part in (notebooks, story, studies, api, project): part(out)
+def parts(out):
+    "The mirror in parts: (name, what it is made of, how it is made)."
+    asked = sorted((ROOT / "studies").glob("*.toml"))
+    shown, train = shown_run(), ROOT / "nbs" / "train.ipynb"
+    for f in NOTEBOOKS:
+        sources = [f, shown.parents[2]] if f == train and shown else [f]
+        yield f.name, sources, partial(notebook_page, out, f)
+    for study in reported():
+        yield study.name, [study, train, *asked], partial(study_page, out, study / "report.md")
+    for make_part in (story, studies, arms, api, project): yield make_part.__name__, None, partial(make_part, out)
+
+
+def make(out, record):
+    """The mirror in the folder `out`: parts whose sources have changed are made again, and what vanished goes.
+
+    `record` is the file that remembers what each part was made of, and which files it left."""
+    before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    now, common = {}, digest(CODE) + str([s.name for s in reported()])
+    for name, sources, make_part in parts(out):
+        made = before.get(name)
+        key = sources and digest(sources) + common
+        if not made or not key or made["key"] != key:
+            written.clear()
+            make_part()
+            made = dict(key=key, files=sorted({f.relative_to(out).as_posix() for f in written}))
+        now[name] = made
+    lying = {f for made in now.values() for f in made["files"]}
+    for f in out.rglob("*"):
+        if f.is_file() and f.relative_to(out).as_posix() not in lying: f.unlink()
+    record.write_text(json.dumps(now), encoding="utf-8")

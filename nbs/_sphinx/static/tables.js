@@ -39,9 +39,20 @@ function whole(cell) {
   cell.append(span);
 }
 
-// Where a table goes on beyond the edge, the edge is soft.
+// The box in which a table is pushed aside: the nearest one around it that scrolls.
+function pushed(table) {
+  for (let box = table.parentElement; box && box.localName !== "article"; box = box.parentElement)
+    if (/auto|scroll/.test(getComputedStyle(box).overflowX)) return box;
+}
+
+// Where a table goes on beyond the edge, the edge is soft, a bar shows it, and arrow keys push the table aside.
 function cue(box) {
-  const look = () => box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+  const look = () => {
+    const wide = box.scrollWidth > box.clientWidth + 2;
+    box.classList.toggle("wide", wide);
+    box.classList.toggle("more", wide && box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+    if (wide) box.tabIndex = 0;
+  };
   box.addEventListener("scroll", look, {passive: true});
   new ResizeObserver(look).observe(box);
   new ResizeObserver(look).observe(box.querySelector("table"));
@@ -50,5 +61,5 @@ function cue(box) {
 document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll("article :is(td, th).text-right, article :is(td, th).text-right p").forEach(whole);
   document.querySelectorAll("article table").forEach(sortable);
-  document.querySelectorAll("article .pst-scrollable-table-container, article .cell_output:has(table)").forEach(cue);
+  new Set([...document.querySelectorAll("article table")].map(pushed).filter(Boolean)).forEach(cue);
 });
