@@ -1179,6 +1179,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ablation_nb.study.next_rung': ('study.html#next_rung', 'ablation_nb/study.py'),
                                    'ablation_nb.study.no_study_file': ('study.html#no_study_file', 'ablation_nb/study.py'),
                                    'ablation_nb.study.on_random_tokens': ('study.html#on_random_tokens', 'ablation_nb/study.py'),
+                                   'ablation_nb.study.pairs_kept': ('study.html#pairs_kept', 'ablation_nb/study.py'),
                                    'ablation_nb.study.place_of': ('study.html#place_of', 'ablation_nb/study.py'),
                                    'ablation_nb.study.plan': ('study.html#plan', 'ablation_nb/study.py'),
                                    'ablation_nb.study.plan_row': ('study.html#plan_row', 'ablation_nb/study.py'),

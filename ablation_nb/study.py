@@ -11,9 +11,10 @@ __all__ = ['TODO', 'Study', 'read_study', 'climb', 'Job', 'plan', 'prepared', 'j
 import itertools, math, os, re, sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,8 +26,8 @@ from rich.table import Table
 
 from .config import (LARGEST, MODEL_FIELDS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
     arm_name, did_you_mean, flops_per_token, project_root, resolve_scale, run_config)
-from .data import TokenData, corpus_name, prepare
-from .provenance import described
+from .data import TokenData, cache_folder, corpus_name, prepare
+from .provenance import described, hash_of, module_text, write_json
 from .results import (busy, cut_short, differences, planned_looks, planned_seeds, read_json, read_rows,
     run_folder, run_state, why_not)
 
@@ -564,13 +565,26 @@ def seeds_wanted(
     "(point, rate of the file or None) -> arm -> how many seeds of the test it is to have; empty without `[until]`."
     s, looks = study.settings, planned_looks(study.settings)
     if not looks: return {}
-    from ablation_nb.statistics import pairs_wanted   # what it imports takes longer than most plans
     wanted = {}
     for point, lr in itertools.product(study.points, s["lr"] or [None]):
         rates = dict.fromkeys(s["arms"], lr)
         if s["tune"]: rates = {arm: c["lr"] for arm, c in tuning[point].items() if c["lr"] or not c["ready"]}
         losses = {arm: losses_of(study, ready, arm, point, rate) for arm, rate in rates.items()}
-        wanted[point, lr] = pairs_wanted(losses, looks, s["margin"])
+        wanted[point, lr] = pairs_kept(losses, looks, s["margin"])
+    return wanted
+
+def pairs_kept(losses: dict[str, list[float]], looks: tuple[int, ...], margin: float) -> dict[str, int]:
+    "What `pairs_wanted` says. What it imports and simulates takes longer than most plans, so the answer is kept."
+    made_by = [module_text("statistics"), np.__version__, version("scipy")]
+    kept = cache_folder() / "looks" / f"{hash_of([made_by, losses, looks, margin])}.json"
+    with suppress(OSError, AblationError):
+        known = read_json(kept)
+        if isinstance(known, dict) and known.keys() == losses.keys(): return known
+    from ablation_nb.statistics import pairs_wanted
+    wanted = pairs_wanted(losses, looks, margin)
+    with suppress(OSError):   # without a place to keep it, it is computed again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, wanted)
     return wanted
 
 
