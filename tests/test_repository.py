@@ -102,6 +102,7 @@ def test_make_lab_opens_the_first_page_on_this_machine_only(sh):
     assert [a for a in argv if a.startswith("--") and "ip" in a.partition("=")[0]] == ["--ip=127.0.0.1"]
     assert argv[-1] == "nbs/index.ipynb"
     assert (ROOT / argv[-1]).is_file()
+    assert f"--LabApp.default_url=/lab/tree/{argv[-1]}" in argv, "the address that it prints opens another page"
     assert not [a for a in argv if "token" in a or "password" in a], "JupyterLab's own token guards it"
 
 
