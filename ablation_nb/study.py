@@ -73,6 +73,7 @@ KEY_KINDS: dict[str, Any] = dict(
     same_tokens=bool,
     overrides=dict,
     margin=(int, float),
+    ledger=bool,
 )
 KIND_WORDS = {
     str: "a text",
@@ -368,6 +369,7 @@ def settings_of(d: dict, name: str, base: RunConfig, arms: list[str], points: di
     if "tune" in d:
         tune = {"lr": d["tune"]["lr"], "seeds": d["tune"].get("seeds") or tuning_seeds(d)}
         if d["tune"].get("refine"): later["refine"] = True
+    if "ledger" in d: later["ledger"] = d["ledger"]
     if "until" in d: later["until"] = {"every": max(1, len(d["seeds"]) // 2), **d["until"]}
     return dict(
         study=name, scale=base.scale, corpus=described(base)["corpus"],

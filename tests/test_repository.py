@@ -202,6 +202,21 @@ def test_the_repository_stays_small():
     assert sum(f.stat().st_size for f in outputs if f.exists()) < 45e6
 
 
+def test_trials_of_the_studies_leave_nothing_for_git():
+    "What `make study` or a study on built-in stories leaves is ignored, and what is committed is in the ledger."
+    from ablation_nb.ledger import is_trial
+    from ablation_nb.study import read_study
+    files = sorted((ROOT / "studies").glob("*.toml"))
+    trials = [s for s in (read_study(f, "builtin") for f in files) if is_trial(s.settings)]
+    assert {"laptop", "depth", "replication-builtin"} <= {s.name for s in trials}
+    for s in trials:
+        page = f"outputs/{s.name}/report.md"
+        done = subprocess.run(["git", "check-ignore", "-q", page], cwd=ROOT)
+        assert done.returncode == 0, f"add /outputs/{s.name}/ to .gitignore"
+    listed = (ROOT / "outputs" / "ledger.md").read_text().partition("## The studies")[2]
+    for name in STUDIES: assert f"- {name}: " in listed
+
+
 def test_a_packed_run_is_small():
     from ablation_nb.results import PACKED, Archive
     archives = [Archive(ROOT / "outputs" / study / PACKED) for study in STUDIES]
