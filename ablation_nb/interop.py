@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from .config import AblationError, ModelConfig, RunConfig, arm_label
 from .data import cache_folder, prepare, sha256_file
 from .model import FlexibleTransformerLM
+from .ready import refuse_offline
 from .results import has, read_json
 
 # %% ../nbs/30_interop.ipynb #e674cfc8
@@ -106,6 +107,7 @@ def tokenizer_file(
     can_be_made = name.split(":")[0] in ("builtin", "tinystories") and "(files)" not in name
     text = corpus or os.environ.get("ABLATION_CORPUS") or (name if can_be_made else None)
     if text:
+        refuse_offline(text)
         data = prepare(text, config["model"]["vocab_size"])
         if data.tokenizer_hash == wanted: return data.folder / "tokenizer.json"
     raise AblationError(
