@@ -89,8 +89,9 @@ def next_step(cfg: RunConfig, baseline: Path | None) -> str:
     files = [file.relative_to(project_root()).as_posix() for file, _ in studies_on(cfg)]
     if files: return f"One pair of runs earns no verdict. Next: `ablation run {files[0]}`, then `ablation report {files[0]}`"
     study = f"scale = \"{cfg.scale}\"\narms  = [\"baseline\", \"{cfg.arm}\"]\nseeds = [0, 1, 2]"
-    return ("One pair of runs earns no verdict. Next, a study of its own: a file `studies/mine.toml` with\n\n"
-            f"```toml\n{study}\n```\n\nthen `ablation run mine` and `ablation report mine`")
+    name = cfg.arm.replace("+", "_")
+    return (f"One pair of runs earns no verdict. Next, a study of its own: a file `studies/{name}.toml` with\n\n"
+            f"```toml\n{study}\n```\n\nthen `ablation run {name}` and `ablation report {name}`")
 
 # %% ../nbs/27_beside.ipynb #5e1b020b
 def beside_baseline(

@@ -179,7 +179,7 @@ def run(
     if not (root / "nbs" / "train.ipynb").exists():
         raise AblationError(
             f"There is no nbs/train.ipynb in {root}, "
-            "and every run executes it; go to a clone of the project.")
+            "and every run executes it; go to a project, or make one: ablation new my-study.")
     left = work_off(
         study, args.workers, args.rerun_stale, console,
         args.scheduler, args.time_limit, args.tensorboard)

@@ -24,6 +24,7 @@ else: import tomli as tomllib
 import numpy as np
 from rich.table import Table
 
+import ablation_nb
 from .config import (LARGEST, MODEL_FIELDS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
     arm_name, did_you_mean, flops_per_token, project_root, resolve_scale, run_config)
 from .data import TokenData, cache_folder, corpus_name, prepare
@@ -326,8 +327,10 @@ def no_study_file(path: Path) -> AblationError:
     names = sorted(p.name for p in folder.glob("*.toml"))
     words = f"There is no study file {path}; the ones at hand are in {folder}: {', '.join(names) or 'none'}."
     words += did_you_mean(path.name, names)
-    if not (root / "nbs").is_dir(): words += f" {root} is in no project: go to a clone, or give the file's whole path."
-    return AblationError(words)
+    if (root / "nbs").is_dir(): return AblationError(words)
+    of_package = Path(ablation_nb.__file__).parents[1] / "studies" / f"{path.stem}.toml"
+    example = f", such as {of_package}" if of_package.is_file() else ""
+    return AblationError(f"{words} {root} is in no project: go to one, or give the file's whole path{example}.")
 
 def read_toml(path: Path) -> dict:
     "The content of a study file; the lack of one, or of TOML in it, is an error of one sentence."
