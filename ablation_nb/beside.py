@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from .config import AblationError, RunConfig, arm_label, parse_arm, project_root, run_config
+from .config import AblationError, RunConfig, arm_label, project_root, run_config
 from .engine import fields_of
 from .provenance import identity
 from .results import read_json, run_folder, run_state
@@ -87,10 +87,11 @@ def next_step(cfg: RunConfig, baseline: Path | None) -> str:
     if baseline is None:
         return f"There is no baseline beside it yet. Next: `{train_command(cfg, 'baseline')}`"
     files = [file.relative_to(project_root()).as_posix() for file, _ in studies_on(cfg)]
-    if files: return f"One pair of runs earns no verdict. Next: `ablation run {files[0]}`, then `ablation report {files[0]}`"
+    one_pair = "One pair of runs earns no verdict. Next"
+    if files: return f"{one_pair}: `ablation run {files[0]}`, then `ablation report {files[0]}`"
     study = f"scale = \"{cfg.scale}\"\narms  = [\"baseline\", \"{cfg.arm}\"]\nseeds = [0, 1, 2]"
     name = cfg.arm.replace("+", "_")
-    return (f"One pair of runs earns no verdict. Next, a study of its own: a file `studies/{name}.toml` with\n\n"
+    return (f"{one_pair}, a study of its own: a file `studies/{name}.toml` with\n\n"
             f"```toml\n{study}\n```\n\nthen `ablation run {name}` and `ablation report {name}`")
 
 # %% ../nbs/27_beside.ipynb #5e1b020b

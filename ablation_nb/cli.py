@@ -114,7 +114,7 @@ def mend_settings(study: "Study") -> None:
 
 # %% ../nbs/33_cli.ipynb #5e1a0061
 def write_pages(study: "Study", console: "Console") -> None:
-    "Write the report of a study, and the ledger of all studies where it may say something else now; no trial changes it."
+    "Write the report of a study, and the ledger where it may say something else now; no trial changes it."
     import matplotlib
 
     from ablation_nb.config import project_root

@@ -52,7 +52,7 @@ def parameters_of(cfg: RunConfig, folder: Path, root: Path, env: dict, fresh: bo
     }
 
 def set_otherwise(root: Path) -> dict[str, str]:
-    "What the parameters cell of train.ipynb sets, where that is not its default: name -> the value as Python writes it."
+    "What the parameters cell of train.ipynb sets, where that is not its default: name -> value as Python writes it."
     cells = code_cells(root / "nbs" / "train.ipynb")
     values: dict[str, str] = {}
     for source, tags in cells:

@@ -205,7 +205,7 @@ def to_hf(
     library, config = transformers_library(), llama_config(cfg)
     tokenizer = str(tokenizer_file(folder, corpus))
     end, longest = Tokenizer.from_file(tokenizer).id_to_token(0), cfg.context_length
-    half = longest // 2   # for a text of one's own, as much again; a length of the whole would contradict `max_new_tokens`
+    half = longest // 2   # the prompt may be as long; `max_length` would contradict whoever gives `max_new_tokens`
     generation = library.GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0, max_new_tokens=half)
     ends = dict(bos_token=end, eos_token=end, pad_token=end)
     plain = dict(model_max_length=longest, padding_side="left", clean_up_tokenization_spaces=False)

@@ -408,8 +408,8 @@ import numpy as np
 
 def numbers_source() -> str:
     "The source of `numbers_of`, with all that it needs."
-    needed = (numbers_of, numbers_in, code_cells, counted, trains, values_set)
-    functions = [*map(inspect.getsource, needed)]
+    needed: list[Any] = [numbers_of, numbers_in, code_cells, counted, trains, values_set]
+    functions = [inspect.getsource(f) for f in needed]
     return "\n".join([PROBE_NAMES, f"TINY = {TINY}", *functions])
 
 PROBE = """

@@ -64,7 +64,7 @@ def ready_for(
     corpus: str | None,  # None: the environment's ABLATION_CORPUS, or the scale's own
     out: str | None,     # the run's folder; None: one under out/
 ) -> None:
-    "What would stop a notebook's run half-way is an error: no project, no network that its text needs, no place to write."
+    "No project, no network that the text needs, no place to write: what would stop a notebook's run is an error."
     root = project_root()
     if not (root / "nbs").is_dir():
         raise AblationError(

@@ -240,7 +240,8 @@ def test_committed_runs_stand_by_proof():
 def built(tmp_path_factory, sh):
     "A wheel and an sdist of what git tracks."
     there = tmp_path_factory.mktemp("built")
-    sources = ["ablation_nb", "reference", "nbs/train.ipynb", "nbs/analysis.ipynb", "*.py", "*.ini", "*.toml", "*.in", "*.md", "*.txt", "LICENSE"]
+    sources = ["ablation_nb", "reference", "nbs/train.ipynb", "nbs/analysis.ipynb",
+               "*.py", "*.ini", "*.toml", "*.in", "*.md", "*.txt", "LICENSE"]
     tracked = subprocess.run(["git", "ls-files", *sources], cwd=ROOT, capture_output=True, text=True).stdout.split()
     for f in tracked:
         (there / "src" / f).parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,11 @@ def root(tmp_path_factory, sh):
     return root
 
 
+def parameters(told):
+    "What papermill is told, as it is typed."
+    return [word for name, value in told.items() for word in ("-p", name, value)]
+
+
 def save_as_tried(notebook):
     "What JupyterLab saves of train.ipynb once somebody has changed its parameters, run it, and added a cell."
     page = nbformat.read(notebook, 4)
@@ -55,8 +60,8 @@ def test_a_saved_notebook_breaks_no_study(root, sh):
 
 
 def test_one_run_ends_with_the_number_of_its_baseline_and_the_next_step(root, sh):
-    argv = ("-p", "ablation", "nope", "-p", "scale", "smoke", "-p", "n_steps", 40, "-p", "corpus", "builtin:300")
-    succeeded(sh("papermill", "nbs/train.ipynb", "out/nope.ipynb", *argv, "-p", "seed", 0, "-p", "d_ff", "None", cwd=root))
+    told = dict(ablation="nope", scale="smoke", n_steps=40, corpus="builtin:300", seed=0, d_ff="None")
+    succeeded(sh("papermill", "nbs/train.ipynb", "out/nope.ipynb", *parameters(told), cwd=root))
     cells = nbformat.read(root / "out" / "nope.ipynb", 4).cells
     shown = next(o.data["text/markdown"] for c in cells for o in c.get("outputs", [])
                  if "difference" in o.get("data", {}).get("text/markdown", ""))
@@ -76,14 +81,15 @@ def test_what_would_stop_a_run_half_way_is_the_last_line_of_papermill(root, sh, 
     (root / "file").write_text("where a folder has to be")
     offline = dict(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     if "corpus" in told: offline["ABLATION_CACHE"] = str(tmp_path)
-    argv = [word for name, value in {"scale": "smoke", "corpus": "builtin:300", **told}.items() for word in ("-p", name, value)]
+    argv = parameters({"scale": "smoke", "corpus": "builtin:300", **told})
     done = refused(sh("papermill", "nbs/train.ipynb", "out/x.ipynb", *argv, cwd=root, anew=True, **offline), words)
     assert done.stderr.strip().splitlines()[-1].startswith("AblationError: ")
 
 
 def test_papermill_from_elsewhere_names_the_way_home(root, sh, tmp_path):
-    done = refused(sh("papermill", root / "nbs" / "train.ipynb", "x.ipynb", cwd=tmp_path), "is in no project", "--cwd FOLDER")
+    notebook = root / "nbs" / "train.ipynb"
+    done = refused(sh("papermill", notebook, "x.ipynb", cwd=tmp_path), "is in no project", "--cwd FOLDER")
     assert done.stderr.strip().splitlines()[-1].startswith("AblationError: ")
     assert [f.name for f in tmp_path.iterdir()] == ["x.ipynb"]
-    succeeded(sh("papermill", root / "nbs" / "train.ipynb", tmp_path / "x.ipynb", "--cwd", root, "-p", "scale", "smoke",
-                 "-p", "corpus", "builtin:300", "-p", "ablation", "nope", cwd=tmp_path))
+    told = parameters(dict(scale="smoke", corpus="builtin:300", ablation="nope", n_steps=4, warmup_steps=1, seed=0))
+    succeeded(sh("papermill", notebook, tmp_path / "x.ipynb", "--cwd", root, *told, "-p", "d_ff", "None", cwd=tmp_path))
