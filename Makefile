@@ -83,8 +83,11 @@ wheels: install  ## .whl, for carrying: what requirements-gpu.txt lists, for Pyt
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none \
 	  $(foreach n,28 27 24 17 12,--platform manylinux_2_$(n)_x86_64) --platform manylinux2014_x86_64 --platform manylinux2010_x86_64 --dest .whl --requirement requirements-gpu.txt
 
+# The address that it prints opens the first page; .jupyter/ answers its question about news from elsewhere: no.
+FIRST_PAGE := nbs/index.ipynb
+LAB := JUPYTER_CONFIG_PATH='$(CURDIR)/.jupyter'$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH)) $(BIN)/jupyter lab --ip=127.0.0.1
 lab: dev  ## JupyterLab at the first page, on this machine only
-	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir='$(CURDIR)' $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
+	env $(LAB) --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/$(FIRST_PAGE) $(if $(filter 0,$(shell id -u)),--allow-root) $(FIRST_PAGE)
 
 docs: dev  ## the rendered site, _docs/index.html, from what is committed: nothing is trained or executed
 	$(BIN)/python nbs/_sphinx/make_docs.py

@@ -8,6 +8,8 @@ here = Path(__file__).parent
 ini = ConfigParser(delimiters=["="])
 ini.read(here / "settings.ini", encoding="utf-8")
 meta = ini["DEFAULT"]
+package = meta["lib_name"]
+places = {f"{package}.reference": "reference", f"{package}.template": "nbs"}
 
 setup(
     version=meta["version"],
@@ -17,9 +19,14 @@ setup(
     author_email=meta["author_email"],
     license=meta["license"],
     python_requires=f">={meta['min_python']}",
-    packages=[meta["lib_name"], f"{meta['lib_name']}.reference"],  # what is known of the replicated report comes along
-    package_dir={f"{meta['lib_name']}.reference": "reference"},
-    package_data={meta["lib_name"]: ["py.typed"], f"{meta['lib_name']}.reference": ["*.toml", "*.csv"]},
+    # What is known of the replicated report comes along, and the notebooks that `ablation new` begins a project with.
+    packages=[package, *places],
+    package_dir=places,
+    package_data={
+        package: ["py.typed"],
+        f"{package}.reference": ["*.toml", "*.csv"],
+        f"{package}.template": ["train.ipynb", "analysis.ipynb"],
+    },
     install_requires=meta["requirements"].split(),
     extras_require={name: meta[f"{name}_requirements"].split() for name in ("dev", "cluster", "hf", "tensorboard")},
     entry_points={"console_scripts": meta["console_scripts"].split()},

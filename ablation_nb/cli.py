@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCALE_NAMES', 'WORKERS', 'PROVE', 'show_cost', 'show_status', 'report', 'mend_settings', 'result_table', 'run',
-           'show_proof', 'pack_studies', 'export', 'show_comparison', 'bring_home', 'add_command', 'as_sentence',
-           'add_on_study', 'add_study_commands', 'add_run_options', 'add_other_commands', 'add_compare', 'add_visit',
-           'add_visit_run', 'check_numbers', 'ShowVersion', 'main']
+           'show_proof', 'pack_studies', 'export', 'show_comparison', 'make_project', 'bring_home', 'add_command',
+           'as_sentence', 'add_on_study', 'add_study_commands', 'add_run_options', 'add_other_commands', 'add_compare',
+           'add_visit', 'add_visit_run', 'check_numbers', 'ShowVersion', 'main']
 
 # %% ../nbs/33_cli.ipynb #c1100003
 import argparse, errno, itertools, json, os, signal, sys
@@ -114,7 +114,7 @@ def mend_settings(study: "Study") -> None:
 
 # %% ../nbs/33_cli.ipynb #5e1a0061
 def write_pages(study: "Study", console: "Console") -> None:
-    "Write the report of a study, and the ledger of all studies where it may say something else now."
+    "Write the report of a study, and the ledger where it may say something else now; no trial changes it."
     import matplotlib
 
     from ablation_nb.config import project_root
@@ -128,10 +128,10 @@ def write_pages(study: "Study", console: "Console") -> None:
         write_report(folder, line.update)
         # A report without a record is as it was committed: if its bytes are the same, so is what the ledger says of it.
         unchanged = not known and written_files(folder) == before
-        ledger = [folder.parent / f"ledger.{kind}" for kind in ("md", "csv")]
-        current = unchanged and all(f.exists() for f in ledger)
-        if folder.resolve().parent == project_root() / "outputs" and not current:
-            from ablation_nb.ledger import write_ledger
+        from ablation_nb.ledger import ledger_folders, write_ledger
+        written = all((folder.parent / f"ledger.{kind}").exists() for kind in ("md", "csv"))
+        of_project = folder.resolve().parent == project_root() / "outputs"
+        if of_project and not (written and (unchanged or folder not in ledger_folders(folder.parent))):
             line.update("The ledger of all studies")
             write_ledger(folder.parent)
     keep_record(folder)
@@ -179,8 +179,7 @@ def run(
     if not (root / "nbs" / "train.ipynb").exists():
         raise AblationError(
             f"There is no nbs/train.ipynb in {root}, "
-            "and every run executes it; go to a clone of the project.")
-    refuse_unwritable(study.outputs)
+            "and every run executes it; go to a project, or make one: ablation new my-study.")
     left = work_off(
         study, args.workers, args.rerun_stale, console,
         args.scheduler, args.time_limit, args.tensorboard)
@@ -237,6 +236,8 @@ def pack_studies(studies: list[Path]) -> int:
 
 def export(args: argparse.Namespace) -> int:
     "Write a run as a folder of another library."
+    from ablation_nb.ready import refuse_unwritable
+    refuse_unwritable(Path(args.folder).parent)
     from ablation_nb.interop import to_hf
     written = to_hf(args.run, args.folder, args.corpus)
     print(f"Exported: {written}")
@@ -245,12 +246,22 @@ def export(args: argparse.Namespace) -> int:
 # %% ../nbs/33_cli.ipynb #9a170802
 def show_comparison(args: argparse.Namespace) -> int:
     "Print and write what a file of anybody's numbers says."
+    from ablation_nb.ready import refuse_unwritable
+    refuse_unwritable(Path(args.out or Path(args.numbers).parent))
     from ablation_nb.compare import compare_file
     page, folder = compare_file(
         args.numbers, args.out, args.metric,
         args.baseline, args.better, args.margin)
     print(page)
     print(f"Page, figure and table (CSV, LaTeX): {folder}")
+    return 0
+
+def make_project(name: str) -> int:
+    "Make a small project, and say what to type next."
+    from ablation_nb.new import STUDY_NAME, new_project
+    folder = os.path.relpath(new_project(name))
+    print(f"Made {folder}. Next: cd {folder}, then ablation run {STUDY_NAME} and ablation report {STUDY_NAME}; "
+          "its README.md has the rest.")
     return 0
 
 def bring_home(archives: list[str]) -> int:
@@ -267,56 +278,28 @@ def project_above(path: Path) -> Path | None:
         if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir(): return folder
     return None
 
+PATHS = ("file", "run", "folder", "corpus")   # what may be a path, of commands that know a project by one
+
 def go_to_project(args: argparse.Namespace) -> None:
-    "Work in the project of the study file that was named, wherever this was typed; paths keep their meaning."
-    file = Path(getattr(args, "file", None) or "")
-    if not file.is_file(): return
-    project = project_above(file)
+    "Work in the project of the study or run that was named, wherever this was typed; paths keep their meaning."
+    named = Path(getattr(args, "file", None) or getattr(args, "run", None) or "")
+    if not named.name or not named.exists(): return
+    project = project_above(named)
     if project is None or project == project_above(Path.cwd() / "here"): return
-    text = getattr(args, "corpus", None) or os.environ.get("ABLATION_CORPUS")
-    if text and Path(text).exists(): args.corpus = str(Path(text).resolve())
-    args.file = str(file.resolve())
+    text = os.environ.get("ABLATION_CORPUS")
+    if "corpus" in args and not args.corpus and text and Path(text).exists(): args.corpus = text
+    for option in PATHS:
+        value = getattr(args, option, None)
+        if value and (option == "folder" or Path(value).exists()): setattr(args, option, str(Path(value).resolve()))
+    print(f"ablation: the project is {project}.", file=sys.stderr)
     os.chdir(project)
 
 # %% ../nbs/33_cli.ipynb #9a170803
-def refuse_offline(study: "Study") -> None:
-    "TinyStories that is neither prepared nor downloaded needs a network; the lack of one is said at once."
-    from ablation_nb.data import HUB_FILES, HUB_REPO, HUB_REVISION, cache_folder
-    if study.corpus != "tinystories" or any(cache_folder().glob("tinystories-v*/manifest.json")): return
-    from huggingface_hub import constants, try_to_load_from_cache
-    kept = [try_to_load_from_cache(HUB_REPO, f, revision=HUB_REVISION, repo_type="dataset") for f in HUB_FILES]
-    if all(isinstance(path, str) for path in kept) or answers(constants.ENDPOINT): return
-    from ablation_nb.config import AblationError
-    raise AblationError(
-        f"TinyStories is not here, and {constants.ENDPOINT} does not answer; try again with a network, "
-        "or pass --corpus builtin, or --corpus FOLDER with train.txt and valid.txt.")
-
-def answers(address: str, seconds: float = 1.5) -> bool:
-    "Does a host answer in time? Behind a proxy nobody can tell, so it is not asked."
-    import socket, threading
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
-    if {"https", "http", "all"} & getproxies().keys(): return True
-    url, reached = urlsplit(address), threading.Event()
-    def ask() -> None:
-        with suppress(OSError), socket.create_connection((url.hostname, url.port or 443), seconds): reached.set()
-    asking = threading.Thread(target=ask, daemon=True)   # to look up a name may take longer, and cannot be stopped
-    asking.start()
-    asking.join(seconds)
-    return reached.is_set()
-
-def refuse_unwritable(folder: Path) -> None:
-    "A place where nothing can be written is an error before anything is begun."
-    import tempfile
-
-    from ablation_nb.config import AblationError
-    there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there): return
-    except OSError as e:
-        place = os.path.relpath(folder)
-        way_out = "see to that folder, or work in a clone of your own"
-        raise AblationError(f"{place} cannot be written ({e.strerror}); {way_out}.") from None
+def corpus_option(args: argparse.Namespace) -> str:
+    "How a text is asked for where this was typed: to the command, to make, or in the environment."
+    if getattr(args, "corpus", None): return "--corpus "
+    if os.environ.get("MAKELEVEL"): return "CORPUS="
+    return "ABLATION_CORPUS=" if os.environ.get("ABLATION_CORPUS") else "--corpus "
 
 def let_ctrl_c_raise() -> None:
     "From here on Ctrl-C is an exception, at which kernels are ended; while libraries are imported it leaves at once."
@@ -352,9 +335,11 @@ def add_on_study(
     def on_study(args: argparse.Namespace) -> int:
         from rich.console import Console
 
+        from ablation_nb.ready import refuse_offline, refuse_unwritable
         from ablation_nb.study import read_study
         study = read_study(args.file, args.corpus, args.scale)
-        if name != "report": refuse_offline(study)
+        if name in ("run", "report", "time"): refuse_unwritable(study.outputs)
+        if name != "report": refuse_offline(study.corpus, corpus_option(args))
         return call(study, args, Console())
     p = add_command(sub, name, text, on_study)
     p.add_argument("file", help="the study file, e.g. studies/laptop.toml, or its name there")
@@ -422,8 +407,15 @@ PROVE = ("prove that the code as it stands makes the same numbers as a committed
 def add_other_commands(sub: Any) -> None:
     "The commands for what studies leave."
     def proven(args: argparse.Namespace) -> int:
-        from ablation_nb.provenance import prove
+        from ablation_nb.provenance import proofs_file, prove
+        from ablation_nb.ready import refuse_unwritable
+        refuse_unwritable(proofs_file().parent)
         return show_proof(prove(args.revision), args.revision)
+    begin = add_command(
+        sub, "new",
+        "make a small project: notebooks, an arm of one's own, a study",
+        lambda args: make_project(args.name))
+    begin.add_argument("name", help="the project's folder, e.g. my-study")
     proof = add_command(
         sub, "prove", PROVE,
         proven)

@@ -26,14 +26,16 @@ from rich.table import Table
 from .config import MODEL_FIELDS, TRAIN_FIELDS, AblationError, RunConfig, project_root, run_config
 from .data import prepare
 from .kernels import NURSERY, run_notebook
-from .provenance import device_name, package_hash, torch_version, write_json
+from .provenance import code_cells, device_name, package_hash, torch_version, values_set, write_json
 from .results import Busy, Damaged, alone, cut_short, has, read_checked, read_json, run_state
-from .runs import board_writer
+from .runs import OPTIONS, board_writer
 from .study import (SPOILT, TODO, Job, Study, on_random_tokens, place_of, plan, prepared,
     progress_of, show_plan, spoken, status_table, torch_threads)
 from .trainer import resolve_device
 
 # %% ../nbs/15_engine.ipynb #538e4d51
+DEFAULTS = {**dict.fromkeys((*MODEL_FIELDS, *TRAIN_FIELDS)), **OPTIONS}   # of train.ipynb
+
 def parameters_of(cfg: RunConfig, folder: Path, root: Path, env: dict, fresh: bool | str) -> dict:
     "What train.ipynb is given for a run."
     own = fields_of(run_config(cfg.arm, cfg.scale, cfg.corpus))
@@ -48,6 +50,21 @@ def parameters_of(cfg: RunConfig, folder: Path, root: Path, env: dict, fresh: bo
         "out": os.path.relpath(folder, root),
         "fresh": fresh,
     }
+
+def set_otherwise(root: Path) -> dict[str, str]:
+    "What the parameters cell of train.ipynb sets, where that is not its default: name -> value as Python writes it."
+    cells = code_cells(root / "nbs" / "train.ipynb")
+    values: dict[str, str] = {}
+    for source, tags in cells:
+        if "parameters" in tags: values |= values_set(source) or {}
+    return {k: v for k, v in values.items() if k in DEFAULTS and v != repr(DEFAULTS[k])}
+
+def otherwise_words(root: Path) -> str:
+    "What is said of values that somebody saved in train.ipynb; nothing where there are none."
+    values = set_otherwise(root)
+    if not values: return ""
+    words = ", ".join(f"{k} = {v}" for k, v in values.items())
+    return f"nbs/train.ipynb was saved with {words} in its parameters cell; every run of a study takes the study's own."
 
 def fields_of(cfg: RunConfig) -> dict:
     "The fields of model and training, in one."
@@ -77,7 +94,8 @@ def execute(
             with alone(folder): pass  # nor does anybody train here without an engine
             if already_done(cfg, folder, env):
                 return dict(read_json(folder / "result.json"), why="by another process")
-            run_notebook(root / "nbs" / "train.ipynb", folder / "run.ipynb", root, parameters, env)
+            own = {k: DEFAULTS[k] for k in set_otherwise(root)}   # instead of what somebody saved there
+            run_notebook(root / "nbs" / "train.ipynb", folder / "run.ipynb", root, own | parameters, env)
             return read_json(folder / "result.json")
     except Busy: return dict(status="busy")
     except PapermillExecutionError as e: return error_in_notebook(e.ename, e.evalue)
@@ -492,6 +510,7 @@ def work_off(
         jobs, tuning = underway.begin_new()
         runs = f"{len(jobs)} runs on {study.settings['corpus']}, {n} at a time"
         console.print(f"[bold]{study.name}[/bold]: {runs}", soft_wrap=True)
+        if said := otherwise_words(underway.root): console.print(said, soft_wrap=True, highlight=False, markup=False)
         console.print(show_plan(jobs, tuning))
         while underway.futures:
             for f in wait(underway.futures, timeout=1, return_when=FIRST_COMPLETED).done: underway.receive(f)

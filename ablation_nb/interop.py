@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from .config import AblationError, ModelConfig, RunConfig, arm_label
 from .data import cache_folder, prepare, sha256_file
 from .model import FlexibleTransformerLM
+from .ready import refuse_offline
 from .results import has, read_json
 
 # %% ../nbs/30_interop.ipynb #e674cfc8
@@ -106,6 +107,7 @@ def tokenizer_file(
     can_be_made = name.split(":")[0] in ("builtin", "tinystories") and "(files)" not in name
     text = corpus or os.environ.get("ABLATION_CORPUS") or (name if can_be_made else None)
     if text:
+        refuse_offline(text)
         data = prepare(text, config["model"]["vocab_size"])
         if data.tokenizer_hash == wanted: return data.folder / "tokenizer.json"
     raise AblationError(
@@ -203,9 +205,10 @@ def to_hf(
     library, config = transformers_library(), llama_config(cfg)
     tokenizer = str(tokenizer_file(folder, corpus))
     end, longest = Tokenizer.from_file(tokenizer).id_to_token(0), cfg.context_length
-    generation = library.GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0, max_length=longest)
+    half = longest // 2   # the prompt may be as long; `max_length` would contradict whoever gives `max_new_tokens`
+    generation = library.GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0, max_new_tokens=half)
     ends = dict(bos_token=end, eos_token=end, pad_token=end)
-    plain = dict(model_max_length=longest, clean_up_tokenization_spaces=False)
+    plain = dict(model_max_length=longest, padding_side="left", clean_up_tokenization_spaces=False)
     words = library.PreTrainedTokenizerFast(tokenizer_file=tokenizer, **ends, **plain)
     beside = target.absolute().parent
     beside.mkdir(parents=True, exist_ok=True)

@@ -146,11 +146,39 @@ NO_NOTEBOOK = [  # what the cells of train.ipynb come to
 ]
 
 def train_cells() -> list[tuple[str, list]]:
-    "Source and tags of the code cells of `train.ipynb`; where the project has none, what they come to."
+    "Source and tags of the cells of `train.ipynb` that make numbers; where the project has none, what they come to."
     notebook = project_root() / "nbs" / "train.ipynb"
     if not notebook.exists(): return NO_NOTEBOOK
+    return counted(code_cells(notebook))
+
+def code_cells(notebook: Path) -> list[tuple[str, list]]:
+    "Source and tags of a notebook's code cells."
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return [("".join(c["source"]), c["metadata"].get("tags", [])) for c in cells if c["cell_type"] == "code"]
+
+# %% ../nbs/10_provenance.ipynb #9c2eb938
+def counted(cells: Sequence[tuple[str, list]]) -> list[tuple[str, list]]:
+    "Of a notebook's code cells those that make numbers, a parameters cell without its values."
+    full = [(source, tags) for source, tags in cells if source.strip()]
+    last = max((i for i, (source, _) in enumerate(full) if trains(source)), default=len(full))
+    return [("" if "parameters" in tags and values_set(source) is not None else source, tags)
+            for source, tags in full[:last + 1]]
+
+def trains(source: str) -> bool:
+    "Does a cell call the method `train`?"
+    try: nodes = ast.walk(ast.parse(source))
+    except SyntaxError: return False
+    return any(isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "train" for n in nodes)
+
+def values_set(source: str) -> dict[str, str] | None:
+    "What a cell of plain assignments sets, name -> the value as Python writes it; None for any other cell."
+    values = {}
+    try: nodes = ast.parse(source).body
+    except SyntaxError: return None
+    for n in nodes:
+        if not isinstance(n, ast.Assign) or len(n.targets) != 1 or not isinstance(n.targets[0], ast.Name): return None
+        values[n.targets[0].id] = ast.unparse(n.value)
+    return values
 
 # %% ../nbs/10_provenance.ipynb #56bfb6b2
 def module_text(name: str) -> str:
@@ -159,7 +187,7 @@ def module_text(name: str) -> str:
 
 @once
 def package_hash() -> str:
-    "Hash of the package's code that makes numbers, and of `train.ipynb`."
+    "Hash of the package's code that makes numbers, and of what does in `train.ipynb`."
     return code_hash([*map(module_text, COMPUTING), *(source for source, _ in train_cells())])
 
 def code_hash(sources: list[str]) -> str:
@@ -370,7 +398,7 @@ def same_code(
 
 # %% ../nbs/10_provenance.ipynb #6440ea7c
 PROBE_NAMES = """
-import io, json, math, sys, tempfile
+import ast, io, json, math, sys, tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -380,14 +408,14 @@ import numpy as np
 
 def numbers_source() -> str:
     "The source of `numbers_of`, with all that it needs."
-    functions = [inspect.getsource(f) for f in (numbers_of, numbers_in)]
+    needed: list[Any] = [numbers_of, numbers_in, code_cells, counted, trains, values_set]
+    functions = [inspect.getsource(f) for f in needed]
     return "\n".join([PROBE_NAMES, f"TINY = {TINY}", *functions])
 
 PROBE = """
 import ablation_nb.runs
 from ablation_nb.config import ARMS
-cells = json.loads(Path("nbs/train.ipynb").read_text(encoding="utf-8"))["cells"]
-cells = [("".join(c["source"]), c["metadata"].get("tags", [])) for c in cells if c["cell_type"] == "code"]
+cells = counted(code_cells(Path("nbs/train.ipynb")))
 arms = [a for a in {arms} if a in ARMS]
 numbers = {{a: {{p: numbers_of(a, p, Path({text!r}), cells) for p in ("fp32", "bf16")}} for a in arms}}
 print(json.dumps(dict(hash=ablation_nb.runs.package_hash(), numbers=numbers)))

@@ -11,9 +11,10 @@ __all__ = ['TODO', 'Study', 'read_study', 'climb', 'Job', 'plan', 'prepared', 'j
 import itertools, math, os, re, sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,10 +24,11 @@ else: import tomli as tomllib
 import numpy as np
 from rich.table import Table
 
+import ablation_nb
 from .config import (LARGEST, MODEL_FIELDS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
     arm_name, did_you_mean, flops_per_token, project_root, resolve_scale, run_config)
-from .data import TokenData, corpus_name, prepare
-from .provenance import described
+from .data import TokenData, cache_folder, corpus_name, prepare
+from .provenance import described, hash_of, module_text, write_json
 from .results import (busy, cut_short, differences, planned_looks, planned_seeds, read_json, read_rows,
     run_folder, run_state, why_not)
 
@@ -72,6 +74,7 @@ KEY_KINDS: dict[str, Any] = dict(
     same_tokens=bool,
     overrides=dict,
     margin=(int, float),
+    ledger=bool,
 )
 KIND_WORDS = {
     str: "a text",
@@ -324,8 +327,10 @@ def no_study_file(path: Path) -> AblationError:
     names = sorted(p.name for p in folder.glob("*.toml"))
     words = f"There is no study file {path}; the ones at hand are in {folder}: {', '.join(names) or 'none'}."
     words += did_you_mean(path.name, names)
-    if not (root / "nbs").is_dir(): words += f" {root} is in no project: go to a clone, or give the file's whole path."
-    return AblationError(words)
+    if (root / "nbs").is_dir(): return AblationError(words)
+    of_package = Path(ablation_nb.__file__).parents[1] / "studies" / f"{path.stem}.toml"
+    example = f", such as {of_package}" if of_package.is_file() else ""
+    return AblationError(f"{words} {root} is in no project: go to one, or give the file's whole path{example}.")
 
 def read_toml(path: Path) -> dict:
     "The content of a study file; the lack of one, or of TOML in it, is an error of one sentence."
@@ -367,6 +372,7 @@ def settings_of(d: dict, name: str, base: RunConfig, arms: list[str], points: di
     if "tune" in d:
         tune = {"lr": d["tune"]["lr"], "seeds": d["tune"].get("seeds") or tuning_seeds(d)}
         if d["tune"].get("refine"): later["refine"] = True
+    if "ledger" in d: later["ledger"] = d["ledger"]
     if "until" in d: later["until"] = {"every": max(1, len(d["seeds"]) // 2), **d["until"]}
     return dict(
         study=name, scale=base.scale, corpus=described(base)["corpus"],
@@ -564,13 +570,26 @@ def seeds_wanted(
     "(point, rate of the file or None) -> arm -> how many seeds of the test it is to have; empty without `[until]`."
     s, looks = study.settings, planned_looks(study.settings)
     if not looks: return {}
-    from ablation_nb.statistics import pairs_wanted   # what it imports takes longer than most plans
     wanted = {}
     for point, lr in itertools.product(study.points, s["lr"] or [None]):
         rates = dict.fromkeys(s["arms"], lr)
         if s["tune"]: rates = {arm: c["lr"] for arm, c in tuning[point].items() if c["lr"] or not c["ready"]}
         losses = {arm: losses_of(study, ready, arm, point, rate) for arm, rate in rates.items()}
-        wanted[point, lr] = pairs_wanted(losses, looks, s["margin"])
+        wanted[point, lr] = pairs_kept(losses, looks, s["margin"])
+    return wanted
+
+def pairs_kept(losses: dict[str, list[float]], looks: tuple[int, ...], margin: float) -> dict[str, int]:
+    "What `pairs_wanted` says. What it imports and simulates takes longer than most plans, so the answer is kept."
+    made_by = [module_text("statistics"), np.__version__, version("scipy")]
+    kept = cache_folder() / "looks" / f"{hash_of([made_by, losses, looks, margin])}.json"
+    with suppress(OSError, AblationError):
+        known = read_json(kept)
+        if isinstance(known, dict) and known.keys() == losses.keys(): return known
+    from ablation_nb.statistics import pairs_wanted
+    wanted = pairs_wanted(losses, looks, margin)
+    with suppress(OSError):   # without a place to keep it, it is computed again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, wanted)
     return wanted
 
 

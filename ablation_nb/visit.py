@@ -26,6 +26,7 @@ from .data import write_atomic
 from .engine import work_off
 from .model import FlexibleTransformerLM
 from .provenance import identity_of
+from .ready import refuse_offline, refuse_unwritable
 from .results import RUN_FILES, RUN_LOCKS, Busy, alone, content, cut_short, has, run_folders, why_not
 from .runs import OWN_FILES, clear
 from .study import read_study
@@ -551,8 +552,10 @@ def visit(
 ) -> int:                          # exit status, that of `ablation run`
     "Checks, race, study; every result is on the disk as soon as it is there."
     started, console, device = time.time(), Console(), resolve_device()
-    out.mkdir(parents=True, exist_ok=True)
+    refuse_unwritable(out)
     study = read_study(study_file, corpus, scale)
+    refuse_offline(study.corpus)
+    out.mkdir(parents=True, exist_ok=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     console.print(f"{name}, torch {torch.__version__}; {study.name}, {time_limit:.0f} s")
     pack_ended(study.outputs, out)  # archives of another study are found before anything is computed

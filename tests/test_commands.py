@@ -87,7 +87,9 @@ def test_a_study_is_known_by_its_name(root, sh):
 
 def test_from_elsewhere_a_file_leads_to_its_project(root, sh, tmp_path):
     file = root / "studies" / "laptop.toml"
-    assert "Nothing is left to do." in succeeded(sh("ablation", "plan", file, cwd=tmp_path)).stdout
+    done = succeeded(sh("ablation", "plan", file, cwd=tmp_path))
+    assert "Nothing is left to do." in done.stdout
+    assert done.stderr == f"ablation: the project is {root}.\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,22 +102,51 @@ def test_what_is_no_study_is_one_sentence(root, sh, asked, words):
 
 
 def test_outside_a_project_a_name_means_nothing(sh, tmp_path):
-    done = refused(sh("ablation", "plan", "laptop", cwd=tmp_path), "no study file laptop;", "in no project", status=2)
+    whole = ROOT / "studies" / "laptop.toml"
+    words = "no study file laptop;", "in no project", f"such as {whole}."
+    done = refused(sh("ablation", "plan", "laptop", cwd=tmp_path), *words, status=2)
     assert done.stderr.count("\n") == 1
+    assert "such as" not in sh("ablation", "plan", "lapto", cwd=tmp_path).stderr
 
 
-def test_without_a_network_one_sentence_comes_at_once(root, sh, tmp_path):
+@pytest.mark.parametrize(("typed", "told", "option"), [
+    (("--corpus", "tinystories"), dict(ABLATION_CORPUS=""), "--corpus "),
+    ((), dict(ABLATION_CORPUS="tinystories", MAKELEVEL="1"), "CORPUS="),
+    ((), dict(ABLATION_CORPUS="tinystories", MAKELEVEL=""), "ABLATION_CORPUS="),
+])
+def test_without_a_network_one_sentence_comes_at_once(root, sh, tmp_path, typed, told, option):
     offline = dict(
         HF_ENDPOINT="https://127.0.0.1:9", HF_HOME=str(tmp_path), ABLATION_CACHE=str(tmp_path), no_proxy="*",
         **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"), ""))
-    argv = ("ablation", "run", "laptop", "--corpus", "tinystories")
-    done = refused(sh(*argv, cwd=root, **offline, anew=True), "does not answer", "--corpus builtin", status=2)
+    argv = ("ablation", "run", "laptop", *typed)
+    words = "does not answer", f"pass {option}builtin, or {option}FOLDER"
+    done = refused(sh(*argv, cwd=root, **{**offline, **told}, anew=True), *words, status=2)
     assert done.stderr.count("\n") == 1
 
 
-def test_outputs_that_cannot_be_written_are_one_sentence(root, sh):
-    (root / "outputs" / "smoke").write_text("a file where a folder has to be")
-    text = 'scale = "smoke"\ncorpus = "builtin:300"\narms = ["nope"]\nseeds = [0]\n'
-    (root / "studies" / "smoke.toml").write_text(text)
-    done = refused(sh("ablation", "run", "smoke", cwd=root), "outputs/smoke cannot be written", status=2)
+SMOKE = 'scale = "smoke"\ncorpus = "builtin:300"\narms = ["nope"]\nseeds = [0]\n'
+NUMBERS = "arm,seed,loss\nbaseline,0,1\nbaseline,1,2\nnope,0,2\nnope,1,3\n"
+
+
+@pytest.mark.parametrize(("place", "argv"), [
+    ("outputs/smoke", ("run", "smoke")),
+    ("outputs/smoke", ("report", "smoke")),
+    ("outputs/smoke", ("time", "smoke")),
+    ("file", ("compare", "numbers.csv", "--out", "file/page")),
+    ("file", ("export", "outputs/laptop-builtin/baseline/0.01-s0", "file/hf")),
+    ("file", ("visit", "run", "smoke", "--out", "file/visit")),
+    ("file", ("new", "file/my-study")),
+])
+def test_what_cannot_be_written_is_one_sentence(root, sh, place, argv):
+    for name, text in (("file", ""), ("outputs/smoke", ""), ("studies/smoke.toml", SMOKE), ("numbers.csv", NUMBERS)):
+        (root / name).write_text(text)
+    done = refused(sh("ablation", *argv, cwd=root), f"{place}", "cannot be written (Not a directory)", status=2)
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""   # nothing was begun
+
+
+def test_nor_can_a_proof_without_its_folder(sh, tmp_path):
+    root = copied(tmp_path)
+    (root / "outputs").write_text("a file where a folder has to be")
+    done = refused(sh("ablation", "prove", cwd=root), "outputs cannot be written", status=2)
     assert done.stderr.count("\n") == 1

@@ -33,6 +33,27 @@ with torch.no_grad(): logits = model(**ids).logits
 print(json.dumps([ids["input_ids"][0].tolist(), logits[0].tolist(), tok.decode(story, skip_special_tokens=True)]))
 """
 
+WARNED = """
+import json, logging, sys, warnings
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+said = []
+class Listening(logging.Handler):
+    def emit(self, record): said.append(record.getMessage())
+logging.getLogger("transformers").addHandler(Listening(logging.WARNING))
+logging.captureWarnings(True)
+logging.getLogger("py.warnings").addHandler(Listening())
+model, tok = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
+one, two = (tok(text, return_tensors="pt", padding=True) for text in (sys.argv[2], ["One day", sys.argv[2]]))
+lengths = [
+    model.generate(**one).shape[1],
+    model.generate(**one, max_new_tokens=20).shape[1],
+    model.generate(one["input_ids"], do_sample=True, max_new_tokens=5).shape[1],
+    model.generate(**two, max_new_tokens=5).shape[1],
+]
+pipeline("text-generation", model=sys.argv[1])(sys.argv[2])
+print(json.dumps([said, lengths, one["input_ids"].shape[1]]))
+"""
+
 OURS = """
 import json, sys, torch
 from ablation_nb.model import generate
@@ -73,6 +94,15 @@ def test_an_arm_that_llama_can_express_says_the_same_there(arm, train, sh, tmp_p
     card = (hf / "README.md").read_text()
     assert f"{result['final_val_loss']:.4f} nats" in card
     assert result["identity"] in card
+
+
+def test_its_model_generates_without_a_warning(train, sh, tmp_path):
+    succeeded(train(tmp_path / "run", n_steps=3, warmup_steps=1))
+    succeeded(sh("ablation", "export", tmp_path / "run", tmp_path / "hf"))
+    said, lengths, prompt = spoken(sh, WARNED, tmp_path / "hf", PROMPT, HF_HUB_OFFLINE="1", PYTHONPATH="")
+    assert said == []
+    assert lengths[0] <= prompt + 32 // 2
+    assert len(lengths) == 4
 
 
 def test_which_arms_those_are():

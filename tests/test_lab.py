@@ -1,6 +1,7 @@
 "JupyterLab as a person uses it: open train.ipynb, change the arm, run all cells, see the loss curve and the result."
 import contextlib
 import json
+import re
 import shlex
 import shutil
 import socket
@@ -29,7 +30,7 @@ KERNEL = ".jp-Notebook-ExecutionIndicator"
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     "A scratch copy of the project: what a notebook writes stays in it."
-    root = copied(tmp_path_factory.mktemp("lab") / "project")
+    root = copied(tmp_path_factory.mktemp("lab") / "project", ".jupyter")
     shutil.copy(root / "nbs" / "train.ipynb", root / "nbs" / "mistyped.ipynb")
     return root
 
@@ -154,6 +155,16 @@ def saved(page, notebook, wanted):
                 return [o for c in cells if c.cell_type == "code" for o in c.outputs]
         page.wait_for_timeout(500)
     raise AssertionError(f"{wanted} was not saved")
+
+
+def test_the_printed_address_opens_the_first_page_and_asks_nothing(window, lab, project):
+    page = window()
+    (printed,) = set(re.findall(r"http://127\S+/lab\S+", (project.parent / "lab.log").read_text()))
+    page.goto(printed.replace("token=...", f"token={TOKEN}"))   # a token that was given is not printed
+    page.wait_for_selector(".jp-Notebook h1", timeout=120_000)
+    assert page.locator(".jp-Notebook h1").first.inner_text().startswith("ablation_nb")
+    page.wait_for_timeout(2000)   # the question came once the page stood
+    assert page.locator(".Toastify__toast").all_inner_texts() == []
 
 
 def test_change_the_arm_run_all_and_see_the_result(window, lab, project, tmp_path):

@@ -1,5 +1,6 @@
 "An arm from outside the package: arms.py at the project's root. README's own walk stands in test_site.py."
 import json
+import shutil
 
 import pytest
 from chapter import ARM
@@ -77,6 +78,8 @@ def test_an_own_layer_goes_from_one_file_to_the_report(project, sh):
     (root / "studies" / "own.toml").write_text(LAYERS)
     for command in ("run", "report"): succeeded(sh("ablation", command, "studies/own.toml", cwd=root))
     study = root / "outputs" / "own-builtin"
+    ledger = root / "outputs" / "ledger.md"
+    assert "- own-builtin: smoke, 6 runs" in ledger.read_text()   # there is no other study
     lines = (study / "report.md").read_text().split("## Results")[1].splitlines()
     table = [line for line in lines if line.startswith("| ")]
     rows = {line.split("|")[1].strip(): line for line in reversed(table)}  # the first table wins
@@ -84,6 +87,14 @@ def test_an_own_layer_goes_from_one_file_to_the_report(project, sh):
 
     def parameters(arm): return json.loads((study / arm / "0.01-s0" / "result.json").read_text())["parameters"]
     assert parameters("geglu") == parameters("baseline")
+
+    # beside a study on real text it is a trial, which the ledger does without
+    shutil.copytree(ROOT / "outputs" / "reduced-tinystories", root / "outputs" / "reduced-tinystories")
+    ledger.write_text("as it was committed")
+    (study / "report.md").unlink()
+    succeeded(sh("ablation", "report", "studies/own.toml", cwd=root))
+    assert (study / "report.md").exists()
+    assert ledger.read_text() == "as it was committed"
 
 
 @pytest.mark.parametrize("promised, trained, words", [

@@ -1,6 +1,7 @@
 "The repository keeps its promises: notebooks and package in step, notebooks clean, one place for metadata."
 import configparser
 import json
+import os
 import re
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from chapter import ARM, STUDY
 from conftest import ROOT, succeeded
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -102,6 +104,7 @@ def test_make_lab_opens_the_first_page_on_this_machine_only(sh):
     assert [a for a in argv if a.startswith("--") and "ip" in a.partition("=")[0]] == ["--ip=127.0.0.1"]
     assert argv[-1] == "nbs/index.ipynb"
     assert (ROOT / argv[-1]).is_file()
+    assert f"--LabApp.default_url=/lab/tree/{argv[-1]}" in argv, "the address that it prints opens another page"
     assert not [a for a in argv if "token" in a or "password" in a], "JupyterLab's own token guards it"
 
 
@@ -201,6 +204,21 @@ def test_the_repository_stays_small():
     assert sum(f.stat().st_size for f in outputs if f.exists()) < 45e6
 
 
+def test_trials_of_the_studies_leave_nothing_for_git():
+    "What `make study` or a study on built-in stories leaves is ignored, and what is committed is in the ledger."
+    from ablation_nb.ledger import is_trial
+    from ablation_nb.study import read_study
+    files = sorted((ROOT / "studies").glob("*.toml"))
+    trials = [s for s in (read_study(f, "builtin") for f in files) if is_trial(s.settings)]
+    assert {"laptop", "depth", "replication-builtin"} <= {s.name for s in trials}
+    for s in trials:
+        page = f"outputs/{s.name}/report.md"
+        done = subprocess.run(["git", "check-ignore", "-q", page], cwd=ROOT)
+        assert done.returncode == 0, f"add /outputs/{s.name}/ to .gitignore"
+    listed = (ROOT / "outputs" / "ledger.md").read_text().partition("## The studies")[2]
+    for name in STUDIES: assert f"- {name}: " in listed
+
+
 def test_a_packed_run_is_small():
     from ablation_nb.results import PACKED, Archive
     archives = [Archive(ROOT / "outputs" / study / PACKED) for study in STUDIES]
@@ -222,7 +240,8 @@ def test_committed_runs_stand_by_proof():
 def built(tmp_path_factory, sh):
     "A wheel and an sdist of what git tracks."
     there = tmp_path_factory.mktemp("built")
-    sources = ["ablation_nb", "reference", "*.py", "*.ini", "*.toml", "*.in", "*.md", "*.txt", "LICENSE"]
+    sources = ["ablation_nb", "reference", "nbs/train.ipynb", "nbs/analysis.ipynb",
+               "*.py", "*.ini", "*.toml", "*.in", "*.md", "*.txt", "LICENSE"]
     tracked = subprocess.run(["git", "ls-files", *sources], cwd=ROOT, capture_output=True, text=True).stdout.split()
     for f in tracked:
         (there / "src" / f).parent.mkdir(parents=True, exist_ok=True)
@@ -238,15 +257,21 @@ def test_sdist_holds_the_replicated_report(built):
     assert {f"reference/{f.name}" for f in (ROOT / "reference").iterdir()} <= inside
 
 
+def installed(built, kind, sh, folder):
+    "The package alone in an empty environment, whose folder this is; what it needs is lent by that of the tests."
+    (file,) = built.glob(f"*.{kind}")
+    succeeded(sh("python", "-m", "venv", folder))
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    (site / "lent.pth").write_text(f"import sys; sys.path += [{sysconfig.get_path('purelib')!r}]")
+    pip = ("-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index")
+    succeeded(sh(folder / "bin" / "python", *pip, file))
+    return folder / "bin", site
+
+
 @pytest.mark.parametrize("kind", ["whl", "tar.gz"])
 def test_wheel_and_sdist_install_in_an_empty_environment(built, kind, sh, tmp_path):
-    "The package alone is installed there; what it depends on is lent by the environment of the tests."
-    (file,) = built.glob(f"*.{kind}")
-    succeeded(sh("python", "-m", "venv", tmp_path / "env"))
-    python, lent = tmp_path / "env" / "bin" / "python", sysconfig.get_path("purelib")
-    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
-    (site / "lent.pth").write_text(f"import sys; sys.path += [{lent!r}]")
-    succeeded(sh(python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", file))
+    bin, site = installed(built, kind, sh, tmp_path / "env")
+    python = bin / "python"
 
     def says(code): return succeeded(sh(python, "-c", code, cwd=tmp_path)).stdout.strip()
     assert says("import ablation_nb, ablation_nb.interop; print(ablation_nb.__file__)").startswith(str(site))
@@ -258,3 +283,30 @@ def test_wheel_and_sdist_install_in_an_empty_environment(built, kind, sh, tmp_pa
     assert says("from ablation_nb.tables import SEED_REPORT; print(SEED_REPORT.hours['baseline'])") == "2.1"
     shown = succeeded(sh(tmp_path / "env" / "bin" / "ablation", "--help", cwd=tmp_path)).stdout
     for word in ("plan", "run", "status", "report", "export"): assert word in shown
+
+
+def test_a_new_project_works_beyond_a_clone(built, sh, tmp_path):
+    "What the package brings is enough: a project of its own, a run, a report, one run in a notebook, the analysis."
+    bin, site = installed(built, "whl", sh, tmp_path / "env")
+    beyond = dict(PYTHONPATH="", PATH=f"{bin}:{os.environ['PATH']}", ABLATION_CORPUS="", ABLATION_CACHE="")
+    def works(*argv, cwd): return succeeded(sh(bin / "python", "-m", *argv, cwd=cwd, **beyond)).stdout
+    ablation = ("-c", "from ablation_nb import command; import sys; sys.exit(command())")
+    def command(*argv, cwd=tmp_path): return succeeded(sh(bin / "python", *ablation, *argv, cwd=cwd, **beyond)).stdout
+
+    assert "cd my-study" in command("new", "my-study")
+    root = tmp_path / "my-study"
+    for name in ("train.ipynb", "analysis.ipynb"):   # the very files, but for the study that the analysis shows
+        text = (ROOT / "nbs" / name).read_text().replace("laptop-tinystories", "mine")
+        assert (root / "nbs" / name).read_text() == text
+        assert (site / "ablation_nb" / "template" / name).read_bytes() == (ROOT / "nbs" / name).read_bytes()
+    assert (root / "arms.py").read_text() == ARM
+    assert (root / "studies" / "mine.toml").read_text() == STUDY
+
+    assert "6 of 6 usable" in command("run", "mine", cwd=root)
+    assert "The report: outputs/mine/report.md" in command("report", "mine", cwd=root)
+    assert "| Slow RoPE" in (root / "outputs" / "mine" / "report.md").read_text()
+    parameters = ("-p", "ablation", "nope", "-p", "scale", "smoke")
+    works("papermill", "nbs/train.ipynb", "out/nope.ipynb", *parameters, cwd=root)
+    assert len(list((root / "out").glob("nope/*/result.json"))) == 1
+    works("papermill", "nbs/analysis.ipynb", "out/analysis.ipynb", cwd=root)
+    assert "cannot name a project" in sh(bin / "python", *ablation, "new", "a b", cwd=tmp_path, **beyond).stderr
