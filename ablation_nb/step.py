@@ -131,7 +131,7 @@ def copied(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def prepare_weights(t: Trainer) -> None:
     "Give a trainer the weights with which its step is examined."
-    shaken = dict(shaken_copy(t.model, t.model.cfg.n_layers).named_parameters())
+    shaken = dict(shaken_copy(t.model, t.model.cfg).named_parameters())
     for name, p in t.model.named_parameters(): p.copy_(shaken[name])
     t.model.lm_head.weight.mul_(SHARPER)
     t.round_weights()
