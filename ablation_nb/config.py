@@ -291,6 +291,13 @@ class Position:
     # makes the torch module for the door that is open, called (z_BHTK, at_BT), (at_BT, S) or (at_BT); None: from `layers`
     layer: Callable[[ModelConfig], Any] | None = None
 
+    @property
+    def door(self) -> str:
+        "Where order enters: query, score, embedding, or nowhere."
+        if self.angles: return "query"
+        if self.bias: return "score"
+        return "embedding" if self.vectors or self.learned else "nowhere"
+
 def rope_angles(T: int, cfg: ModelConfig) -> np.ndarray:
     "RoPE: pair i turns by theta^(-2i/K) radians a token."
     return np.outer(np.arange(T), cfg.rope_theta ** (-np.arange(0, cfg.d_head, 2) / cfg.d_head))
