@@ -45,7 +45,7 @@ from .figures import (
     ablation_comparison, dynamics_figure, effects_figure, front_figure,
     interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
-    PROMPTS, RUN, load_doc_losses, load_metrics, load_position_losses, load_stories,
+    PROMPTS, RUN, every_field, load_doc_losses, load_metrics, load_position_losses, load_stories,
     main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
@@ -965,14 +965,9 @@ def all_settings(config: dict, corpus: str) -> dict:
     """What study.json can ask for, by name.
 
     Corpus, scale, fields of the model and of the training."""
-    train = dict(config["train"])
-    train.pop("threads", None)
-    return {
-        "corpus": corpus,
-        "scale": config["scale"],
-        **config["model"],
-        **train,
-    }
+    fields = every_field(config)
+    fields.pop("threads")
+    return {"corpus": corpus, "scale": config["scale"], **fields}
 
 def misfits(r: Results) -> list[str]:
     "Where the runs have other settings than study.json asks for."

@@ -430,7 +430,6 @@ def check_momentum(s: FirstStep) -> tuple[bool, str]:
         ahead = new + cfg.momentum * due if rule_of(name, filled, cfg) == "muon" else due
         wrong = move_fault(name, s.before[name], s.moved[name], ahead, lr, cfg)
         if wrong: return False, f"With momentum, {wrong}"
-    if not s.filled: return True, f"{NAMES[cfg.optimizer]} has moments, and no buffers."
     return True, f"{len(s.filled)} buffers keep {cfg.momentum:g} of what they held, and weights move by what they hold."
 
 # %% ../nbs/07_step.ipynb #c17920b6
@@ -443,16 +442,16 @@ def check_recipe(s: FirstStep) -> tuple[bool, str]:
         if not arm.recipe: continue
         without = replace(cfg, **{f: getattr(s.usual, f) for f in arm.recipe})
         wrong = rates_fault(s.rates, without)
-        shown = f"{wrong} would be without it." if wrong else step_fault(s, without)
+        shown = f"{wrong} is due." if wrong else step_fault(s, without)
         if shown is None:
             return False, f"'{arm.name}' claims another training, but rates and first update are those without it."
-        seen.append(f"'{arm.name}' shows: {shown}")
+        seen.append(f"Held against the training without '{arm.name}': {shown}")
     if seen: return True, " ".join(seen)
     return True, (f"No recipe is on trial: {NAMES[cfg.optimizer]}, {cfg.schedule}, warm-up of {cfg.warmup_steps} steps, "
                   f"weight decay {cfg.weight_decay:g} ({cfg.decayed}), clipping at {cfg.grad_clip:g}.")
 
 # %% ../nbs/07_step.ipynb #837e32be
-STEP_CHECKS = [check_loss, check_gradients, check_update, check_momentum, check_recipe]
+STEP_CHECKS = [check_loss, check_gradients, check_update, check_recipe]
 
 def check_step(
     t: Trainer,                        # the very trainer that is going to train; it has made no step, and stays as it is
@@ -462,4 +461,5 @@ def check_step(
     "Prove that the step of a trainer is what is written down: batches, schedule, loss, gradients, update, recipe."
     tables = [outcome(check, t) for check in (check_batches, check_schedule)]
     s = take_step(t, arm, usual)
-    return tables + [outcome(check, s) for check in STEP_CHECKS]
+    of_buffers = [check_momentum] if s.filled else []
+    return tables + [outcome(check, s) for check in (*STEP_CHECKS, *of_buffers)]
