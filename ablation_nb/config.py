@@ -340,7 +340,7 @@ class Attention:
     window: Callable[[int], int] | None = None                   # rule context_length -> positions in sight
     scores: Callable[[np.ndarray], np.ndarray] | None = None     # what becomes of q k / sqrt(K), before bias and mask
     qk_norm: Callable[[np.ndarray, float], np.ndarray] | None = None  # (z, eps) -> q or k before their gains (K,)
-    # makes the torch module, with maps wq, wk, wv, wo (and norms q_norm, k_norm); None: the one of that name in `layers`
+    # makes the torch module, with maps wq, wk, wv, wo (and norms q_norm, k_norm); None: the one in `layers`
     layer: Callable[[ModelConfig], Any] | None = None
 
 @dataclass(frozen=True)

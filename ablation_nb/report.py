@@ -42,7 +42,7 @@ from matplotlib.figure import Figure
 
 from .config import AblationError, arm_label, arm_order, parse_arm, project_root, run_config
 from .figures import (
-    ablation_comparison, dynamics_figure, effects_figure, front_figure,
+    ablation_comparison, atlas_figure, dynamics_figure, effects_figure, front_figure,
     interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
     PROMPTS, RUN, load_doc_losses, load_metrics, load_position_losses, load_stories,
@@ -1073,12 +1073,14 @@ def comparison_stems(r: Results) -> dict:
     "Setup -> stem of its figure; the main one has the plain name."
     return {setup: stem_of(r, setup, "ablation_comparison") for setup in r.sets}
 
+MANY = 12   # arms: beyond, their curves are a tangle, and a map says more
+
 def comparison_figures(r: Results) -> Figures:
     figures = {}
     for name, stem in comparison_stems(r).items():
         runs = r.sets[name]
-        metrics = of(r.metrics, runs)
-        figures[stem] = ablation_comparison(runs, metrics, r.margin)
+        if runs.arm.nunique() > MANY: figures[stem] = atlas_figure(runs, r.margin)
+        else: figures[stem] = ablation_comparison(runs, of(r.metrics, runs), r.margin)
     return figures
 
 def comparison_tables(r: Results) -> Tables:
@@ -1135,7 +1137,9 @@ def findings(r: Results) -> list[str]:
         setup = setup_words(name)
         if len(r.sets) > 1: parts.append(f"### {setup.capitalize()}")
         if "looks" in runs: parts.append(LOOKS.format(looks=joined(map(str, runs.looks.iloc[0]))))
-        caption = f"Loss curves, learning rate and differences to the baseline: {setup}"
+        shows = "Loss curves, learning rate and differences to the baseline"
+        if runs.arm.nunique() > MANY: shows = "Differences to the baseline, ranked within each family of arms"
+        caption = f"{shows}: {setup}"
         parts.append(f"![{caption}]({stems[name]}.svg)")
         table = compared(results_table(runs, r.margin))
         if not r.timed.empty: table = table.drop(columns="seconds")   # arms were timed in turn, which is better
