@@ -27,7 +27,7 @@ from ablation_nb.config import (
     ATTENTIONS, FEED_FORWARDS, POSITIONS, WRITERS, AblationError, ModelConfig, Norm,
     arm_name, initial_sd, model_config, parse_arm, part_of, unit_rms,
 )
-from .layers import CausalSelfAttention
+from .layers import CausalSelfAttention, Linear
 from ablation_nb.model import (
     FlexibleTransformerLM, drawn_parameter, flops_per_token, next_token_loss, parameter_count,
     reference_attention, reference_block, reference_logits, reference_mask, reference_queries,
@@ -277,7 +277,8 @@ class DotProducts(TorchFunctionMode):
         kwargs: dict | None = None,
     ) -> Any:
         if func is F.scaled_dot_product_attention: self.inputs.append(dict(queries=args[0], keys=args[1]))
-        if func in PRODUCTS and args[0].ndim == 4: self.inputs.append(dict(queries=args[0], keys=args[1].transpose(-1, -2)))
+        if func in PRODUCTS and args[0].ndim == 4:
+            self.inputs.append(dict(queries=args[0], keys=args[1].transpose(-1, -2)))
         return func(*args, **(kwargs or {}))
 
 PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
@@ -331,7 +332,7 @@ def check_rotation(t: Case) -> tuple[bool, str]:
     return True, f"Queries and keys of {cfg.n_layers} layers are {rule}; largest error {worst:.0e} at {T} positions."
 
 # %% ../nbs/05_checks.ipynb #19f00003
-def with_open_heads(attn: nn.Module) -> Any:
+def with_open_heads(attn: Any) -> Any:
     "A copy of an attention layer whose output is its heads, side by side."
     attn = copy.deepcopy(attn)
     attn.wo.weight.copy_(torch.eye(len(attn.wo.weight)))
@@ -345,8 +346,9 @@ def silent_pattern(attn: nn.Module, cfg: ModelConfig, x_1TD: torch.Tensor) -> to
     "The weights of each head where every query is zero, (H, T, T) in float64; heads must be wider than T."
     silent = with_open_heads(attn)
     silent.wq.weight.zero_()
-    y_HTK, v_HTK = (by_head(f(x_1TD), n).cpu().double() for f, n in ((silent, cfg.n_heads), (silent.wv, cfg.n_kv_heads)))
-    return y_HTK @ torch.linalg.pinv(v_HTK.repeat_interleave(cfg.n_heads // cfg.n_kv_heads, 0))
+    y_HTK = by_head(silent(x_1TD), cfg.n_heads).cpu().double()
+    v_GTK = by_head(silent.wv(x_1TD), cfg.n_kv_heads).cpu().double()
+    return y_HTK @ torch.linalg.pinv(v_GTK.repeat_interleave(cfg.n_heads // cfg.n_kv_heads, 0))
 
 # %% ../nbs/05_checks.ipynb #19f00004
 def due_pattern(cfg: ModelConfig, T: int) -> np.ndarray:
@@ -365,9 +367,10 @@ def check_distance(t: Case) -> tuple[bool, str]:
         error = (silent_pattern(block.attn, cfg, t.noise(1, T, cfg.d_model)) - due).abs().amax((1, 2))
         worst, head = max(worst, error.max().item()), int(error.argmax())
         if error.max() < 10 * t.tol: continue
-        off_by = f"by up to {error.max():.2g} of a weight"
-        return False, f"With silent queries head {head} of block {layer} does not weigh the past {what} as is due: off {off_by}."
-    return True, f"With silent queries {cfg.n_heads} heads of {cfg.n_layers} layers weigh the past {what}, to {worst:.0e}."
+        wrong = f"does not weigh the past {what} as is due: off by up to {error.max():.2g} of a weight"
+        return False, f"With silent queries head {head} of block {layer} {wrong}."
+    heads = f"{cfg.n_heads} heads of {cfg.n_layers} layers"
+    return True, f"With silent queries {heads} weigh the past {what}, to {worst:.0e}."
 
 def check_heads(t: Case) -> tuple[bool, str]:
     "Each head of keys and values serves the heads of queries that it should, and no other."
@@ -379,7 +382,8 @@ def check_heads(t: Case) -> tuple[bool, str]:
             attn.wv.weight.copy_(values).unflatten(0, (G, -1))[g].zero_()
             served = (by_head(attn(x), H) != before).any(-1).any(-1).nonzero().flatten().tolist()
             if served == [*range(g * H // G, (g + 1) * H // G)]: continue
-            return False, f"In block {layer} head {g} of {G} of keys and values serves heads {listed(map(str, served))} of queries."
+            whom = f"heads {listed(map(str, served))} of queries"
+            return False, f"In block {layer} head {g} of {G} of keys and values serves {whom}."
     return True, f"Each of {G} heads of keys and values serves {H // G} of {H} heads of queries."
 
 # %% ../nbs/05_checks.ipynb #19f00005
@@ -401,7 +405,7 @@ def check_sight(t: Case) -> tuple[bool, str]:
 def explained_by(t: Case, layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> str:
     "Which other kind of attention a layer computes, as the end of a sentence."
     w = weights_of(layer, "a")
-    others = [dict(attention=a) for a in ATTENTIONS] + [dict(position=p) for p in POSITIONS]
+    others: list[dict[str, Any]] = [*(dict(attention=a) for a in ATTENTIONS), *(dict(position=p) for p in POSITIONS)]
     for other in others:
         try: due = reference_attention(as_numpy(x), w, "a", replace(t.cfg, **other), True)
         except (KeyError, ValueError): continue   # of weights that it does not have
@@ -456,7 +460,8 @@ def check_norms(t: Case) -> tuple[bool, str]:
             continue
         x, part = t.noise(3, len(m.weight)) * 0.03 + 0.02, norm_formula(path, cfg)
         scalars = [as_numpy(getattr(m, name)) for name in part.scalars]
-        gap = off(m(x), part.formula(as_numpy(x), cfg.norm_eps, *scalars) * as_numpy(m.weight))
+        due_y = part.formula(as_numpy(x), cfg.norm_eps, *scalars) if part.formula else as_numpy(x)
+        gap = off(m(x), due_y * as_numpy(m.weight))
         if path not in due or gap < t.tol: continue
         faults.append(f"{path} ({type(m).__name__}) is off {rule} and its gain by {gap:.1%}")
     count = f"{len(norms)} norm modules where {len(due)} are due"
@@ -467,15 +472,16 @@ def check_norms(t: Case) -> tuple[bool, str]:
 # %% ../nbs/05_checks.ipynb #04dc5200
 def is_blind(cfg: ModelConfig) -> bool:
     "Does the norm, by its formula, take the scale of its input away?"
-    part, x = part_of(cfg, "norm"), np.linspace(-10, 11, 8)[None]
+    part = part_of(cfg, "norm")
     if part.formula is None: return False
-    scalars = [np.ones(1) for _ in part.scalars]
-    return off(part.formula(4 * x, cfg.norm_eps, *scalars), part.formula(x, cfg.norm_eps, *scalars)) < 1e-3
+    def normalised(x: np.ndarray) -> np.ndarray: return part.formula(x, cfg.norm_eps, *np.ones((len(part.scalars), 1)))
+    x = np.linspace(-10, 11, 8)[None]
+    return off(normalised(4 * x), normalised(x)) < 1e-3
 
 def untie(model: Any) -> None:
     "Give a model an output layer that stays as it is when the embedding changes."
     w_VD = model.lm_head.weight.detach().clone()
-    model.lm_head = nn.Linear(*w_VD.T.shape, bias=False)
+    model.lm_head = Linear(*w_VD.T.shape)
     model.lm_head.weight = nn.Parameter(w_VD)
 
 def scale_blindness(t: Case) -> dict[str, float]:
@@ -627,7 +633,8 @@ def check_live_parameters(t: Case) -> tuple[bool, str]:
     tied, due = "lm_head.weight" not in named, part_of(t.cfg, "head").tied
     if tied and not due: faults.append("embed.weight and lm_head.weight are tied")
     if faults: return False, f"Of {len(named)} parameter tensors: {'; '.join(faults)}."
-    return True, f"All {len(named)} parameter tensors get a gradient; no bias, {'output tied' if due else 'nothing tied'}."
+    pairs = "the output layer tied" if due else "nothing tied"
+    return True, f"All {len(named)} parameter tensors get a gradient; no bias, {pairs}."
 
 # %% ../nbs/05_checks.ipynb #6c50f843
 def check_definition(t: Case) -> tuple[bool, str]:

@@ -156,8 +156,8 @@ def sgd_first(g: np.ndarray, cfg: TrainConfig) -> np.ndarray:
 
 def muon_first(g: np.ndarray, cfg: TrainConfig) -> np.ndarray:
     "Muon's first move (Jordan et al. 2024), scaled as Liu et al. 2025 (arXiv:2502.16982) do to match AdamW's."
-    g = g * (1 - cfg.momentum) * (1 + cfg.momentum)   # Nesterov's look ahead from an empty buffer; its size is lost below
-    x = g / max(np.linalg.norm(g), 1e-7)
+    g = g * (1 - cfg.momentum) * (1 + cfg.momentum)   # Nesterov's look ahead from an empty buffer
+    x = g / max(float(np.linalg.norm(g)), 1e-7)       # whose size is lost here
     x = x.T if len(g) > len(g.T) else x
     for _ in range(5):
         a = x @ x.T
@@ -165,7 +165,7 @@ def muon_first(g: np.ndarray, cfg: TrainConfig) -> np.ndarray:
     x = x.T if len(g) > len(g.T) else x
     return 0.2 * max(g.shape) ** 0.5 * x
 
-OPTIMIZERS: dict[str, Callable[[np.ndarray, "TrainConfig"], np.ndarray]] = {  # (gradient, cfg) -> first move, a unit of rate
+OPTIMIZERS: dict[str, Callable[[np.ndarray, TrainConfig], np.ndarray]] = {  # (gradient, cfg) -> move, a unit of rate
     "adamw": adamw_first,
     "sgd": sgd_first,
     "muon": muon_first,
@@ -284,11 +284,11 @@ NORMS = {
 @dataclass(frozen=True)
 class Position:
     "How a model learns of the order of its tokens. Each formula gives an array by position."
-    angles: Callable[[int, ModelConfig], np.ndarray] | None = None   # (T, cfg) -> (T, K/2): turns of q and k, in radians
-    bias: Callable[[int, ModelConfig], np.ndarray] | None = None     # (T, cfg) -> (H, T, T): added to query i's score of key j
+    angles: Callable[[int, ModelConfig], np.ndarray] | None = None   # (T, cfg) -> (T, K/2): turns of q and k, radians
+    bias: Callable[[int, ModelConfig], np.ndarray] | None = None     # (T, cfg) -> (H, T, T): added to scores
     vectors: Callable[[int, ModelConfig], np.ndarray] | None = None  # (T, cfg) -> (T, D): added to the embeddings
     learned: bool = False   # are vectors a parameter (T, D) instead, which ends with the trained context?
-    # makes the torch module for the door that is open, called (z_BHTK, at_BT), (at_BT, S) or (at_BT); None: from `layers`
+    # makes the torch module for the open door, called (z_BHTK, at_BT), (at_BT, S) or (at_BT); None: from `layers`
     layer: Callable[[ModelConfig], Any] | None = None
 
     @property
@@ -337,10 +337,10 @@ POSITIONS = {
 class Attention:
     "How a token looks back. What is left open is as in full multi-head attention."
     kv_heads: Callable[[int], int] | None = None                 # rule n_heads -> heads of keys and values
-    window: Callable[[int], int] | None = None                   # rule context_length -> positions in sight, its own too
+    window: Callable[[int], int] | None = None                   # rule context_length -> positions in sight
     scores: Callable[[np.ndarray], np.ndarray] | None = None     # what becomes of q k / sqrt(K), before bias and mask
-    qk_norm: Callable[[np.ndarray, float], np.ndarray] | None = None  # (z, eps) -> q or k normalised, before gains (K,)
-    # makes the torch module, with maps wq, wk, wv, wo (and norms q_norm, k_norm); None: the one of that name in `layers`
+    qk_norm: Callable[[np.ndarray, float], np.ndarray] | None = None  # (z, eps) -> q or k before their gains (K,)
+    # makes the torch module, with maps wq, wk, wv, wo (and norms q_norm, k_norm); None: the one in `layers`
     layer: Callable[[ModelConfig], Any] | None = None
 
 @dataclass(frozen=True)
@@ -475,7 +475,8 @@ def check_parts_fit(cfg: ModelConfig) -> None:
                             "drop one of the two treatments.")
     if cfg.attention in ATTENTIONS and (cfg.n_kv_heads < 1 or cfg.n_heads % cfg.n_kv_heads):
         shared = f"attention='{cfg.attention}' makes {cfg.n_kv_heads} heads of keys and values"
-        raise AblationError(f"{shared}, which cannot be shared by n_heads={cfg.n_heads}; choose an even number of heads.")
+        way_out = "choose an even number of heads"
+        raise AblationError(f"{shared}, which cannot be shared by n_heads={cfg.n_heads}; {way_out}.")
 
 # %% ../nbs/00_config.ipynb #c4cb2ec0
 def ffn_matrices(cfg: ModelConfig) -> int:
@@ -598,7 +599,7 @@ for _arm in (
         source="Zhu et al. 2025, arXiv:2503.10622"),
     Arm("sandwich", "Sandwich norm", "a norm before and one after each branch", dict(placement="sandwich"),
         source="Ding et al. 2021, arXiv:2105.13290"),
-    Arm("parallel", "Parallel block", "attention and feed-forward read one norm and add at once", dict(placement="parallel"),
+    Arm("parallel", "Parallel block", "both branches read one norm and add at once", dict(placement="parallel"),
         source="Wang and Komatsuzaki 2021, GPT-J"),
     Arm("learned", "Learned positions", "a learned vector for each position for RoPE", dict(position="learned"),
         source="Gehring et al. 2017, arXiv:1705.03122"),
@@ -612,7 +613,8 @@ for _arm in (
         source="Henry et al. 2020, arXiv:2010.04245"),
     Arm("gqa", "GQA", "two heads of queries share keys and values", dict(attention="gqa"),
         source="Ainslie et al. 2023, arXiv:2305.13245"),
-    Arm("mqa", "MQA", "all heads share keys and values", dict(attention="mqa"), source="Shazeer 2019, arXiv:1911.02150"),
+    Arm("mqa", "MQA", "all heads share keys and values", dict(attention="mqa"),
+        source="Shazeer 2019, arXiv:1911.02150"),
     Arm("window", "Window", "attention sees a quarter of the context", dict(attention="window"),
         source="Beltagy et al. 2020, arXiv:2004.05150"),
     Arm("softcap", "Softcap", "scores capped at 5 by a tanh (Gemma 2: at 50, which none reaches here)",
@@ -638,7 +640,7 @@ for _arm in (
         source="Pascanu et al. 2012, arXiv:1211.5063"),
     Arm("no_decay", "No decay", "no weight decay", dict(weight_decay=0.0),
         source="Loshchilov and Hutter 2017, arXiv:1711.05101"),
-    Arm("decay_matrices", "Decay of matrices", "weight decay on matrices only, gains are left out", dict(decayed="matrices"),
+    Arm("decay_matrices", "Decay of matrices", "weight decay on matrices, not on gains", dict(decayed="matrices"),
         source="Radford et al. 2018, GPT"),
     Arm("beta2_95", "β₂ = 0.95", "AdamW averages squared gradients over 20 steps, not 1,000", dict(beta2=0.95),
         source="Brown et al. 2020, arXiv:2005.14165"),
@@ -910,7 +912,7 @@ def own_arms() -> tuple[list[str], list[str]]:
             ARMS_FAULT[:] = [f"arms.py puts something else in place of '{replaced[0]}', which every study knows; "
                              "register it under another name."]
     arms, *parts = ([n for n in now if n not in then] for now, then in zip(tables, before))
-    return arms, sum(parts, [])
+    return arms, [name for names in parts for name in names]
 
 def fault_of(e: Exception, file: Path) -> str:
     "Where in a file an exception comes from, and what it says."

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import SOFTCAP, AblationError, ModelConfig, part_of, partial_pairs
+from .config import SOFTCAP, ModelConfig, part_of, partial_pairs
 
 # %% ../nbs/03_layers.ipynb #e7af3554
 ONEDNN = torch.backends.mkldnn.is_available()
