@@ -133,6 +133,9 @@ class TrainConfig:
             if given not in table: raise unknown(f"{f}='{given}' is unknown.", given, table, "Known")
         for f in ("beta1", "beta2", "momentum"):
             if getattr(self, f) >= 1: raise AblationError(f"{f}={getattr(self, f)} must be at least 0 and below 1.")
+        if self.optimizer == "sgd" and self.momentum == 0:
+            raise AblationError("optimizer='sgd' with momentum=0 remembers nothing, and a run is checked by what it remembers; "
+                                "use a little, such as 0.001.")
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 MAY_BE_ZERO = ("seed", "order", "warmup_steps", "min_lr_ratio", "beta1", "beta2", "weight_decay", "grad_clip",

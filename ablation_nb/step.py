@@ -88,7 +88,7 @@ class FirstStep:
     before: Direction         # the weights that are trained
     after: Direction          # the same after the step
     working: Direction        # the working copy's after the step
-    moments: dict[str, Direction]  # what the optimisers remember, by kind: exp_avg, exp_avg_sq, step; momentum_buffer
+    moments: Mapping[str, Direction]  # what the optimisers remember, by kind: exp_avg, momentum_buffer ...
     loss: float               # as the trainer reports it
     norm: float               # the gradient norm, likewise
     filled: Direction = field(default_factory=dict)   # what was put into the buffers for the same step again
@@ -104,8 +104,7 @@ class FirstStep:
     @cached_property
     def gradient(self) -> Direction:
         "What the trainer took for the gradient, before it was clipped."
-        kept = self.moments.get("exp_avg", {}), self.moments.get("momentum_buffer", {})
-        found = kept[0] | kept[1]
+        found = {**self.moments.get("exp_avg", {}), **self.moments.get("momentum_buffer", {})}
         return {name: found[name] * self.clip(self.train) / self.portion(name, self.train) for name in self.before}
 
     def clip(self, cfg: TrainConfig) -> float:
@@ -358,11 +357,13 @@ def moments_fault(s: FirstStep, cfg: TrainConfig) -> str | None:
     "Where what the optimisers remember is not what a training leaves after one step."
     for name, w in s.before.items():
         rule, by_adamw = rule_of(name, w, cfg), name in s.moments.get("exp_avg", {})
-        if by_adamw != (rule == "adamw"): return f"{name} is {'' if by_adamw else 'not '}trained by AdamW; {NAMES[rule]} is due."
+        if by_adamw == (rule == "adamw"): continue
+        trained = "AdamW trains" if by_adamw else "Another optimiser than AdamW trains"
+        return f"{trained} {name}, where {NAMES[rule]} is due."
     counts = {c.item() for c in s.moments.get("step", {}).values()}
     if counts - {1.0}: return f"The optimiser counts {counts} steps where 1 was made."
     clip = s.clip(cfg)
-    for name, g in s.gradient.items():
+    for name in s.gradient:
         gap = abs(s.portion(name, cfg) / s.portion(name, s.train) / clip * s.clip(s.train) - 1)
         if not gap < 1e-4: return f"What is remembered of the gradient is off by {gap:.2g} of it."
     gap = square_gap(s, cfg)
@@ -438,7 +439,8 @@ def check_recipe(s: FirstStep) -> tuple[bool, str]:
     cfg, seen = s.train, []
     for arm in parse_arm(s.arm):
         for f, v in arm.recipe.items():
-            if getattr(cfg, f) != v: return False, f"'{arm.name}' means {f}={v!r}, and the training has {f}={getattr(cfg, f)!r}."
+            if getattr(cfg, f) == v: continue
+            return False, f"'{arm.name}' means {f}={v!r}, and the training has {f}={getattr(cfg, f)!r}."
         if not arm.recipe: continue
         without = replace(cfg, **{f: getattr(s.usual, f) for f in arm.recipe})
         wrong = rates_fault(s.rates, without)
@@ -447,14 +449,15 @@ def check_recipe(s: FirstStep) -> tuple[bool, str]:
             return False, f"'{arm.name}' claims another training, but rates and first update are those without it."
         seen.append(f"Held against the training without '{arm.name}': {shown}")
     if seen: return True, " ".join(seen)
-    return True, (f"No recipe is on trial: {NAMES[cfg.optimizer]}, {cfg.schedule}, warm-up of {cfg.warmup_steps} steps, "
-                  f"weight decay {cfg.weight_decay:g} ({cfg.decayed}), clipping at {cfg.grad_clip:g}.")
+    usual = f"{NAMES[cfg.optimizer]}, {cfg.schedule}, warm-up of {cfg.warmup_steps} steps"
+    limits = f"weight decay {cfg.weight_decay:g} ({cfg.decayed}), clipping at {cfg.grad_clip:g}"
+    return True, f"No recipe is on trial: {usual}, {limits}."
 
 # %% ../nbs/07_step.ipynb #837e32be
 STEP_CHECKS = [check_loss, check_gradients, check_update, check_recipe]
 
 def check_step(
-    t: Trainer,                        # the very trainer that is going to train; it has made no step, and stays as it is
+    t: Trainer,                        # the very trainer that is going to train, before its first step; stays as it is
     arm: str = "baseline",             # what its run claims to be
     usual: TrainConfig | None = None,  # training where no arm changes it; None: that of the full scale
 ) -> list[Check]:

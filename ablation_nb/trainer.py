@@ -10,8 +10,7 @@ __all__ = ['FALLS', 'Parameters', 'lr_at', 'resolve_device', 'use_precision', 'w
 
 # %% ../nbs/06_trainer.ipynb #3c7b0f50
 import contextlib, copy, ctypes, hashlib, json, math, os, shutil, sys, time, warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +136,7 @@ def decay_groups(named: Iterable[tuple[str, torch.Tensor]], cfg: TrainConfig) ->
 class SGD(torch.optim.SGD):
     "Gradient descent with momentum; weights decay apart from their gradients, as in AdamW."
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             torch._foreach_mul_(group["params"], 1 - group["lr"] * group["decay"])
         super().step(closure)
@@ -147,15 +146,15 @@ class Muon(torch.optim.Muon):
     grad_scale: torch.Tensor
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_div_(grads, self.grad_scale)
         super().step(closure)
 
 # %% ../nbs/06_trainer.ipynb #7ce84410
-Parameters = list[tuple[str, torch.Tensor]]  # with their names
+Parameters = Sequence[tuple[str, torch.Tensor]]  # with their names
 
-def make_adamw(named: Parameters, cfg: TrainConfig, lr: torch.Tensor) -> torch.optim.Optimizer:
+def make_adamw(named: Parameters, cfg: TrainConfig, lr: Any) -> torch.optim.Optimizer:
     "AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), with its moments."
     betas = cfg.beta1, cfg.beta2
     optimizer = torch.optim.AdamW(decay_groups(named, cfg), lr=lr, betas=betas, eps=cfg.adam_eps,
@@ -165,14 +164,14 @@ def make_adamw(named: Parameters, cfg: TrainConfig, lr: torch.Tensor) -> torch.o
         optimizer.state[p] = dict(step=torch.zeros((), device=p.device), **moments)
     return optimizer
 
-def make_sgd(named: Parameters, cfg: TrainConfig, lr: torch.Tensor) -> torch.optim.Optimizer:
+def make_sgd(named: Parameters, cfg: TrainConfig, lr: Any) -> torch.optim.Optimizer:
     "SGD with momentum (Sutskever et al. 2013), with its buffers."
     groups = [dict(params=g["params"], decay=g["weight_decay"]) for g in decay_groups(named, cfg)]
     optimizer = SGD(groups, lr=lr, momentum=cfg.momentum, fused=True)
     for _, p in named: optimizer.state[p] = dict(momentum_buffer=torch.zeros_like(p))
     return optimizer
 
-def make_muon(named: Parameters, cfg: TrainConfig, lr: torch.Tensor) -> torch.optim.Optimizer:
+def make_muon(named: Parameters, cfg: TrainConfig, lr: Any) -> torch.optim.Optimizer:
     "Muon, scaled as in Liu et al. 2025 (arXiv:2502.16982), with its buffers."
     optimizer = Muon(decay_groups(named, cfg), lr=lr, weight_decay=cfg.weight_decay, momentum=cfg.momentum,
                      nesterov=True, adjust_lr_fn="match_rms_adamw")
@@ -300,7 +299,7 @@ def chunked_loss(self: Trainer, x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch
     "The same without holding all logits, where these are known to be products with a matrix."
     if part_of(self.work.cfg, "head").layer: return self.plain_loss(x_BT, y_BT)   # somebody's own may do more
     with self.autocast(): x_BTD = self.work.hidden(x_BT)
-    w_VD = self.work.lm_head.weight
+    w_VD: Any = self.work.lm_head.weight
     if self.cfg.precision == "bf16": w_VD = w_VD.bfloat16()   # of a tied one it is made anew, in fp32
     return head_loss(x_BTD, w_VD, y_BT)
 
