@@ -27,7 +27,7 @@ from .data import TokenData, prepare
 from .layers import RMSNorm, linear, make_plain
 from .model import FlexibleTransformerLM, flops_per_token
 from .stories import story
-from .trainer import Trainer, make_optimizer, resolve_device, use_precision
+from .trainer import Trainer, make_optimizers, resolve_device, use_precision
 
 # %% ../nbs/31_bench.ipynb #a7bffc59
 def wait_for(device: torch.device) -> None:
@@ -63,7 +63,7 @@ def peer_step(
     "A training step as it is usually written."
     device = resolve_device(cfg.train.device)
     autocast = use_precision(cfg.train.precision, device)
-    optimizer = make_optimizer(model.to(device), cfg.train)
+    [optimizer] = make_optimizers(model.to(device), cfg.train)
     shape = cfg.train.batch_size, cfg.model.context_length
     x_BT, y_BT = torch.randint(cfg.model.vocab_size, (2, *shape), device=device)
     def loss_of(x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
@@ -276,8 +276,8 @@ def steps_of(
         at = int(t.at.item()) % t.ring
         step()
         losses.append(t.buffer[0, at].item())
-    state = {name: t.optimizer.state[p] for name, p in t.model.named_parameters()}
-    mean, square = ({name: s[k].cpu().clone() for name, s in state.items()} for k in ("exp_avg", "exp_avg_sq"))
+    moments = t.moments()
+    mean, square = ({name: m.cpu().clone() for name, m in moments[k].items()} for k in ("exp_avg", "exp_avg_sq"))
     movement = {name: (p.detach() - kept[f"model.{name}"]).cpu() for name, p in t.model.named_parameters()}
     with torch.no_grad():
         for k, v in t.kept().items(): v.copy_(kept[k])

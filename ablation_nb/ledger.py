@@ -13,7 +13,7 @@ __all__ = ['OWN_KEYS', 'PREFACE', 'Claim', 'Advice', 'claims_file', 'ranges', 'r
 import inspect, re, sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ import pandas as pd
 from .claims import (
     CLAIM_VERDICTS, KINDS, MEANS, OFFICIAL, TESTS, Evidence, Settled,
     lr_words, tokens_of)
-from .config import AblationError, arm_label, did_you_mean, model_config, parse_arm
+from .config import AblationError, ModelConfig, arm_label, did_you_mean, model_config, parse_arm
 from .model import parameter_count
 from .report import Results, amount, beside_the_runs, points, read_results, span, write_text
 from .results import PACKED
@@ -303,7 +303,7 @@ def within(runs: pd.DataFrame, fields: tuple) -> bool:
 
 def is_usual(e: Evidence) -> bool:
     "Is the model that of its scale, with no field overridden?"
-    return e.r.config["model"] == asdict(model_config(e.r.config["arm"], e.r.config["scale"]))
+    return ModelConfig(**e.r.config["model"]) == model_config(e.r.config["arm"], e.r.config["scale"])
 
 # %% ../nbs/25_ledger.ipynb #54975165
 def bearing(claim: Claim, sets: list[Evidence]) -> list[Evidence]:

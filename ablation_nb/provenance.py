@@ -28,7 +28,8 @@ else: import tomli as tomllib
 import numpy as np
 
 import ablation_nb
-from .config import ARMS, OWN_ARMS, OWN_PARTS, AblationError, RunConfig, parse_arm, project_root, torch_build
+from .config import (ARMS, OWN_ARMS, OWN_PARTS, PARTS, AblationError, RunConfig, parse_arm, project_root,
+                                torch_build)
 from .data import TokenData, cache_folder, corpus_name, write_atomic
 
 # Annotations name torch, and nbdev's documentation asks what they mean. What only compares runs does without it.
@@ -45,12 +46,12 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 def described(cfg: RunConfig) -> dict:
-    "The configuration as `config.json` keeps it: files are named, not located, and what was left open is left out."
-    settings = cfg.as_dict()
+    """The configuration as `config.json` keeps it: files are named, not located, and what was left open is left out.
+
+    So is a field that came after the first runs, where it has its default: their identities stay what they were."""
     corpus = cfg.corpus
     if corpus.split(":")[0] not in ("builtin", "tinystories"): corpus = f"{corpus_name(corpus)} (files)"
-    train = {k: v for k, v in settings["train"].items() if v is not None}
-    return {**settings, "train": train, "corpus": corpus}
+    return {**cfg.spelled_out(), "corpus": corpus}
 
 def identity_of(config: dict, data_hash: str, tokenizer_hash: str) -> str:
     "The identity that the content of a `config.json` and the hashes of an `env.json` give."
@@ -128,7 +129,7 @@ def module_files(base: Path, name: str) -> list[Path]:
 # %% ../nbs/10_provenance.ipynb #bed3ae7a
 def is_own(arm: str, model: dict | None = None) -> bool:  # `model`: the fields of a ModelConfig, if they are known
     "Does a run stand on `arms.py`: by its arm, or by a part that its model uses?"
-    if model and {model["norm"], model["ffn"]} & set(OWN_PARTS): return True
+    if model and {model.get(field) for field in PARTS} & set(OWN_PARTS): return True
     return any(a in OWN_ARMS for a in str(arm).split("+"))
 
 # %% ../nbs/10_provenance.ipynb #9c2eb936
@@ -236,15 +237,18 @@ def numbers_of(
     cells: Sequence[tuple[str, list]],    # of a train.ipynb: source and tags
 ) -> list[float]:                         # to seven digits; empty for an arm that is refused
     "Every number that a tiny run of `arm` leaves: rows, results, losses by document and by position."
+    from ablation_nb.config import ARMS
+    own = {field for part in arm.split("+") if part in ARMS for field in ARMS[part].change}   # not to be overridden
     with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()):
         names: dict[str, Any] = {"__name__": "__main__"}
-        wanted = dict(ablation=arm, precision=precision, corpus=str(text), out=out)
+        wanted = {k: v for k, v in TINY.items() if k not in own}
+        wanted |= dict(ablation=arm, precision=precision, corpus=str(text), out=out)
         for source, tags in cells:
             try: exec(source, names)
             except ValueError as e:
                 if type(e).__name__ == "AblationError": return []
                 raise
-            if "parameters" in tags: names |= TINY | wanted
+            if "parameters" in tags: names |= wanted
             if Path(out, "result.json").exists(): break   # what follows only shows
         return numbers_in(Path(out))
 

@@ -23,8 +23,8 @@ __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BAREL
            'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'front_setting', 'front_table',
            'front_picture', 'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words',
            'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words',
-           'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'scale_parts', 'effects_shown',
-           'trends_shown', 'write_scale', 'front_scale']
+           'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike', 'scale_parts',
+           'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, re
@@ -40,16 +40,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .config import AblationError, arm_label, arm_order, parse_arm, project_root, run_config
+from .config import AblationError, RunConfig, arm_label, arm_order, parse_arm, project_root, run_config
 from .figures import (
-    ablation_comparison, dynamics_figure, effects_figure, front_figure,
+    ablation_comparison, atlas_figure, dynamics_figure, effects_figure, front_figure,
     interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
-    PROMPTS, RUN, load_doc_losses, load_metrics, load_position_losses, load_stories,
+    PROMPTS, RUN, every_field, load_doc_losses, load_metrics, load_position_losses, load_stories,
     main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
-    paired_differences, pairs_wanted, pooled_sd, signed, twins)
+    paired_differences, pairs_wanted, pooled_sd, rank_agreement, signed, twins)
 from .tables import (
     against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
     factorial, for_reading, inert, interactions_table, interval_words, judged, ladder_table, md_table,
@@ -965,14 +965,9 @@ def all_settings(config: dict, corpus: str) -> dict:
     """What study.json can ask for, by name.
 
     Corpus, scale, fields of the model and of the training."""
-    train = dict(config["train"])
-    train.pop("threads", None)
-    return {
-        "corpus": corpus,
-        "scale": config["scale"],
-        **config["model"],
-        **train,
-    }
+    fields = every_field(config)
+    fields.pop("threads")
+    return {"corpus": corpus, "scale": config["scale"], **fields}
 
 def misfits(r: Results) -> list[str]:
     "Where the runs have other settings than study.json asks for."
@@ -991,7 +986,7 @@ def misfits(r: Results) -> list[str]:
             words[str(e)] = None
             continue
         where = f" at {x.point}" if x.point else ""
-        ours = all_settings(config, config["corpus"])
+        ours = all_settings(RunConfig.from_dict(config).as_dict(), config["corpus"])
         theirs = all_settings(asked.as_dict(), r.plan["corpus"])
         for name, value in theirs.items():
             if ours.get(name) == value: continue
@@ -1073,12 +1068,14 @@ def comparison_stems(r: Results) -> dict:
     "Setup -> stem of its figure; the main one has the plain name."
     return {setup: stem_of(r, setup, "ablation_comparison") for setup in r.sets}
 
+MANY = 12   # arms: beyond, their curves are a tangle, and a map says more
+
 def comparison_figures(r: Results) -> Figures:
     figures = {}
     for name, stem in comparison_stems(r).items():
         runs = r.sets[name]
-        metrics = of(r.metrics, runs)
-        figures[stem] = ablation_comparison(runs, metrics, r.margin)
+        if runs.arm.nunique() > MANY: figures[stem] = atlas_figure(runs, r.margin)
+        else: figures[stem] = ablation_comparison(runs, of(r.metrics, runs), r.margin)
     return figures
 
 def comparison_tables(r: Results) -> Tables:
@@ -1135,7 +1132,9 @@ def findings(r: Results) -> list[str]:
         setup = setup_words(name)
         if len(r.sets) > 1: parts.append(f"### {setup.capitalize()}")
         if "looks" in runs: parts.append(LOOKS.format(looks=joined(map(str, runs.looks.iloc[0]))))
-        caption = f"Loss curves, learning rate and differences to the baseline: {setup}"
+        shows = "Loss curves, learning rate and differences to the baseline"
+        if runs.arm.nunique() > MANY: shows = "Differences to the baseline, ranked within each family of arms"
+        caption = f"{shows}: {setup}"
         parts.append(f"![{caption}]({stems[name]}.svg)")
         table = compared(results_table(runs, r.margin))
         if not r.timed.empty: table = table.drop(columns="seconds")   # arms were timed in turn, which is better
@@ -2016,12 +2015,49 @@ def confounded(effects: pd.DataFrame) -> str:
     return (f"Parameters and tokens grow together (their logarithms are correlated by {r:.2f}), "
             "so what the line says of one may be the other's doing.")
 
+# %% ../nbs/23_report.ipynb #19120004
+def rank_table(effects: pd.DataFrame) -> pd.DataFrame:
+    """How far each smaller size ranks the arms as the largest does; rows of `scale_effects`.
+
+    small, large (parameters) and the columns of `rank_agreement`; none for fewer than three arms in common."""
+    named = effects.rename(columns=dict(bits="mean", bits_se="se", pairs="n"))
+    large = named[named.parameters == named.parameters.max()]
+    smaller = named[named.parameters < named.parameters.max()].groupby(["parameters", "study"])
+    rows = [
+        dict(small=size, large=large.parameters.max(), **rank_agreement(own, large))
+        for (size, _), own in smaller
+    ]
+    table = pd.DataFrame(rows, columns=["small", "large", "arms", "rho", "lo", "hi", "decided", "same_sign"])
+    return table[table.arms >= 3]
+
+def rank_words(ranks: pd.DataFrame) -> list[str]:
+    "A sentence for each row of `rank_table`."
+    words = []
+    for r in ranks.itertuples():
+        sizes = f"{amount(r.small)} and {amount(r.large)} parameters"
+        if r.lo > 0: says = "rank the arms alike"
+        elif r.hi < 0: says = "rank the arms the other way round"
+        else: says = "cannot be said to rank the arms alike"
+        signs = f"of {count_words(r.decided, 'arm')} that both decide, {r.same_sign} have the same sign"
+        words.append(f"{sizes} {says}: Spearman's ρ {interval_words(r.rho, r.lo, r.hi, digits=2)} "
+                     f"over {r.arms} arms; {signs}.")
+    return words
+
 # %% ../nbs/23_report.ipynb #5ca1e306
 def settings_table(studies: list[Results]) -> pd.DataFrame:
     "The settings in which the studies differ, a row a study."
     table = pd.DataFrame(list(map(settings_of, studies)))
     differ = [c for c in table if table[c].nunique() > 1]
     return table[differ]
+
+def ranked_alike(effects: pd.DataFrame) -> list[str]:
+    "The part of the page on ranks; empty without three arms in common."
+    ranks = rank_table(effects)
+    if ranks.empty: return []
+    how = ("Both lists of effects were drawn again from their means and errors; the interval holds the middle 95 % of "
+           "the ranks' correlations. Noise makes ranks agree less than the truth does.")
+    return ["## Does a small model rank the arms as the large one does?",
+            "\n".join(f"- {w}" for w in rank_words(ranks)), how]
 
 def scale_parts(
     effects: pd.DataFrame,
@@ -2048,6 +2084,7 @@ def scale_parts(
         HOW_SCALE_READS.format(df=degrees) + few,
         "## The effects", Shown("scale", for_reading(effects_shown(effects))),
         "## The lines", Shown("scale-trends", for_reading(trends_shown(trends))),
+        *ranked_alike(effects),
         "## What else differs",
         f"From study to study differ: {differ}. {confounded(effects)}".strip(),
         Shown("scale-settings", settings),

@@ -9,7 +9,7 @@ import io, itertools, json, math, os, platform, re, sys, zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ablation_nb
-from .config import ARMS, AblationError, ModelConfig, RunConfig, is_of_type, parameter_count, parse_arm
-from .config import project_root
+from .config import ARMS, MODEL_FIELDS, AblationError, ModelConfig, RunConfig, TrainConfig
+from .config import is_of_type, parameter_count, parse_arm, project_root
 from .data import TokenData, sha256_file
 from .provenance import (
     code_now, device_kind, fingerprint, identity, identity_of, own_hash,
@@ -492,10 +492,15 @@ def point_fields(point: str) -> dict:
     return dict(re.findall(r"([a-z][a-z0-9]*(?:_[a-z0-9]+)*)-([^_]+)", point))
 
 # %% ../nbs/11_results.ipynb #5c1e0a05
+def every_field(config: dict) -> dict:  # of a config.json
+    "All fields of model and training by name; a field that came after the run has its default."
+    defaults = {f.name: f.default for of in (ModelConfig, TrainConfig) for f in fields(of)}
+    return {**defaults, **config["model"], **config["train"]}
+
 def place_fault(study: Path | str, folder: Path) -> str | None:
     "Where the path of a run disagrees with its settings."
     config, run = read_checked(folder / "config.json"), who(study, folder)
-    own = {**config["model"], **config["train"]}
+    own = every_field(config)
     if folder.relative_to(study).parts[-2:] != (run["arm"], f"{run['lr']:g}-s{run['seed']}"):
         return f"its config.json says arm '{run['arm']}', learning rate {run['lr']:g}, seed {run['seed']}"
     for name, value in point_fields(run["point"]).items():
@@ -504,11 +509,13 @@ def place_fault(study: Path | str, folder: Path) -> str | None:
 
 def settings_fault(config: dict, env: dict) -> str | None:
     "Where the settings of a run disagree with its arm or its identity."
-    arm, own = config["arm"], {**config["model"], **config["train"]}
+    arm, own = config["arm"], every_field(config)
     try: parts = parse_arm(arm)
     except AblationError: return f"there is no arm '{arm}' any more; register it again, or remove the folder"
     for name, value in (change for part in parts for change in part.change.items()):
-        if own[name] != value: return f"its model has {name}={own[name]!r}, where '{arm}' means {value!r}"
+        if own[name] == value: continue
+        of = "model" if name in MODEL_FIELDS else "training"
+        return f"its {of} has {name}={own[name]!r}, where '{arm}' means {value!r}"
     if env["identity"] != identity_of(config, env["data_hash"], env["tokenizer_hash"]):
         return "its settings and hashes do not give the identity in its env.json"
     return None
@@ -574,10 +581,9 @@ def shared_settings(root: Path, run: pd.Series, code: str) -> dict:
     config = read_json(root / run.folder / "config.json")
     apart = {name for part in parse_arm(run.arm) for name in part.change} | {"lr", "seed", "threads"}
     if "ffn" in apart: apart.add("d_ff")
-    both = config["model"] | config["train"]
     return {"scale": config["scale"],
             "corpus": config["corpus"],
-            **{name: value for name, value in both.items() if name not in apart},
+            **{name: value for name, value in every_field(config).items() if name not in apart},
             "data_hash": run.data_hash,
             "tokenizer_hash": run.tokenizer_hash,
             "code": code,

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .checks import blueprint, certificate, check_treatment, require
 from .config import MODEL_FIELDS, TRAIN_FIELDS, AblationError, RunConfig
-from .config import did_you_mean, project_root, run_config
+from .config import did_you_mean, project_root, run_config, train_config
 from .data import prepare, refuse_short_validation, write_atomic, write_through
 from .model import FlexibleTransformerLM, generate_batch
 from .provenance import TAKING, described, environment
@@ -248,7 +248,7 @@ def check(self: Run) -> pd.DataFrame:
     self.checks = check_treatment(model, self.cfg.arm, self.cfg.model, self.cfg.train.seed)
     require(self.checks)
     if not self.finished:
-        self.checks += check_step(self.trainer)
+        self.checks += check_step(self.trainer, self.cfg.arm, train_config(self.cfg.scale))
         require(self.checks, "The step that would train is not what is written down")
     return pd.DataFrame([asdict(c) for c in self.checks])
 

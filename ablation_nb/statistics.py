@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['EARNABLE', 'HISTORIES', 'LEVELS', 'Interval', 'mean_interval', 'signed', 'share_words', 'paired_differences',
            'paired_power', 'smallest_effect', 'paired_effects', 'paired_trend', 'ratio_interval', 'StudiesTrend',
-           'studies_trend', 'line_at', 'turning_size', 'CrossedInterval', 'crossed_interval', 'crossed_effects',
-           'unpaired_interval', 'pairing_gain', 'difference_p', 'equivalence_p', 'holm', 'verdicts', 'twins',
-           'family_effects', 'looks_behind', 'equivalence_power', 'largest_spread', 'pairs_needed', 'spent',
+           'studies_trend', 'line_at', 'turning_size', 'rank_agreement', 'CrossedInterval', 'crossed_interval',
+           'crossed_effects', 'unpaired_interval', 'pairing_gain', 'difference_p', 'equivalence_p', 'holm', 'verdicts',
+           'twins', 'family_effects', 'looks_behind', 'equivalence_power', 'largest_spread', 'pairs_needed', 'spent',
            'look_levels', 'looks_so_far', 'sequential_p', 'pairs_wanted', 'OffLadder', 'off_ladder', 'noise_budget',
            'best_of_evaluations', 'add_factors', 'all_terms', 'factorial_contrasts', 'factorial_effects']
 
@@ -344,6 +344,28 @@ def turning_size(
     ends = _fieller(-trend.mean, trend.slope, cov, t)
     crossing, lo, hi = np.exp2(trend.centre + np.array([-trend.mean / trend.slope, *ends]))
     return Interval(trend.n, crossing, np.nan, lo, hi)
+
+# %% ../nbs/09_statistics.ipynb #19120002
+def rank_agreement(
+    a: pd.DataFrame,     # of one study, a row an arm: arm, mean, se, n (pairs), verdict
+    b: pd.DataFrame,     # of another
+    draws: int = 4_000,  # of both lists
+) -> dict:               # arms, rho, lo, hi (NaN below 3 arms), decided (by a test in both), same_sign (of those)
+    "How far two studies agree on the arms that both have: Spearman's rho with a 95 % interval, and signs."
+    both = a.merge(b, on="arm", suffixes=("_a", "_b")).dropna(subset=["mean_a", "mean_b"])
+    sided = both[both.verdict_a.isin(["worse", "better"]) & both.verdict_b.isin(["worse", "better"])]
+    found = dict(arms=len(both), rho=np.nan, lo=np.nan, hi=np.nan,
+                 decided=len(sided), same_sign=int((sided.verdict_a == sided.verdict_b).sum()))
+    if len(both) < 3: return found
+    rng = np.random.default_rng(0)
+    def drawn(of: str) -> np.ndarray:
+        mean, se, pairs = (both[f"{name}_{of}"].to_numpy(dtype=float) for name in ("mean", "se", "n"))
+        return mean + np.nan_to_num(se) * rng.standard_t(np.maximum(pairs - 1, 1), (draws, len(both)))
+    ranks = (stats.rankdata(drawn(of), axis=1) for of in "ab")
+    x, y = (r - r.mean(1, keepdims=True) for r in ranks)
+    rhos = (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    lo, hi = np.quantile(rhos, (.025, .975))
+    return found | dict(rho=stats.spearmanr(both.mean_a, both.mean_b).statistic, lo=lo, hi=hi)
 
 # %% ../nbs/09_statistics.ipynb #f5969a17
 class CrossedInterval(NamedTuple):

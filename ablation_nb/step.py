@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['Direction', 'ROUNDOFF', 'TOKENS', 'SHARPER', 'STEP_CHECKS', 'definition_loss', 'Bounds', 'rounding_bounds',
-           'FirstStep', 'take_step', 'due_rates', 'check_batches', 'check_schedule', 'check_loss', 'check_gradients',
-           'check_update', 'check_step']
+           'FirstStep', 'take_step', 'step_again', 'due_rates', 'check_batches', 'check_schedule', 'rates_fault',
+           'check_loss', 'check_gradients', 'check_update', 'check_momentum', 'check_recipe', 'check_step']
 
 # %% ../nbs/07_step.ipynb #0c7781b5
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 
 from .checks import Check, listed, outcome, shaken_copy
-from .config import ModelConfig, TrainConfig
+from .config import (SCHEDULES, ModelConfig, TrainConfig, decay_of, first_move, parse_arm, train_config,
+                                trained_by_muon)
 from .data import batch
 from .model import reference_logits
 from .trainer import Trainer
@@ -70,7 +71,7 @@ def rounding_bounds(precision: str, tokens: int) -> Bounds:
 
 # %% ../nbs/07_step.ipynb #07c0ffe3
 TOKENS = 256    # of different windows in the batch that is examined: two windows at least
-SHARPER = 8     # the output layer's factor
+SHARPER = 8     # what is made larger before the logits, by this factor
 
 # %% ../nbs/07_step.ipynb #48d734b4
 @dataclass
@@ -82,29 +83,38 @@ class FirstStep:
     ids: np.ndarray           # the windows that differ, (k, T)
     targets: np.ndarray       # (k, T)
     share: np.ndarray         # of the batch, (k,)
+    rates: np.ndarray         # of all steps, (n_steps,)
     used: Direction           # the weights that the forward pass used: under bf16 the working copy's
     before: Direction         # the weights that are trained
     after: Direction          # the same after the step
     working: Direction        # the working copy's after the step
-    mean: Direction           # the optimiser's first moment
-    square: Direction         # its second
-    counts: list[float]       # its counts of steps
+    moments: Mapping[str, Direction]  # what the optimisers remember, by kind: exp_avg, momentum_buffer ...
     loss: float               # as the trainer reports it
     norm: float               # the gradient norm, likewise
+    filled: Direction = field(default_factory=dict)   # what was put into the buffers for the same step again
+    buffers: Direction = field(default_factory=dict)  # what they held after it
+    moved: Direction = field(default_factory=dict)    # and the weights
+    arm: str = "baseline"     # what the run claims to be
+    usual: TrainConfig = field(default_factory=TrainConfig)   # what its fields are where an arm does not set them
 
     @property
     def bounds(self) -> Bounds:
         return rounding_bounds(self.train.precision, self.ids.size)
 
     @cached_property
-    def clip(self) -> float:
-        "By what the gradient was due to be divided."
-        return max(1.0, (self.norm + 1e-6) / (self.train.grad_clip or np.inf))
-
-    @cached_property
     def gradient(self) -> Direction:
         "What the trainer took for the gradient, before it was clipped."
-        return {name: m * self.clip / (1 - self.train.beta1) for name, m in self.mean.items()}
+        found = {**self.moments.get("exp_avg", {}), **self.moments.get("momentum_buffer", {})}
+        return {name: found[name] * self.clip(self.train) / self.portion(name, self.train) for name in self.before}
+
+    def clip(self, cfg: TrainConfig) -> float:
+        "By what the gradient is to be divided."
+        return max(1.0, (self.norm + 1e-6) / (cfg.grad_clip or np.inf))
+
+    def portion(self, name: str, cfg: TrainConfig) -> float:
+        "What part of a clipped gradient enters what is remembered."
+        if name in self.moments.get("exp_avg", {}): return 1 - cfg.beta1
+        return 1 - cfg.momentum if cfg.optimizer == "muon" else 1.0
 
     @cached_property
     def groups(self) -> dict[str, dict[str, torch.Tensor]]:
@@ -131,10 +141,28 @@ def copied(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def prepare_weights(t: Trainer) -> None:
     "Give a trainer the weights with which its step is examined."
-    shaken = dict(shaken_copy(t.model, t.model.cfg.n_layers).named_parameters())
-    for name, p in t.model.named_parameters(): p.copy_(shaken[name])
-    t.model.lm_head.weight.mul_(SHARPER)
+    shaken = dict(shaken_copy(t.model, t.model.cfg).named_parameters())
+    named = dict(t.model.named_parameters())
+    for name, p in named.items(): p.copy_(shaken[name])
+    sharpens = next(n for n in ("lm_head.weight", "norm_f.weight", "embed.weight") if n in named)
+    named[sharpens].mul_(SHARPER)
     t.round_weights()
+
+@torch.no_grad()
+def put_back(t: Trainer, at: int, weights: Direction, filled: Direction) -> None:
+    "Before step `at` again, with these weights and these buffers."
+    for name, p in t.model.named_parameters(): p.copy_(weights[name])
+    for name, b in t.moments()["momentum_buffer"].items(): b.copy_(filled[name])
+    t.round_weights()
+    t.at.fill_(at)
+
+def random_buffers(left: Direction) -> Direction:
+    "Random numbers for each buffer, as long as what a step left in it."
+    gen, filled = torch.Generator().manual_seed(5), dict[str, torch.Tensor]()
+    for name, b in left.items():
+        d = torch.randn(b.shape, generator=gen, dtype=torch.float64)
+        filled[name] = (d * b.norm() / d.norm()).float().double()   # as a buffer holds it
+    return filled
 
 def prepare_batch(t: Trainer, at: int) -> np.ndarray:
     "Let only the first windows of batch `at` differ; returns the share of each in the batch."
@@ -145,10 +173,13 @@ def prepare_batch(t: Trainer, at: int) -> np.ndarray:
     return np.bincount(which_B) / B
 
 # %% ../nbs/07_step.ipynb #71edf096
-def take_step(t: Trainer) -> FirstStep:
-    "One step of a trainer that has made none, by the path that will train; the trainer stays as it is."
+def take_step(
+    t: Trainer,                        # a trainer that has made no step; it stays as it is
+    arm: str = "baseline",             # what its run claims to be
+    usual: TrainConfig | None = None,  # training where no arm changes it; None: that of the full scale
+) -> FirstStep:
+    "One step by the path that will train."
     step, at = t.stepper(), max(0, t.cfg.warmup_steps - 1)
-    names, params = zip(*t.model.named_parameters())
     with t.undone(), torch.random.fork_rng([t.device] if t.device.type == "cuda" else []):
         prepare_weights(t)
         share = prepare_batch(t, at)
@@ -156,23 +187,35 @@ def take_step(t: Trainer) -> FirstStep:
         ids, targets = (z[:len(share)].cpu().numpy() for z in t.batch(t.at))
         used, before = copied(dict(t.work.named_parameters())), copied(dict(t.model.named_parameters()))
         step()
-        moments = {k: {n: t.optimizer.state[p][k] for n, p in zip(names, params)} for k in ("exp_avg", "exp_avg_sq")}
+        moments = {kind: copied(kept) for kind, kept in t.moments().items()}
         loss, norm = t.buffer[:, at % t.cfg.log_every].tolist()
-        return FirstStep(
-            t.model.cfg, t.cfg, at, ids, targets, share, used, before,
+        s = FirstStep(
+            t.model.cfg, t.cfg, at, ids, targets, share,
+            t.lrs.cpu().double().numpy(), used, before,
             after=copied(dict(t.model.named_parameters())),
             working=copied(dict(t.work.named_parameters())),
-            mean=copied(moments["exp_avg"]),
-            square=copied(moments["exp_avg_sq"]),
-            counts=[t.optimizer.state[p]["step"].item() for p in params],
+            moments=moments,
             loss=loss,
-            norm=norm)
+            norm=norm,
+            arm=arm,
+            usual=usual or train_config())
+        if "momentum_buffer" in moments: step_again(t, s, step)
+        return s
+
+def step_again(t: Trainer, s: FirstStep, step: Callable[[], None]) -> None:
+    "The same step once more, from buffers that are not empty."
+    s.filled = random_buffers(s.moments["momentum_buffer"])
+    put_back(t, s.at, s.before, s.filled)
+    step()
+    s.buffers = copied(t.moments()["momentum_buffer"])
+    s.moved = copied(dict(t.model.named_parameters()))
 
 # %% ../nbs/07_step.ipynb #80e5dd62
 def due_rates(cfg: TrainConfig) -> np.ndarray:
     "The learning rates of all steps by their definition, (n_steps,)."
     i, w, low = np.arange(cfg.n_steps), cfg.warmup_steps, cfg.min_lr_ratio * cfg.lr
-    falling = low + (cfg.lr - low) * np.cos(np.pi / 2 * (i - w) / (cfg.n_steps - w)) ** 2
+    share = np.maximum(0, (i - w) / (cfg.n_steps - w))
+    falling = low + (cfg.lr - low) * SCHEDULES[cfg.schedule](share)
     return np.where(i < w, cfg.lr * (i + 1) / max(1, w), falling)
 
 def check_batches(t: Trainer) -> tuple[bool, str]:
@@ -188,12 +231,19 @@ def check_batches(t: Trainer) -> tuple[bool, str]:
     return True, f"Batches {', '.join(map(str, numbers))} are those that seed {key} gives."
 
 def check_schedule(t: Trainer) -> tuple[bool, str]:
-    "The learning rates of all steps are warm-up and cosine."
-    mine, due = t.lrs.cpu().double().numpy(), due_rates(t.cfg)
-    error = np.abs(mine / due - 1)
+    "The learning rates of all steps are warm-up and schedule."
+    wrong = rates_fault(t.lrs.cpu().double().numpy(), t.cfg)
+    if wrong: return False, f"{wrong} is due."
+    return True, f"The learning rates of {t.cfg.n_steps} steps are warm-up and {t.cfg.schedule}."
+
+def rates_fault(rates: np.ndarray, cfg: TrainConfig) -> str | None:
+    "Where rates are not those of a training: the worst step, and what it would have there."
+    due = due_rates(cfg)
+    if len(rates) != len(due): return f"There are learning rates for {len(rates)} steps where {len(due)}"
+    error = np.abs(rates / due - 1)
     worst = int(error.argmax())
-    if error[worst] < 1e-5: return True, f"The learning rates of {len(due)} steps are warm-up and cosine."
-    return False, f"The learning rate of step {worst} is {mine[worst]:.6g} where {due[worst]:.6g} is due."
+    if error[worst] < 1e-5: return None
+    return f"The learning rate of step {worst} is {rates[worst]:.6g} where {due[worst]:.6g}"
 
 # %% ../nbs/07_step.ipynb #307d2903
 def beside_the_definition(value: float, due: float, most: float, precision: str) -> str:
@@ -255,59 +305,164 @@ def check_gradients(s: FirstStep) -> tuple[bool, str]:
     return True, f"The gradients of a step are the slopes of the definition's loss: {where}."
 
 # %% ../nbs/07_step.ipynb #0f76e116
-def due_update(s: FirstStep, name: str, decay: bool = True) -> torch.Tensor:
-    "What the first step of AdamW makes of a weight, by its formula in float64."
-    cfg, lr, w = s.train, due_rates(s.train)[s.at], s.before[name]
-    g = s.gradient[name] / s.clip
-    return w * (1 - lr * cfg.weight_decay * decay) - lr * g / (g.abs() + cfg.adam_eps)
+NAMES = dict(adamw="AdamW", sgd="SGD", muon="Muon")
+STRONG = 0.02   # singular values that bfloat16 resolves, as part of the length of a matrix
+MUON_OFF = 0.04 # what bfloat16 explains of a move along those, as part of it
+MUON_DRIFT = 0.01  # and of what looks like decay
+
+def rule_of(name: str, p: torch.Tensor, cfg: TrainConfig) -> str:
+    "The optimiser that is due for a parameter."
+    return "adamw" if cfg.optimizer == "muon" and not trained_by_muon(name, p.shape) else cfg.optimizer
+
+def due_move(name: str, g: torch.Tensor, cfg: TrainConfig) -> torch.Tensor:
+    "What a first step takes off a weight for a gradient, in rates and before decay, by its formula in float64."
+    return torch.from_numpy(np.ascontiguousarray(first_move(name, g.numpy(), cfg)))
+
+def due_weight(name: str, w: torch.Tensor, move: torch.Tensor, lr: float, cfg: TrainConfig) -> torch.Tensor:
+    "What a step makes of a weight that decays and moves."
+    return w * (1 - lr * decay_of(name, w.ndim, cfg)) - lr * move
 
 def rounded(w: torch.Tensor, like: torch.dtype) -> torch.Tensor:
     "float64 -> the nearest numbers of another type, in float64."
     return w.to(like).double()
 
-def moment_gap(s: FirstStep) -> float:
-    "Largest relative difference of the second moment from what the first implies."
+def strong_gap(off: torch.Tensor, move: torch.Tensor, g: torch.Tensor) -> float:
+    "How far a move is off along the strong directions of a gradient, as part of the move along them."
+    U, sigma, Vt = torch.linalg.svd(g, full_matrices=False)
+    k = max(1, int((sigma > STRONG * sigma.norm()).sum()))
+    off_kk, move_kk = (U[:, :k].T @ z @ Vt[:k].T for z in (off, move))
+    return (off_kk.norm() / move_kk.norm()).item()
+
+def move_fault(
+    name: str,
+    w: torch.Tensor,        # a weight before
+    after: torch.Tensor,    # and after the step
+    g: torch.Tensor,        # the clipped gradient, or what momentum makes of it
+    lr: float,
+    cfg: TrainConfig,
+) -> str | None:
+    "Where a weight did not move as its optimiser demands."
+    rule, move, u = rule_of(name, w, cfg), due_move(name, g, cfg), ROUNDOFF["fp32"]
+    off = after - due_weight(name, w, move, lr, cfg)
+    what = f"{name} moved otherwise than {NAMES[rule]} at a rate of {lr:.3g} demands"
+    if rule == "muon":
+        gap = strong_gap(off / lr, move, g)
+        return None if gap < MUON_OFF else f"{what}: off by {gap:.2g} of the way, where rounding explains {MUON_OFF:g}."
+    beyond = (off.abs() - 4 * u * w.abs()).max().item() / lr
+    most = 1e-4 * (1.0 if rule == "adamw" else move.abs().max().item())
+    return None if beyond < most else f"{what}: off by {beyond:.2g} of that rate, where rounding explains {most:.1g}."
+
+# %% ../nbs/07_step.ipynb #0f76e117
+def moments_fault(s: FirstStep, cfg: TrainConfig) -> str | None:
+    "Where what the optimisers remember is not what a training leaves after one step."
+    for name, w in s.before.items():
+        rule, by_adamw = rule_of(name, w, cfg), name in s.moments.get("exp_avg", {})
+        if by_adamw == (rule == "adamw"): continue
+        trained = "AdamW trains" if by_adamw else "Another optimiser than AdamW trains"
+        return f"{trained} {name}, where {NAMES[rule]} is due."
+    counts = {c.item() for c in s.moments.get("step", {}).values()}
+    if counts - {1.0}: return f"The optimiser counts {counts} steps where 1 was made."
+    clip = s.clip(cfg)
+    for name in s.gradient:
+        gap = abs(s.portion(name, cfg) / s.portion(name, s.train) / clip * s.clip(s.train) - 1)
+        if not gap < 1e-4: return f"What is remembered of the gradient is off by {gap:.2g} of it."
+    gap = square_gap(s, cfg)
+    if gap < 1e-4: return None
+    return f"The second moment is off (1 - beta2) g^2 by {gap:.2g}, beta2 = {cfg.beta2:g}."
+
+def square_gap(s: FirstStep, cfg: TrainConfig) -> float:
+    "Largest relative difference of AdamW's second moment from what its first implies."
     worst = 0.0
-    for name, m in s.mean.items():
+    for name, m in s.moments.get("exp_avg", {}).items():
         g = m / (1 - s.train.beta1)
         seen = g.abs() > 1e-12   # the square of less is no number of fp32
-        due = (1 - s.train.beta2) * g[seen].square()
-        if len(due): worst = max(worst, (s.square[name][seen] / due - 1).abs().max().item())
+        due = (1 - cfg.beta2) * g[seen].square()
+        if len(due): worst = max(worst, (s.moments["exp_avg_sq"][name][seen] / due - 1).abs().max().item())
     return worst
+
+def decay_fault(s: FirstStep, cfg: TrainConfig) -> str | None:
+    "Where the weights of an optimiser, all together, decayed otherwise than due."
+    lr, u = due_rates(cfg)[s.at], ROUNDOFF["fp32"]
+    sums = dict[str, tuple[float, float]]()
+    for name, w in s.before.items():
+        rule, g = rule_of(name, w, cfg), s.gradient[name] / s.clip(cfg)
+        off = s.after[name] - due_weight(name, w, due_move(name, g, cfg), lr, cfg)
+        drift, size = sums.get(rule, (0.0, 0.0))
+        sums[rule] = drift + dot({name: off}, {name: w}), size + length({name: w}) ** 2
+    for rule, (drift, size) in sums.items():
+        decay = drift / size / lr   # what was decayed too little
+        most = 0.01 * cfg.weight_decay + 2 * u / lr + MUON_DRIFT * (rule == "muon")
+        if not abs(decay) < most:
+            return f"Weights decayed by {cfg.weight_decay - decay:.3g} where {cfg.weight_decay:g} is due."
+    return None
+
+def step_fault(s: FirstStep, cfg: TrainConfig) -> str | None:
+    "Where a step is not the one that a training makes first."
+    if wrong := moments_fault(s, cfg): return wrong
+    lr = due_rates(cfg)[s.at]
+    for name, w in s.before.items():
+        wrong = move_fault(name, w, s.after[name], s.gradient[name] / s.clip(cfg), lr, cfg)
+        if wrong: return wrong
+    return decay_fault(s, cfg)
 
 # %% ../nbs/07_step.ipynb #c17920b4
 def check_update(s: FirstStep) -> tuple[bool, str]:
-    "The step moves the weights as AdamW does, clipped and decayed, and rounds the working copy anew."
-    cfg, u = s.train, ROUNDOFF["fp32"]
-    lr = due_rates(cfg)[s.at]
-    if s.counts != [1.0] * len(s.counts): return False, f"The optimiser counts {set(s.counts)} steps where 1 was made."
-    gap = moment_gap(s)
-    if not gap < 1e-4: return False, f"The second moment is off (1 - beta2) g^2 by {gap:.2g}, beta2 = {cfg.beta2:g}."
-    drift = size = 0.0
-    for name, w in s.before.items():
-        off = s.after[name] - due_update(s, name)
-        beyond = (off.abs() - 4 * u * w.abs()).max().item() / lr
-        if not beyond < 1e-4:
-            what = f"{name} moved otherwise than AdamW at a rate of {lr:.3g} demands"
-            return False, f"{what}: off by {beyond:.2g} of that rate, where rounding explains 0.0001."
-        drift, size = drift + dot({name: off}, {name: w}), size + length({name: w}) ** 2
-    decay = drift / size / lr   # what was decayed too little
-    if not abs(decay) < 0.01 * cfg.weight_decay + 2 * u / lr:
-        return False, f"Weights decayed by {cfg.weight_decay - decay:.3g} where {cfg.weight_decay:g} is due."
+    "The step moves the weights as the optimiser does, clipped and decayed, and rounds the working copy anew."
+    cfg = s.train
+    if wrong := step_fault(s, cfg): return False, wrong
     for name, w in s.after.items():
         is_matrix = w.ndim == 2 and not name.startswith("embed")
         due = rounded(w, torch.bfloat16) if is_matrix and cfg.precision == "bf16" else w
         if not torch.equal(s.working[name], due): return False, f"After the step {name} computes with other weights."
-    clipped = f"clipped from {s.norm:.2f} to {cfg.grad_clip:g}" if s.clip > 1 else "not clipped"
-    return True, f"The first update is AdamW's at a rate of {lr:.3g}, gradients {clipped}, decay {cfg.weight_decay:g}."
+    clip = s.clip(cfg)
+    clipped = f"clipped from {s.norm:.2f} to {cfg.grad_clip:g}" if clip > 1 else "not clipped"
+    what = f"The first update is {NAMES[cfg.optimizer]}'s at a rate of {due_rates(cfg)[s.at]:.3g}"
+    return True, f"{what}, gradients {clipped}, decay {cfg.weight_decay:g}."
+
+def check_momentum(s: FirstStep) -> tuple[bool, str]:
+    "From buffers that are not empty, the step remembers and moves by what its momentum makes of them."
+    cfg, lr = s.train, due_rates(s.train)[s.at]
+    for name, filled in s.filled.items():
+        new = s.moments["momentum_buffer"][name]   # what the gradient brings
+        due = cfg.momentum * filled + new
+        gap = (length({name: s.buffers[name] - due}) / length({name: due}))
+        if not gap < 1e-3:   # on a card two passes over one batch may sum in another order
+            return False, f"The buffer of {name} is off by {gap:.2g}, momentum = {cfg.momentum:g}."
+        ahead = new + cfg.momentum * due if rule_of(name, filled, cfg) == "muon" else due
+        wrong = move_fault(name, s.before[name], s.moved[name], ahead, lr, cfg)
+        if wrong: return False, f"With momentum, {wrong}"
+    return True, f"{len(s.filled)} buffers keep {cfg.momentum:g} of what they held, and weights move by what they hold."
+
+# %% ../nbs/07_step.ipynb #c17920b6
+def check_recipe(s: FirstStep) -> tuple[bool, str]:
+    "The training is what the arm says, and another one than without its recipe."
+    cfg, seen = s.train, []
+    for arm in parse_arm(s.arm):
+        for f, v in arm.recipe.items():
+            if getattr(cfg, f) == v: continue
+            return False, f"'{arm.name}' means {f}={v!r}, and the training has {f}={getattr(cfg, f)!r}."
+        if not arm.recipe: continue
+        without = replace(cfg, **{f: getattr(s.usual, f) for f in arm.recipe})
+        wrong = rates_fault(s.rates, without)
+        shown = f"{wrong} is due." if wrong else step_fault(s, without)
+        if shown is None:
+            return False, f"'{arm.name}' claims another training, but rates and first update are those without it."
+        seen.append(f"Held against the training without '{arm.name}': {shown}")
+    if seen: return True, " ".join(seen)
+    usual = f"{NAMES[cfg.optimizer]}, {cfg.schedule}, warm-up of {cfg.warmup_steps} steps"
+    limits = f"weight decay {cfg.weight_decay:g} ({cfg.decayed}), clipping at {cfg.grad_clip:g}"
+    return True, f"No recipe is on trial: {usual}, {limits}."
 
 # %% ../nbs/07_step.ipynb #837e32be
-STEP_CHECKS = [check_loss, check_gradients, check_update]
+STEP_CHECKS = [check_loss, check_gradients, check_update, check_recipe]
 
 def check_step(
-    t: Trainer,         # the very trainer that is going to train; it has made no step, and stays as it is
+    t: Trainer,                        # the very trainer that is going to train, before its first step; stays as it is
+    arm: str = "baseline",             # what its run claims to be
+    usual: TrainConfig | None = None,  # training where no arm changes it; None: that of the full scale
 ) -> list[Check]:
-    "Prove that the step of a trainer is what is written down: batches, schedule, loss, gradients, first update."
+    "Prove that the step of a trainer is what is written down: batches, schedule, loss, gradients, update, recipe."
     tables = [outcome(check, t) for check in (check_batches, check_schedule)]
-    s = take_step(t)
-    return tables + [outcome(check, s) for check in STEP_CHECKS]
+    s = take_step(t, arm, usual)
+    of_buffers = [check_momentum] if s.filled else []
+    return tables + [outcome(check, s) for check in (*STEP_CHECKS, *of_buffers)]

@@ -25,8 +25,8 @@ import numpy as np
 from rich.table import Table
 
 import ablation_nb
-from .config import (LARGEST, MODEL_FIELDS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
-    arm_name, did_you_mean, flops_per_token, project_root, resolve_scale, run_config)
+from .config import (LARGEST, MODEL_FIELDS, PARTS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
+    arm_name, did_you_mean, flops_per_token, parse_arm, project_root, resolve_scale, run_config)
 from .data import TokenData, cache_folder, corpus_name, prepare
 from .provenance import described, hash_of, module_text, write_json
 from .results import (busy, cut_short, differences, planned_looks, planned_seeds, read_json, read_rows,
@@ -221,7 +221,7 @@ RESERVED = dict(
     threads="the engine chooses it",
     scale="it is a key of its own",
     corpus="it is a key of its own",
-    **dict.fromkeys(("arm", "ablation", "norm", "placement", "position", "ffn"), "name an arm"),
+    **dict.fromkeys(("arm", "ablation", *PARTS), "name an arm"),
 )
 
 MOST_POINTS = 10_000
@@ -363,6 +363,11 @@ def check_runs(study: Study, wrong: Wrong) -> None:
     for arm, point in itertools.product(study.settings["arms"], study.points):
         where = "grid" if point else "overrides"
         fields = {**study.settings["overrides"], **study.points[point]}
+        own = {f for part in parse_arm(arm) for f in part.change}
+        if "lr" in own: raise wrong("arms", arm, "sets the learning rate itself, which a study chooses for each arm.")
+        if taken := [f for f in fields if f in own]:
+            everywhere = f"sets {taken[0]}, and so does {where} for every arm"
+            raise wrong("arms", arm, f"{everywhere}, so nothing would be left to compare; drop one of them.")
         with about(f"arms = {arm!r} with {where}", fields, wrong): study.run(arm, point)
 
 def settings_of(d: dict, name: str, base: RunConfig, arms: list[str], points: dict) -> dict:

@@ -594,9 +594,11 @@ def dynamics_table(
     table = arm_means(runs, ["initial_val_loss"])
     table = table.drop(columns="lr").set_index("arm")
     for name, column in gap_columns(runs, metrics, at).items(): table[name] = column
-    steps = metrics[metrics.grad_norm > 0].merge(runs[RUN], on=RUN)
+    limits = runs.assign(limit=runs.get("grad_clip", clip))   # an arm may have one of its own
+    steps = metrics[metrics.grad_norm > 0].merge(limits[[*RUN, "limit"]], on=RUN)
     table["grad_norm"] = steps.groupby("arm").grad_norm.median()
-    if clip: table["clipped"] = steps.grad_norm.gt(clip).groupby(steps.arm).mean()
+    clipped = steps.grad_norm.gt(steps.limit) & steps.limit.gt(0)
+    if clip: table["clipped"] = clipped.groupby(steps.arm).mean()
     clock = runs[runs.status == "done"] if timed.empty else timed
     table["tokens_per_second"] = clock.groupby("arm").tokens_per_second.mean()
     later = paired_effects(clock, "seconds", by=()).set_index("arm")["mean"]

@@ -27,7 +27,8 @@ from .engine import work_off
 from .model import FlexibleTransformerLM
 from .provenance import identity_of
 from .ready import refuse_offline, refuse_unwritable
-from .results import RUN_FILES, RUN_LOCKS, Busy, alone, content, cut_short, has, run_folders, why_not
+from .results import (
+    RUN_FILES, RUN_LOCKS, Busy, alone, content, cut_short, every_field, has, run_folders, why_not)
 from .runs import OWN_FILES, clear
 from .study import read_study
 from .trainer import Trainer, can_compile, resolve_device
@@ -346,7 +347,7 @@ def own_place(config: dict) -> tuple[str, str]:
 
 def is_point(folder: str, config: dict) -> bool:
     "Is a folder called by fields of a run and their values in these settings, as a point of a grid is?"
-    values = {**config["model"], **config["train"]}
+    values = every_field(config)
     pieces = {f"{k}-{v}" for k, v in values.items()}
     pieces |= {f"{k}-{v:g}" for k, v in values.items() if isinstance(v, float)}   # 1.0 where the study says 1
     words = folder.split("_")   # which stands within the names of fields too
