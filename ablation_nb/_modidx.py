@@ -555,6 +555,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ablation_nb.interop.require_plain': ('interop.html#require_plain', 'ablation_nb/interop.py'),
                                      'ablation_nb.interop.require_tensors': ('interop.html#require_tensors', 'ablation_nb/interop.py'),
                                      'ablation_nb.interop.rope_of': ('interop.html#rope_of', 'ablation_nb/interop.py'),
+                                     'ablation_nb.interop.sharing_of': ('interop.html#sharing_of', 'ablation_nb/interop.py'),
                                      'ablation_nb.interop.to_hf': ('interop.html#to_hf', 'ablation_nb/interop.py'),
                                      'ablation_nb.interop.tokenizer_file': ('interop.html#tokenizer_file', 'ablation_nb/interop.py'),
                                      'ablation_nb.interop.transformers_library': ( 'interop.html#transformers_library',

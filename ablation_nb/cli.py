@@ -202,7 +202,9 @@ def show_proof(
         return 0
     versions = f"{proof['old']} ({proof['commit']}) and {proof['new']}"
     print(f"Written to {os.path.relpath(proofs_file())}: {versions}, as the code stands.")
-    arms = [a for a in ARMS if a not in OWN_ARMS]
+    unknown = proof.get("unknown", [])
+    arms = [a for a in ARMS if a not in (*OWN_ARMS, *unknown)]
+    if unknown: print(f"{len(unknown)} arms came since, and have no older runs.")
     all_agree = True
     for kind in ("fp32", "bf16"):
         others = [a for a in arms if a not in proof[kind]]

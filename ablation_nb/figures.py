@@ -710,8 +710,8 @@ def atlas_figure(
     for family, effects in groups:
         colour = family_colour(effects.arm.iloc[0])
         name = "control" if family == "none" else family
-        look = dict[str, Any](transform=ax.get_yaxis_transform(), ha="right", va="center", color=ink(colour), weight="bold")
-        ax.text(-.01, y, name, **look)
+        beside = dict[str, Any](transform=ax.get_yaxis_transform(), ha="right", va="center")
+        ax.text(-.01, y, name, color=ink(colour), weight="bold", **beside)
         for row in effects.assign(colour=colour).itertuples():
             y += 1
             draw_atlas_row(ax, y, row)

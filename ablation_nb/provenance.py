@@ -467,7 +467,7 @@ def as_toml(proof: dict) -> str:
 def prove(
     revision: str = "HEAD",      # of git: the version to compare with
     path: Path | None = None,    # of the proofs; None: those of the project
-) -> dict:                       # the proof, or {} where the text of the code is the same
+) -> dict:                       # the proof, or {} where the text is the same; `unknown`: arms that came since
     "Run a committed version and the code as it stands, side by side, and write down for which arms they agree."
     root, path = project_root(), path or proofs_file()
     commit = git("rev-parse", "--short=12", "--verify", f"{revision}^{{commit}}")
@@ -484,7 +484,7 @@ def prove(
     others = [p for p in read_proofs(path) if (p["old"], p["new"]) != (proof["old"], proof["new"])]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, PROOFS_HEAD + "".join(map(as_toml, [*others, proof])))
-    return proof
+    return proof | dict(unknown=[a for a in new["numbers"] if a not in old["numbers"]])
 
 # %% ../nbs/10_provenance.ipynb #296fb13b
 def git(*argv: str) -> str:

@@ -67,7 +67,7 @@ def own_layer():
 
 LAYERS = """
 scale = "smoke"
-arms = ["baseline", "geglu", "nope+geglu"]
+arms = ["baseline", "reglu", "nope+reglu"]
 seeds = [0, 1]
 """
 
@@ -83,10 +83,10 @@ def test_an_own_layer_goes_from_one_file_to_the_report(project, sh):
     lines = (study / "report.md").read_text().split("## Results")[1].splitlines()
     table = [line for line in lines if line.startswith("| ")]
     rows = {line.split("|")[1].strip(): line for line in reversed(table)}  # the first table wins
-    for arm in ("GeGLU", "NoPE + GeGLU"): assert "[" in rows[arm], rows
+    for arm in ("ReGLU", "NoPE + ReGLU"): assert "[" in rows[arm], rows
 
     def parameters(arm): return json.loads((study / arm / "0.01-s0" / "result.json").read_text())["parameters"]
-    assert parameters("geglu") == parameters("baseline")
+    assert parameters("reglu") == parameters("baseline")
 
     # beside a study on real text it is a trial, which the ledger does without
     shutil.copytree(ROOT / "outputs" / "reduced-tinystories", root / "outputs" / "reduced-tinystories")
@@ -98,12 +98,12 @@ def test_an_own_layer_goes_from_one_file_to_the_report(project, sh):
 
 
 @pytest.mark.parametrize("promised, trained, words", [
-    ("F.gelu(self.w1(x)) * self.w3(x)", "F.relu(self.w1(x)) * self.w3(x)", "off geglu by"),  # it is not its formula
-    ("gated=True, ", "", "must hold 2 matrices for geglu and holds 3"),
-    ("layer=GeGLU", "", "The part 'geglu' has no layer"),
+    ("F.relu(self.w1(x)) * self.w3(x)", "F.silu(self.w1(x)) * self.w3(x)", "off reglu by"),  # it is not its formula
+    ("gated=True, ", "", "must hold 2 matrices for reglu and holds 3"),
+    ("layer=ReGLU", "", "The part 'reglu' has no layer"),
 ])
 def test_an_own_layer_that_is_not_what_it_says_does_not_train(project, sh, promised, trained, words):
     assert promised in own_layer()
     root = project(own_layer().replace(promised, trained))
-    refused(train(sh, root, "geglu"), words)
+    refused(train(sh, root, "reglu"), words)
     assert not (root / "run" / "metrics.jsonl").exists()

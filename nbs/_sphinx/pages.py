@@ -34,8 +34,10 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from ablation_nb.config import (
-    ARMS, FEED_FORWARDS, NORMS, AblationError, arm_label, arm_order, flops_per_token, model_config, parameter_count)
-from ablation_nb.layers import LAYERS
+    ARMS, FAMILIES, PARTS, TRAIN_FIELDS, AblationError, arm_family, arm_label, arm_order, flops_per_token, model_config,
+    parameter_count, train_config)
+from ablation_nb.layers import ATTENTION_LAYERS, FEED_FORWARD_LAYERS, NORM_LAYERS, POSITION_LAYERS
+from ablation_nb.model import BLOCK_LAYERS
 from ablation_nb.report import study_question
 from ablation_nb.results import read_json, read_rows, run_folders, who
 from ablation_nb.tables import inert
@@ -548,29 +550,42 @@ def studies(out):
 
 
 ARMS_SAY = """\
-An arm is the baseline with one thing changed. Its change is a few fields of the model, its entry stands in
-[{where}](nbs/{notebook}), and arms combine with `+`: `nope+silu` changes what both change.
-How to add one: [CONTRIBUTING.md](CONTRIBUTING.md). Sizes are those of the 22.7M-parameter model."""
-BUILT_BY = dict(norm="make_norm", placement="TransformerBlock", position="CausalSelfAttention", ffn="make_feed_forward")
+An arm is the baseline with one thing changed: a part of the model, or the recipe by which it is drawn and trained.
+Its change is a few fields, its entry stands in [{where}](nbs/{notebook}), and arms combine with `+`: `nope+silu`
+changes what both change. How to add one: [CONTRIBUTING.md](CONTRIBUTING.md).
+Sizes are those of the 22.7M-parameter model."""
+MADE_BY = dict(  # field -> the layers by name, and what chooses among them
+    norm=(NORM_LAYERS, "make_norm"),
+    placement=(BLOCK_LAYERS, "make_block"),
+    position=(POSITION_LAYERS, "make_position"),
+    attention=(ATTENTION_LAYERS, "make_attention"),
+    ffn=(FEED_FORWARD_LAYERS, "make_feed_forward"),
+    head=({}, "make_head"),
+    init=({}, "drawn_parameter"),
+    init_scale=({}, "drawn_parameter"),
+)
 
 
-def code_of(model, field):
+def code_of(config, field):
     "The name in the package of what makes a part of a model: its own class, or what chooses among them."
-    own = dict(norm=NORMS, ffn=FEED_FORWARDS).get(field, {}).get(getattr(model, field))
-    layer = own and (own.layer or LAYERS.get(getattr(model, field)))
-    name = getattr(layer, "__name__", None)
-    return name if name in lookup.syms else BUILT_BY.get(field, "ModelConfig")
+    if field in TRAIN_FIELDS: return "lr_at" if FAMILIES.get(field) == "schedule" else "make_optimizers"
+    layers, chooses = MADE_BY.get(field, ({}, "ModelConfig"))
+    part = PARTS.get(field, {}).get(getattr(config, field))
+    name = getattr(getattr(part, "layer", None) or layers.get(getattr(config, field)), "__name__", None)
+    return name if name in lookup.syms else chooses
 
 
 def arm_entry(arm, studied):
     "An arm among the arms: what it does, its fields beside the baseline's, its size, its code and its studies."
-    baseline, model = (model_config(name, "full") for name in ("baseline", arm.name))
-    changed = [f.name for f in fields(model) if getattr(model, f.name) != getattr(baseline, f.name)]
-    codes = [lookup.linkify(f"`{code_of(model, f)}`") for f in changed]
-    rows = [f"| `{f}` | {getattr(baseline, f)} | {getattr(model, f)} | {code} |" for f, code in zip(changed, codes)]
+    model, plain, rows = model_config(arm.name), model_config(), []
+    for mine, baseline in ((model, plain), (train_config("full", arm.name), train_config("full"))):
+        for f in (f.name for f in fields(mine) if getattr(mine, f.name) != getattr(baseline, f.name)):
+            code = lookup.linkify(f"`{code_of(mine, f)}`")
+            rows.append(f"| `{f}` | {getattr(baseline, f)} | {getattr(mine, f)} | {code} |")
     names = " or ".join(f"`{name}`" for name in (arm.name, *arm.aliases))
-    size, more = parameter_count(model), parameter_count(model) / parameter_count(baseline) - 1
-    text = f"({arm_anchor(arm.name)})=\n## {arm.label}\n\n{names}: {arm.says}.\n\n"
+    size, more = parameter_count(model), parameter_count(model) / parameter_count(plain) - 1
+    says = f"{names}: {arm.says}." + f" {arm.source}." * bool(arm.source)
+    text = f"({arm_anchor(arm.name)})=\n### {arm.label}\n\n{says}\n\n"
     if rows: text += "| field | baseline | here | made by |\n|:--|:--|:--|:--|\n" + "\n".join(rows) + "\n\n"
     text += f"Parameters: {size:,}" + (f" ({more:+.2%})" if more else "") + "; "
     text += f"FLOPs per token: {flops_per_token(model) / 1e6:,.1f}M.\n\n"
@@ -588,7 +603,10 @@ def arms(out):
     notebook = next(f for f, module in MODULES.items() if module == "config")
     text = f"# Arms\n\n{ARMS_SAY.format(where=Path(notebook).stem, notebook=notebook)}\n\n"
     used = {study: arms_of(study) for study in reported()}
-    for arm in ARMS.values(): text += arm_entry(arm, [study for study, names in used.items() if arm.name in names])
+    for family in dict.fromkeys(["none", *FAMILIES.values(), *map(arm_family, ARMS)]):
+        members = [arm for arm in ARMS.values() if arm_family(arm.name) == family]
+        if members: text += f"## {'Controls' if family == 'none' else family.capitalize()}\n\n"
+        for arm in members: text += arm_entry(arm, [study for study, names in used.items() if arm.name in names])
     write(out / "arms.md", text)
 
 
