@@ -458,10 +458,11 @@ def check_norms(t: Case) -> tuple[bool, str]:
         if getattr(m, "weight", None) is None:
             faults.append(f"{path} has no gain")
             continue
-        x, part = t.noise(3, len(m.weight)) * 0.03 + 0.02, norm_formula(path, cfg)
+        small, part = t.noise(3, len(m.weight)) * 0.03 + 0.02, norm_formula(path, cfg)
         scalars = [as_numpy(getattr(m, name)) for name in part.scalars]
-        due_y = part.formula(as_numpy(x), cfg.norm_eps, *scalars) if part.formula else as_numpy(x)
-        gap = off(m(x), due_y * as_numpy(m.weight))
+        def normalised(x: torch.Tensor, part: Norm = part, scalars: list = scalars) -> np.ndarray:
+            return part.formula(as_numpy(x), cfg.norm_eps, *scalars) if part.formula else as_numpy(x)
+        gap = max(off(m(x), normalised(x) * as_numpy(m.weight)) for x in (small, 50 * small))
         if path not in due or gap < t.tol: continue
         faults.append(f"{path} ({type(m).__name__}) is off {rule} and its gain by {gap:.1%}")
     count = f"{len(norms)} norm modules where {len(due)} are due"
@@ -471,12 +472,12 @@ def check_norms(t: Case) -> tuple[bool, str]:
 
 # %% ../nbs/05_checks.ipynb #04dc5200
 def is_blind(cfg: ModelConfig) -> bool:
-    "Does the norm, by its formula, take the scale of its input away?"
+    "Does the norm, by its formula, take the scale of its input away, be it large or small?"
     part = part_of(cfg, "norm")
     if part.formula is None: return False
-    def normalised(x: np.ndarray) -> np.ndarray: return part.formula(x, cfg.norm_eps, *np.ones((len(part.scalars), 1)))
+    def normalised(x: np.ndarray) -> np.ndarray: return part.formula(x, 0.0, *np.ones((len(part.scalars), 1)))
     x = np.linspace(-10, 11, 8)[None]
-    return off(normalised(4 * x), normalised(x)) < 1e-3
+    return all(off(normalised(4 * size * x), normalised(size * x)) < 1e-3 for size in (1, 1e-3))
 
 def untie(model: Any) -> None:
     "Give a model an output layer that stays as it is when the embedding changes."

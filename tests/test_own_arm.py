@@ -16,8 +16,8 @@ def project(tmp_path):
     return with_arms
 
 
-def train(sh, root, arm):
-    parameters = dict(ablation=arm, scale="smoke", out="run", threads=1)
+def train(sh, root, arm, **more):
+    parameters = dict(ablation=arm, scale="smoke", out="run", threads=1, **more)
     argv = [word for name, value in parameters.items() for word in ("-p", name, value)]
     return sh("papermill", "nbs/train.ipynb", "out.ipynb", *argv, cwd=root)
 
@@ -107,3 +107,27 @@ def test_an_own_layer_that_is_not_what_it_says_does_not_train(project, sh, promi
     root = project(own_layer().replace(promised, trained))
     refused(train(sh, root, "reglu"), words)
     assert not (root / "run" / "metrics.jsonl").exists()
+
+
+PARTS = (ROOT / "tests" / "own_parts.py").read_text()   # one of each kind that is not a feed-forward layer
+
+
+@pytest.mark.parametrize("arm, compiled", [("near+squashed+half", True), ("capped", False), ("clipped", False)])
+def test_an_own_part_of_each_kind_proves_itself_and_trains(project, sh, arm, compiled):
+    root = project(PARTS)
+    succeeded(train(sh, root, arm, compile=compiled))
+    result = json.loads((root / "run" / "result.json").read_text())
+    assert result["status"] == "done"
+    assert all(c["passed"] for c in result["checks"])
+
+
+@pytest.mark.parametrize("arm, promised, trained, check", [
+    ("near", "-back.float().sqrt()", "-back.float()", "[distance]"),
+    ("squashed", "torch.asinh(scores)", "torch.tanh(scores)", "[attention]"),
+    ("half", "self.ffn(self.norm2(x)) / 2", "self.ffn(self.norm2(x)) / 3", "[placement]"),
+    ("capped", "30 * torch.tanh(super().forward(x) / 30)", "20 * torch.tanh(super().forward(x) / 20)", "[output]"),
+    ("clipped", "x.clamp(-1, 1)", "x.clamp(-2, 2)", "[norms]"),
+])
+def test_an_own_part_that_is_not_its_formula_does_not_train(project, sh, arm, promised, trained, check):
+    assert promised in PARTS
+    refused(train(sh, project(PARTS.replace(promised, trained)), arm), check)

@@ -1,0 +1,67 @@
+"A part of one's own for each kind, as arms.py may bring them. The formulas are in numpy, what trains is in torch."
+import numpy as np
+import torch
+from torch import nn
+
+from ablation_nb.config import (
+    Arm, Attention, Block, Head, Norm, Position, register_arm, register_part)
+from ablation_nb.layers import CausalSelfAttention, Linear
+from ablation_nb.model import TransformerBlock
+
+
+class Near(nn.Module):
+    "What a key behind the query loses, by the root of the distance."
+    def __init__(self, cfg):
+        super().__init__()
+        self.n_heads = cfg.n_heads
+
+    def forward(self, at_BT, n_keys):
+        back = (at_BT[..., None, :, None] - torch.arange(n_keys, device=at_BT.device)).abs()
+        return -back.float().sqrt().expand(*back.shape[:-3], self.n_heads, *back.shape[-2:])
+
+
+def near(T, cfg):
+    back = np.abs(np.subtract.outer(np.arange(T), np.arange(T)))
+    return np.repeat(-np.sqrt(back)[None], cfg.n_heads, 0)
+
+
+class Squashed(CausalSelfAttention):
+    def bend(self, scores): return torch.asinh(scores)
+
+
+class HalfBlock(TransformerBlock):
+    "The feed-forward layer counts half."
+    def forward(self, x, causal=True, *cached):
+        x = x + self.attn(self.norm1(x), causal, *cached)
+        return x + self.ffn(self.norm2(x)) / 2
+
+
+def half(x, attention, feed_forward, norm):
+    x = x + attention(norm(x, "norm1"))
+    return x + feed_forward(norm(x, "norm2")) / 2
+
+
+class CappedHead(Linear):
+    def __init__(self, cfg): super().__init__(cfg.d_model, cfg.vocab_size)
+
+    def forward(self, x): return 30 * torch.tanh(super().forward(x) / 30)
+
+
+class ClippedNorm(nn.Module):
+    def __init__(self, d_model, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+
+    def forward(self, x): return x.clamp(-1, 1) * self.weight
+
+
+register_part("position", "near", Position(bias=near, layer=Near))
+register_part("attention", "squashed", Attention(scores=np.arcsinh, layer=Squashed))
+register_part("placement", "half", Block(half, layer=HalfBlock))
+register_part("head", "capped", Head(lambda x, w: 30 * np.tanh(x @ w.T / 30), layer=CappedHead))
+register_part("norm", "clipped", Norm(lambda x, eps: np.clip(x, -1, 1), layer=ClippedNorm))
+register_arm(Arm("near", "Near", "scores fall with the root of distance", {"position": "near"}))
+register_arm(Arm("squashed", "Squashed", "asinh of the scores", {"attention": "squashed"}))
+register_arm(Arm("half", "Half", "the feed-forward layer counts half", {"placement": "half"}))
+register_arm(Arm("capped", "Capped", "logits capped at 30", {"head": "capped"}))
+register_arm(Arm("clipped", "Clipped", "clipping for a norm", {"norm": "clipped"}))
