@@ -412,7 +412,7 @@ def add_other_commands(sub: Any) -> None:
         from ablation_nb.provenance import proofs_file, prove
         from ablation_nb.ready import refuse_unwritable
         refuse_unwritable(proofs_file().parent)
-        return show_proof(prove(args.revision), args.revision)
+        return max([show_proof(prove(revision), revision) for revision in args.revisions or ["HEAD"]])
     begin = add_command(
         sub, "new",
         "make a small project: notebooks, an arm of one's own, a study",
@@ -422,8 +422,8 @@ def add_other_commands(sub: Any) -> None:
         sub, "prove", PROVE,
         proven)
     proof.add_argument(
-        "revision", nargs="?", default="HEAD",
-        help="a commit (default: HEAD)")
+        "revisions", nargs="*", metavar="revision",
+        help="commits (default: HEAD)")
     keep = add_command(
         sub, "pack",
         "move the finished runs of studies into their archives",

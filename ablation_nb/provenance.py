@@ -6,8 +6,8 @@
 __all__ = ['COMPUTING', 'TINY', 'TAKING', 'write_json', 'hash_of', 'described', 'identity_of', 'identity', 'code_only',
            'imported_files', 'is_own', 'module_text', 'package_hash', 'code_hash', 'own_hash', 'numbers_of',
            'numbers_in', 'kind_of', 'torch_version', 'fingerprint', 'close', 'proofs_file', 'read_proofs', 'behind',
-           'proven', 'code_now', 'same_code', 'prove', 'replaced', 'git_sha', 'device_name', 'device_kind',
-           'torch_release', 'environment']
+           'proven', 'code_now', 'same_code', 'version_here', 'prove', 'replaced', 'git_sha', 'device_name',
+           'device_kind', 'torch_release', 'environment']
 
 # %% ../nbs/10_provenance.ipynb #15e42953
 import ast, hashlib, inspect, io, json, math, os
@@ -464,6 +464,11 @@ def as_toml(proof: dict) -> str:
     return "\n[[proof]]\n" + "".join(f"{k:6} = {value(v)}\n" for k, v in proof.items())
 
 # %% ../nbs/10_provenance.ipynb #92006767
+@once
+def version_here(root: Path, code: str) -> dict:  # `code`: its hash
+    "What the code as it stands computes: once, however many versions are held against it."
+    with tempfile.TemporaryDirectory() as tmp: return version_at(root, tiny_text(Path(tmp, "text")), Path(tmp, "cache"))
+
 def prove(
     revision: str = "HEAD",      # of git: the version to compare with
     path: Path | None = None,    # of the proofs; None: those of the project
@@ -475,7 +480,9 @@ def prove(
     with tempfile.TemporaryDirectory() as tmp:
         then, text = take_out(commit, Path(tmp, "then")), tiny_text(Path(tmp, "text"))
         with ThreadPoolExecutor(2) as pool:
-            old, new = pool.map(version_at, (then, root), (text, text), (Path(tmp, "a"), Path(tmp, "b")))
+            now = pool.submit(version_here, root, package_hash())
+            old = version_at(then, text, Path(tmp, "cache"))
+            new = now.result()
     if old["hash"] == new["hash"]: return {}
     import torch
     cpu = device_name(torch.device("cpu"))

@@ -4,27 +4,28 @@
 
 # %% auto #0
 __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BARELY', 'Figures', 'Tables', 'SECTIONS',
-           'RUN_COLUMNS', 'LADDER', 'ONE_SEED', 'FEW_SEEDS', 'FRONT', 'SEED_TOKENS', 'SIZES', 'HOW_SCALE_READS',
-           'no_stories', 'Results', 'read_results', 'at_own_rates', 'setups', 'most_arms', 'rate_of', 'setup_words',
-           'of', 'run_key', 'by_key', 'asked_for', 'rates_asked', 'seeds_asked', 'count_words', 'amount', 'joined',
-           'span_of', 'span', 'effect_sentence', 'points', 'point_words', 'power_sentence', 'equality_sentence',
-           'ran_words', 'effect_words', 'lost_words', 'by_verdict', 'set_sentence', 'tuning_words', 'comparable',
-           'one_rate', 'tuning_sentence', 'axis_of', 'level_text', 'finished_losses', 'half_way_to_guessing',
-           'not_learned', 'trend_words', 'moves', 'by_trend', 'along', 'swept', 'over_points', 'luck_sentence',
-           'together_sentence', 'on_the_ladder', 'rates_sentence', 'findings_in_words', 'opening', 'with_baseline',
-           'at_setup', 'beginning', 'listed_once', 'facts', 'fact_list', 'barely_trained', 'unfinished', 'warnings',
-           'all_settings', 'misfits', 'Shown', 'stem_of', 'Section', 'section', 'findings', 'both_rates',
-           'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves',
-           'curves_table', 'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position',
-           'combines', 'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
-           'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
-           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
-           'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files', 'write_text', 'write_report',
-           'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'front_setting', 'front_table',
-           'front_picture', 'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words',
-           'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words',
-           'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike', 'scale_parts',
-           'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
+           'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'ONE_SEED', 'FEW_SEEDS', 'FRONT', 'SEED_TOKENS', 'SIZES',
+           'HOW_SCALE_READS', 'no_stories', 'Results', 'read_results', 'at_own_rates', 'setups', 'most_arms', 'rate_of',
+           'setup_words', 'of', 'run_key', 'by_key', 'asked_for', 'rates_asked', 'seeds_asked', 'count_words', 'amount',
+           'joined', 'span_of', 'span', 'effect_sentence', 'points', 'point_words', 'power_sentence',
+           'equality_sentence', 'ran_words', 'effect_words', 'lost_words', 'by_verdict', 'set_sentence', 'tuning_words',
+           'comparable', 'one_rate', 'tuning_sentence', 'axis_of', 'level_text', 'finished_losses',
+           'half_way_to_guessing', 'not_learned', 'trend_words', 'moves', 'by_trend', 'along', 'swept', 'over_points',
+           'luck_sentence', 'together_sentence', 'on_the_ladder', 'rates_sentence', 'findings_in_words', 'opening',
+           'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts', 'fact_list', 'barely_trained',
+           'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown', 'stem_of', 'Section', 'section', 'findings',
+           'both_rates', 'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates',
+           'with_curves', 'curves_table', 'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words',
+           'dynamics', 'shown_positions', 'losses_by_position', 'combines', 'interaction_figures', 'interaction_tables',
+           'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set',
+           'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories',
+           'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files',
+           'point_labels', 'grid_files', 'write_text', 'write_report', 'find_study', 'standing', 'also_along',
+           'front_findings', 'finished_seeds', 'front_setting', 'front_table', 'front_picture', 'front_beside',
+           'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words', 'scale_effects', 'settings_of',
+           'verdicts_by_size', 'crossing_words', 'sides', 'turn_words', 'scale_sentence', 'scale_sentences',
+           'confounded', 'settings_table', 'ranked_alike', 'scale_parts', 'effects_shown', 'trends_shown',
+           'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, re
@@ -43,7 +44,7 @@ from matplotlib.figure import Figure
 from .config import AblationError, RunConfig, arm_label, arm_order, parse_arm, project_root, run_config
 from .figures import (
     ablation_comparison, atlas_figure, dynamics_figure, effects_figure, front_figure,
-    interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
+    MANY, interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
     PROMPTS, RUN, every_field, load_doc_losses, load_metrics, load_position_losses, load_stories,
     main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
@@ -1068,8 +1069,6 @@ def comparison_stems(r: Results) -> dict:
     "Setup -> stem of its figure; the main one has the plain name."
     return {setup: stem_of(r, setup, "ablation_comparison") for setup in r.sets}
 
-MANY = 12   # arms: beyond, their curves are a tangle, and a map says more
-
 def comparison_figures(r: Results) -> Figures:
     figures = {}
     for name, stem in comparison_stems(r).items():
@@ -1271,9 +1270,28 @@ def curves_table(r: Results) -> pd.DataFrame:
     clip = r.config["train"]["grad_clip"]
     return dynamics_table(r.shown, metrics, clip, r.timed)
 
+FARTHEST = 8   # arms beside the baseline whose curves are drawn, of many
+
+def drawn_arms(r: Results) -> list[str]:
+    "The arms whose curves are drawn: all, or of many the baseline and those that end farthest from it."
+    arms = arm_order(r.shown.arm)
+    if len(arms) <= MANY: return arms
+    ends = r.shown.groupby("arm").final_val_loss.mean()
+    far = (ends - ends.get("baseline", ends.mean())).abs().sort_values(ascending=False, kind="stable")
+    return arm_order(["baseline", *far.index[:FARTHEST]])
+
+def drawn(r: Results, rows: pd.DataFrame) -> pd.DataFrame:
+    "The rows of arms whose curves are drawn."
+    return rows[rows.arm.isin(drawn_arms(r))]
+
+def drawn_words(r: Results) -> list[str]:
+    "Which arms are drawn, where it is not all of them."
+    if r.shown.arm.nunique() <= MANY: return []
+    return [f"Of {r.shown.arm.nunique()} arms the baseline and the {FARTHEST} are drawn that end farthest from it."]
+
 def curves_figure(r: Results) -> Figure:
     metrics = of(r.metrics, r.shown)
-    return dynamics_figure(r.shown, metrics, r.timed)
+    return dynamics_figure(drawn(r, r.shown), metrics, r.timed)
 
 # %% ../nbs/23_report.ipynb #a079ce70
 def time_words(r: Results) -> str:
@@ -1303,6 +1321,7 @@ def dynamics(r: Results) -> list[str]:
     table = for_reading(compared(curves_table(r)))
     return [
         "![Gap to the baseline, gradient norm, first loss, speed](dynamics.svg)",
+        *drawn_words(r),
         words,
         Shown("dynamics", table),
     ]
@@ -1314,7 +1333,7 @@ def shown_positions(r: Results) -> pd.DataFrame:
 @section(
     "Where in the context",
     needs=lambda r: not shown_positions(r).empty,
-    figures=lambda r: {"positions": positions_figure(shown_positions(r), r.shown)},
+    figures=lambda r: {"positions": positions_figure(drawn(r, shown_positions(r)), drawn(r, r.shown))},
     tables=lambda r: {"positions": positions_table(shown_positions(r))})
 def losses_by_position(r: Results) -> list[str]:
     "Loss by position in the context, within and beyond the trained length."
@@ -1323,6 +1342,7 @@ def losses_by_position(r: Results) -> list[str]:
              f"whose second half lies beyond anything seen in training{at_setup(r, r.fullest)}:")
     return [
         "![Loss by position in the window](positions.svg)",
+        *drawn_words(r),
         words,
         Shown("positions", positions_table(shown_positions(r))),
     ]
