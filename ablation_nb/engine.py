@@ -177,7 +177,7 @@ def result_taken(cfg: NotebookRun, folder: Path, seconds: float) -> dict:
             raise AblationError(f"{cfg.notebook} left an items.npy that is no list of finite numbers, one an item.")
     checks = checks_said(folder / "run.ipynb")
     said_no = [check["name"] for check in checks if not check["passed"]]
-    if said_no: raise AblationError(f"{cfg.notebook} ended although its {said_no[0]} gave False; let it raise an error.")
+    if said_no: raise AblationError(f"{cfg.notebook} went on though its {said_no[0]} gave False; let that be an error.")
     return dict(
         status="diverged" if lost else "done", metric=cfg.metric, value=value, seconds=seconds,
         **dict(diverged_at=own["diverged_at"]) if lost and isinstance(own.get("diverged_at"), int) else {},
@@ -642,7 +642,7 @@ def environment_of_kernels(study: Study, started: float, time_limit: float | Non
     "What the kernels of a study are told by their environment."
     env = {"ABLATION_CORPUS": study.corpus} if study.corpus else {}
     if tensorboard and isinstance(study, NotebookStudy):
-        raise AblationError(f"{study.settings['notebook']} writes its own rows; --tensorboard keeps only those of ours.")
+        raise AblationError(f"--tensorboard keeps rows of our own runs; {study.settings['notebook']} writes its own.")
     if study.corpus and os.path.exists(study.corpus): env["ABLATION_CORPUS"] = os.path.abspath(study.corpus)
     if tensorboard:
         env["ABLATION_TENSORBOARD"] = "1"

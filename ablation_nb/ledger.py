@@ -253,6 +253,7 @@ def ledger_folders(outputs: Path) -> list[Path]:
     "The folders of the studies that the ledger reads: all but trials, or these where there is nothing else."
     folders = [f for f in sorted(Path(outputs).iterdir())
                if (f / PACKED).exists() or any(f.glob("**/config.json"))]
+    folders = [f for f in folders if "notebook" not in settings_kept(f)]   # its arms are none of the report's
     in_earnest = [f for f in folders if not is_trial(settings_kept(f))]
     return in_earnest or folders
 

@@ -302,15 +302,16 @@ def without_given(notebook: Path) -> str:
     for source, tags in code_cells(notebook):
         text = without_magics(source)
         if "parameters" in tags:
-            kept = [n for n in ast.parse(text).body if not set(names_assigned(n)) & set(GIVEN)]
+            kept = [n for n in ast.parse(text).body if not set(names_assigned(n) or [""]) <= set(GIVEN)]
             text = "\n".join(map(ast.unparse, kept))
         texts.append(text)
     return "\n".join(texts)
 
 def names_assigned(node: ast.stmt) -> list[str]:
-    "The names that a statement such as `a = b: int = 3` binds."
+    "The names that a statement such as `a, b = 1, 2` or `a: int = 3` binds."
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return [t.id for t in targets if isinstance(t, ast.Name)]
+    flat = [t for target in targets for t in getattr(target, "elts", [target])]
+    return [t.id for t in flat if isinstance(t, ast.Name)]
 
 def library_versions(notebook: Path) -> dict[str, str]:
     "The version of each installed library that a notebook imports itself."
