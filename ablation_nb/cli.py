@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCALE_NAMES', 'WORKERS', 'PROVE', 'show_cost', 'show_status', 'report', 'mend_settings', 'metric_table',
-           'result_table', 'run', 'show_proof', 'pack_studies', 'export', 'show_comparison', 'make_project',
-           'bring_home', 'add_command', 'as_sentence', 'add_on_study', 'add_study_commands', 'add_run_options',
-           'add_other_commands', 'add_compare', 'add_visit', 'add_visit_run', 'check_numbers', 'ShowVersion', 'main']
+           'result_table', 'run', 'show_proof', 'pack_studies', 'export', 'show_comparison', 'make_study',
+           'make_project', 'bring_home', 'add_command', 'as_sentence', 'add_on_study', 'add_study_commands',
+           'add_run_options', 'add_other_commands', 'add_compare', 'add_visit', 'add_visit_run', 'check_numbers',
+           'ShowVersion', 'main']
 
 # %% ../nbs/33_cli.ipynb #c1100003
 import argparse, errno, itertools, json, os, signal, sys
@@ -303,6 +304,15 @@ def show_comparison(args: argparse.Namespace) -> int:
     print(f"Page, figure and table (CSV, LaTeX): {folder}")
     return 0
 
+def make_study(notebook: str, name: str) -> int:
+    "Write the study file that a notebook seems to ask for; say what it still lacks, and what to type next."
+    from ablation_nb.new import study_from
+    def ask(question: str) -> bool: return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    file, missing = study_from(Path(notebook), name, ask)
+    for words in missing: print(f"Missing: {words}")
+    print(f"Wrote {file}: look at each of its lines, above all at margin. Next: ablation plan {file}")
+    return 0
+
 def make_project(name: str) -> int:
     "Make a small project, and say what to type next."
     from ablation_nb.new import STUDY_NAME, new_project
@@ -460,9 +470,10 @@ def add_other_commands(sub: Any) -> None:
         return max([show_proof(prove(revision), revision) for revision in args.revisions or ["HEAD"]])
     begin = add_command(
         sub, "new",
-        "make a small project: notebooks, an arm of one's own, a study",
-        lambda args: make_project(args.name))
-    begin.add_argument("name", help="the project's folder, e.g. my-study")
+        "make a small project: notebooks, an arm of one's own, a study; or a study of a notebook that is there",
+        lambda args: make_study(args.notebook, args.name) if args.notebook else make_project(args.name))
+    begin.add_argument("name", help="the project's folder, e.g. my-study; with --from, the study's name")
+    begin.add_argument("--from", dest="notebook", metavar="NOTEBOOK", help="write a study of this notebook instead")
     proof = add_command(
         sub, "prove", PROVE,
         proven)

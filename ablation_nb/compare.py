@@ -170,10 +170,11 @@ def compare_setting(
         raise AblationError(f"No seed was run by both '{baseline}' and another arm{where}; runs are compared by seed.")
     judged = verdicts(effects, NO_MARGIN if margin is None else margin, controls=controls, looks=looks)
     verdict = judged.verdict if margin else judged.verdict.replace("equivalent", "undetermined")
-    family = max(1, int((~effects.arm.isin(controls)).sum()))
-    tests = [last_test(int(n), 1 if arm in controls else family, tuple(looks)) for n, arm in zip(effects.n, effects.arm)]
+    a_control = effects.arm.isin(controls)
+    family = max(1, int((~a_control).sum()))
+    tests = [last_test(int(n), 1 if alone else family, tuple(looks)) for n, alone in zip(effects.n, a_control)]
     least = [smallest_effect(n, sd, level=level) for (n, level, _), sd in zip(tests, effects.sd)]
-    power = [equivalence_power(n, sd, margin, level) if margin else np.nan for (n, _, level), sd in zip(tests, effects.sd)]
+    power = [equivalence_power(n, sd, margin, at) if margin else np.nan for (n, _, at), sd in zip(tests, effects.sd)]
     counts, means = rows.arm.value_counts(), rows[rows.status == "done"].groupby("arm").value.mean()
     table = pd.DataFrame(dict(
         arm=judged.arm,

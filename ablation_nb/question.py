@@ -7,9 +7,7 @@ __all__ = ['NOTHING', 'ONE_DRAW', 'alike', 'same_as_baseline', 'seedless', 'numb
 
 # %% ../nbs/29_question.ipynb #29f00003
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from .compare import (

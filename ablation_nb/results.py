@@ -351,7 +351,7 @@ def loss_in(result: dict, config: dict) -> float | None:
     value = result.get("value")
     return -value if value is not None and config["better"] == "higher" else value
 
-def final_loss(folder: Path) -> float | None:
+def final_loss(folder: Path) -> Any:
     "The same of a run that has ended; None where it diverged."
     return loss_in(read_json(folder / "result.json"), read_json(folder / "config.json"))
 
@@ -700,7 +700,10 @@ def trusted_runs(
 # %% ../nbs/11_results.ipynb #ab558427
 def differences(env: dict, cfg: RunConfig | NotebookRun, data: TokenData | NotebookCode) -> list[str]:
     "In what a folder's `env.json` differs from what a run would be now: settings, text, tokenizer, code."
-    if isinstance(cfg, NotebookRun): return notebook_differences(env, cfg, data)
+    if isinstance(cfg, NotebookRun):
+        assert isinstance(data, NotebookCode)   # what `Study.made_by` gives goes with its `run`
+        return notebook_differences(env, cfg, data)
+    assert isinstance(data, TokenData)
     words = []
     if env["data_hash"] != data.data_hash: words.append("text")
     if env["tokenizer_hash"] != data.tokenizer_hash: words.append("tokenizer")

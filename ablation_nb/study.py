@@ -521,7 +521,7 @@ def read_notebook_study(
     points = {point_name(p): p for p in grid_points(d, wrong, parameters)}
     rates = ["lr"] if {"lr", "tune", "fixed"} & set(d) else []
     if missing := [name for name in (*ALWAYS, *rates) if name not in parameters]:
-        raise wrong("notebook", d["notebook"], f"has no parameter {missing[0]}; set it in its cell tagged `parameters`.")
+        raise wrong("notebook", d["notebook"], f"has no parameter {missing[0]}; set it in its tagged cell.")
     for f in d.get("files", []):
         if (root / f).is_file(): continue
         raise wrong("files", f, f"is not below {root}; name a file from the project's root.")
