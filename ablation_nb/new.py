@@ -232,7 +232,7 @@ def study_from(
     lacking = [p for p in ALWAYS if at is not None and p not in saved]
     missing += [f"Its parameters cell sets no `{p}`; add {p} = {EXAMPLES[p]}." for p in lacking]
     metrics, baseline = metrics_written(nb), saved.get("ablation") or "baseline"
-    if not metrics: missing.append("No cell writes result.json with a metric into the folder `out`; let the last do so.")
+    if not metrics: missing.append("No cell writes result.json with a metric into `out`; let the last one do so.")
     arms = list(dict.fromkeys([baseline, "aa", *arms_compared(nb)]))
     if len(arms) < 3: missing.append("Nothing in it asks what `ablation` is, so the arms are for you to name.")
     metric = metrics[0] if metrics else "loss"

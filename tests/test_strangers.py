@@ -148,7 +148,9 @@ def test_killed_and_begun_again_it_comes_to_the_same_numbers(study, tmp_path, sh
     folder = root / "outputs" / "gpt"
     process = forks.Forked(["ablation", "run", "gpt.toml", "--workers", "2"], root, env)
     wait_for(lambda: len(list(folder.glob("*/*/result.json"))) > 2, 120)
-    def half_way(): return [p for p in folder.glob("*/*/out/checkpoint.pt") if not (p.parents[1] / "result.json").exists()]
+    def half_way():
+        kept = folder.glob("*/*/out/checkpoint.pt")
+        return [p for p in kept if not (p.parents[1] / "result.json").exists()]
     wait_for(half_way, 60)
     process.send_signal(signal.SIGKILL)
     process.wait(30)
