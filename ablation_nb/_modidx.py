@@ -891,6 +891,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'ablation_nb.question.control_words': ('question.html#control_words', 'ablation_nb/question.py'),
                                       'ablation_nb.question.in_no_mean': ('question.html#in_no_mean', 'ablation_nb/question.py'),
                                       'ablation_nb.question.judged_set': ('question.html#judged_set', 'ablation_nb/question.py'),
+                                      'ablation_nb.question.no_contrasts': ('question.html#no_contrasts', 'ablation_nb/question.py'),
                                       'ablation_nb.question.notebook_facts': ('question.html#notebook_facts', 'ablation_nb/question.py'),
                                       'ablation_nb.question.numbers_of_set': ('question.html#numbers_of_set', 'ablation_nb/question.py'),
                                       'ablation_nb.question.rate_parts': ('question.html#rate_parts', 'ablation_nb/question.py'),

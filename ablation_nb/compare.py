@@ -232,12 +232,14 @@ def paper_table(shown: pd.DataFrame) -> str:
     return booktabs(list(shown), shown.itertuples(index=False), [c in WORDS for c in shown])
 
 # %% ../nbs/26_compare.ipynb #26c00014
-def remarks(numbers: Numbers, table: pd.DataFrame, baseline: str, margin: float | None) -> list[str]:
+def remarks(
+    numbers: Numbers, table: pd.DataFrame, baseline: str, margin: float | None, controls: Sequence[str] = (),
+) -> list[str]:
     "What a reader must know of a comparison, in sentences."
     way = "higher" if numbers.higher else "lower"
     unit = f" in {numbers.unit}" if numbers.unit else ""
     contrasts = table[table.verdict != ""]
-    family = contrasts.groupby("setting", sort=False).size().max()
+    family = contrasts[~contrasts.arm.isin(controls)].groupby("setting", sort=False).size().max()
     says = [f"{numbers.metric}{unit}; {way} is better. Differences to `{baseline}` at the same seed, with Student's "
             f"95 % interval. p is corrected by Holm over the arms of a setting ({family}), and over no more than that."]
     if margin is None:
