@@ -887,6 +887,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'ablation_nb.provenance.write_json': ('provenance.html#write_json', 'ablation_nb/provenance.py')},
             'ablation_nb.question': { 'ablation_nb.question.alike': ('question.html#alike', 'ablation_nb/question.py'),
                                       'ablation_nb.question.by_seed': ('question.html#by_seed', 'ablation_nb/question.py'),
+                                      'ablation_nb.question.climbed': ('question.html#climbed', 'ablation_nb/question.py'),
                                       'ablation_nb.question.compared_sets': ('question.html#compared_sets', 'ablation_nb/question.py'),
                                       'ablation_nb.question.control_words': ('question.html#control_words', 'ablation_nb/question.py'),
                                       'ablation_nb.question.in_no_mean': ('question.html#in_no_mean', 'ablation_nb/question.py'),

@@ -17,7 +17,7 @@ from .config import AblationError
 from .figures import save_figure
 from .report import (
     LOOKS, Results, asked_for, by_key, count_words, joined, listed_once, point_words, points, read_results, rate_of,
-    stem_of, write_text)
+    run_key, stem_of, write_text)
 from .results import planned_looks, read_json
 from .tables import interval_words
 
@@ -99,7 +99,7 @@ def set_words(r: Results, name: str) -> str:
         if arms.empty: continue
         where = f"at {setting}, " if setting else ""
         parts.append(where + verdict_words(arms, digits_of(table)))
-    head = f"{said}{r.plan['metric']}{unit} against `{r.plan['baseline']}` ({seeds}, {r.plan['better']} is better)"
+    head = f"{said}against `{r.plan['baseline']}` in {r.plan['metric']}{unit}, {r.plan['better']} is better, {seeds}"
     return f"{head[:1].upper()}{head[1:]}: {'; '.join(parts)}."
 
 def verdict_words(arms: pd.DataFrame, digits: int) -> str:
@@ -191,6 +191,12 @@ def said_by_checks(r: Results) -> list[str]:
             "This is what the first run of each arm said:", "\n".join(lines)]
 
 # %% ../nbs/29_question.ipynb #29f0000e
+def climbed(r: Results) -> list[tuple]:
+    "The `run_key` of every run of the tuning, on rungs that the ladder grew too."
+    if not r.plan["tune"]: return []
+    rungs = [(p, arm, c["lr"]) for p, arms in r.tuning.items() for arm, t in arms.items() for c in t["curve"]]
+    return [run_key(p, arm, lr, seed) for p, arm, lr in rungs for seed in r.plan["tune"]["seeds"]]
+
 def in_no_mean(r: Results) -> str:
     "Runs that are in no mean: not trusted, diverged, partial, missing, or not asked for."
     def named(arm: str, seed: int, lr: float) -> str:
@@ -203,8 +209,9 @@ def in_no_mean(r: Results) -> str:
         if key in have: continue
         point, arm, log_lr, seed = key
         lines.append(f"- missing: {named(arm, seed, 10**log_lr)}" + f" at {point}" * bool(point))
+    known = {*asked, *climbed(r)}
     lines += [f"- not asked for by the study: {named(x.arm, x.seed, x.lr)} (`{x.folder}`)"
-              for key, x in have.items() if key not in asked]
+              for key, x in have.items() if key not in known]
     return "\n".join(lines) or f"Nothing is: all {count_words(len(asked), 'run')} are done."
 
 def by_seed(r: Results, runs: pd.DataFrame) -> pd.DataFrame:

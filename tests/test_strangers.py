@@ -192,6 +192,7 @@ def coin(folder, code=COIN, parameters=PARAMETERS, study=COIN_STUDY, tags=("para
 
 
 R = dict(kernelspec=dict(name="ir", language="R", display_name="R"))
+NOWHERE = dict(kernelspec=dict(name="nowhere", language="python", display_name="Nowhere"))
 
 
 @pytest.mark.parametrize("words, changes", [
@@ -202,7 +203,7 @@ R = dict(kernelspec=dict(name="ir", language="R", display_name="R"))
     ("is no parameter of coin.ipynb. Did you mean 'bias'?", dict(study=COIN_STUDY + "[overrides]\nbiass = 1\n")),
     ("cannot be set here; give `seeds = [...]`", dict(study=COIN_STUDY + "[grid]\nseed = [1, 2]\n")),
     ("runs on a kernel of R", R),
-    ("asks for the kernel 'nowhere', which is not installed", dict(kernelspec=dict(name="nowhere", language="python"))),
+    ("asks for the kernel 'nowhere', which is not installed", NOWHERE),
     ("does not hold the baseline 'bass'. Did you mean 'base'?",
      dict(study=COIN_STUDY.replace('"base"\n', '"bass"\n', 1))),
     ("margin = None is missing", dict(study=COIN_STUDY.replace("margin = 0.1\n", ""))),
