@@ -31,7 +31,7 @@ from .provenance import (
     NotebookCode, NotebookRun, code_cells, device_name, notebook_code, notebook_environment, package_hash,
     torch_version, values_set, write_json)
 from .results import (
-    RUN_FILES, Busy, Damaged, alone, cut_short, has, numbers_left, read_array, read_checked, read_json, run_state)
+    KEPT_FILES, Busy, Damaged, alone, cut_short, has, numbers_left, read_array, read_checked, read_json, run_state)
 from .runs import OPTIONS, board_writer
 from .study import (OUT, SPOILT, TODO, Job, NotebookStudy, Study, on_random_tokens, place_of, plan, prepared,
     progress_of, show_plan, spoken, status_table, torch_threads)
@@ -155,7 +155,7 @@ def kernel_of(notebook: Path) -> str | None:
 def begin_notebook(cfg: NotebookRun, folder: Path, now: NotebookCode, goes_on: bool) -> None:
     "Empty the folder but for what a run goes on from, and write down who the run is."
     env = notebook_environment(cfg, now, device_name(resolve_device("auto")))
-    for name in ("result.json", *RUN_FILES): (folder / name).unlink(missing_ok=True)
+    for name in ("result.json", *KEPT_FILES): (folder / name).unlink(missing_ok=True)
     if goes_on: (folder / OUT / "result.json").unlink(missing_ok=True)
     else: shutil.rmtree(folder / OUT, ignore_errors=True)
     (folder / OUT).mkdir(parents=True, exist_ok=True)

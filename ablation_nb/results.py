@@ -34,8 +34,8 @@ __all__ = ['PACKED', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_P
            'steps_due', 'rows_fault', 'read_checked', 'standing_at', 'run_folders', 'who', 'cut_short', 'load_runs',
            'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses', 'mean_and_range',
            'curves_of', 'done_runs', 'main_lr', 'gaps', 'planned_seeds', 'planned_looks', 'point_fields', 'fault',
-           'why_not', 'trusted_runs', 'differences', 'notebook_differences', 'run_state', 'run_folder', 'run_name',
-           'Busy', 'alone', 'busy', 'pack_runs', 'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
+           'why_not', 'trusted_runs', 'differences', 'notebook_differences', 'run_state', 'run_folder', 'Busy', 'alone',
+           'busy', 'pack_runs', 'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -520,6 +520,10 @@ def every_field(config: dict) -> dict:  # of a config.json
     defaults = {f.name: f.default for of in (ModelConfig, TrainConfig) for f in fields(of)}
     return {**defaults, **config["model"], **config["train"]}
 
+def run_name(lr: float, seed: int, rated: bool = True) -> str:
+    "The name of a run's folder: `<lr>-s<seed>`, or `s<seed>` for a notebook that is given no rate."
+    return f"{lr:g}-s{seed}" if rated else f"s{seed}"
+
 def place_fault(study: Path | str, folder: Path) -> str | None:
     "Where the path of a run disagrees with its settings."
     config, run = read_checked(folder / "config.json"), who(study, folder)
@@ -745,10 +749,6 @@ def run_folder(study: Path, cfg: RunConfig | NotebookRun) -> Path:
     "Where a study keeps a run: `<study>/<arm>/<lr>-s<seed>`."
     return Path(study) / cfg.arm / run_name(cfg.train.lr, cfg.train.seed, getattr(cfg, "rated", True))
 
-def run_name(lr: float, seed: int, rated: bool = True) -> str:
-    "The name of a run's folder: `<lr>-s<seed>`, or `s<seed>` for a notebook that is given no rate."
-    return f"{lr:g}-s{seed}" if rated else f"s{seed}"
-
 # %% ../nbs/11_results.ipynb #7a3371cd
 class Busy(AblationError):
     "Another process trains in this folder."
@@ -807,8 +807,9 @@ def without_pictures(notebook: bytes) -> bytes:
     return (json.dumps(nb, indent=1, ensure_ascii=False) + "\n").encode()
 
 # %% ../nbs/11_results.ipynb #6bb63ee8
-RUN_FILES = ("config.json", "doc_losses.npy", "env.json", "items.npy", "metrics.jsonl",
+RUN_FILES = ("config.json", "doc_losses.npy", "env.json", "metrics.jsonl",
              "position_losses.npy", "result.json", "run.ipynb")
+KEPT_FILES = (*RUN_FILES, "items.npy")  # and a number for each item, of somebody's notebook
 RUN_LOCKS = (".engine.lock", ".lock")  # of who executes the run's notebook, and of who trains
 Alone = Callable[[Path, str], AbstractContextManager]  # holds a lock of a folder; an AblationError where it is held
 
@@ -829,7 +830,7 @@ def finished(folder: Path) -> bool:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     "The files of a run as an archive keeps them."
-    files = {name: (folder / name).read_bytes() for name in RUN_FILES if (folder / name).exists()}
+    files = {name: (folder / name).read_bytes() for name in KEPT_FILES if (folder / name).exists()}
     if "run.ipynb" in files: files["run.ipynb"] = without_pictures(files["run.ipynb"])
     return files
 
@@ -883,7 +884,7 @@ def empty_folders(study: Path, files: dict[str, bytes], alone: Alone) -> None:
         with held(f, alone) as free:
             if not free or not is_as_packed(f, files, f.relative_to(study).as_posix()): continue
             (f / "env.json").unlink(missing_ok=True)   # from here on the archive speaks for the run
-            for name in (*RUN_FILES, *RUN_LOCKS):
+            for name in (*KEPT_FILES, *RUN_LOCKS):
                 if name != "run.ipynb" or f not in shown: (f / name).unlink(missing_ok=True)
             with suppress(OSError): f.rmdir()          # weights and the like stay
 
@@ -907,7 +908,7 @@ def made_of(folder: Path) -> dict:
     "All that the report of a study follows from, by hash or version."
     from importlib.metadata import version
     root, package = project_root(), Path(ablation_nb.__file__).parent
-    names = {*SETTINGS, *RUN_FILES} - {"run.ipynb"}
+    names = {*SETTINGS, *KEPT_FILES} - {"run.ipynb"}
     return dict(
         study=[folder.name, sha256_of((f for f in folder.rglob("*") if f.name in names), folder)],
         code=[sha256_of(package.glob("*.py"), package), own_hash()],

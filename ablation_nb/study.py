@@ -808,8 +808,7 @@ def plan_row(point: str, arm: str, role: str, lr: float | None, runs: list[Job],
     todo = [j for j in runs if j.state in TODO]
     n = Counter(j.state for j in runs)
     best = tuning.get(point, {}).get(arm, {}).get("lr")
-    rate = "" if lr is None else f"{lr:g}"
-    if runs[0].state == "waiting": rate = "its best"
+    rate = f"{lr:g}" if lr is not None else "its best" if getattr(runs[0].cfg, "rated", True) else ""
     if role == "test" and lr is not None and lr == best: rate += " (best)"
     row = {
         "point": point, "arm": arm, "lr": rate, "for": role,
