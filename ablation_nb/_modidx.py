@@ -778,6 +778,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ablation_nb.new.write_project': ('new.html#write_project', 'ablation_nb/new.py')},
             'ablation_nb.provenance': { 'ablation_nb.provenance.as_before': ('provenance.html#as_before', 'ablation_nb/provenance.py'),
                                         'ablation_nb.provenance.as_toml': ('provenance.html#as_toml', 'ablation_nb/provenance.py'),
+                                        'ablation_nb.provenance.asked_of': ('provenance.html#asked_of', 'ablation_nb/provenance.py'),
                                         'ablation_nb.provenance.behind': ('provenance.html#behind', 'ablation_nb/provenance.py'),
                                         'ablation_nb.provenance.close': ('provenance.html#close', 'ablation_nb/provenance.py'),
                                         'ablation_nb.provenance.code_cells': ('provenance.html#code_cells', 'ablation_nb/provenance.py'),

@@ -416,6 +416,8 @@ def numbers_source() -> str:
     functions = [inspect.getsource(f) for f in needed]
     return "\n".join([PROBE_NAMES, f"TINY = {TINY}", *functions])
 
+KNOWN = "import json; from ablation_nb.config import ARMS; print(json.dumps(list(ARMS)))"
+
 PROBE = """
 import ablation_nb.runs
 from ablation_nb.config import ARMS
@@ -430,12 +432,15 @@ def version_at(
     root: Path,      # a project of some version
     text: Path,      # the tiny text
     cache: Path,     # for what it prepares
+    arms: Sequence[str],
 ) -> dict:           # hash, numbers: arm -> precision -> fingerprint
     "What a version computes, in a process of its own."
-    arms = [a for a in ARMS if a not in OWN_ARMS]
-    code = numbers_source() + PROBE.format(arms=arms, text=str(text))
+    return asked_of(root, numbers_source() + PROBE.format(arms=list(arms), text=str(text)), ABLATION_CACHE=str(cache))
+
+def asked_of(root: Path, code: str, **env: str) -> Any:
+    "The JSON that some code prints last in a process of a version."
     kept = {k: v for k, v in os.environ.items() if not k.startswith("ABLATION_")}
-    env = kept | dict(PYTHONPATH=str(root), MPLBACKEND="agg", ABLATION_CACHE=str(cache), OMP_NUM_THREADS="1")
+    env = kept | dict(PYTHONPATH=str(root), MPLBACKEND="agg", OMP_NUM_THREADS="1") | env
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True)
     complaints = done.stderr.strip().splitlines() or ["?"]
     if done.returncode: raise AblationError(f"{root} does not train: {complaints[-1]}")
@@ -465,23 +470,28 @@ def as_toml(proof: dict) -> str:
 
 # %% ../nbs/10_provenance.ipynb #92006767
 @once
-def version_here(root: Path, code: str) -> dict:  # `code`: its hash
+def version_here(root: Path, code: str, arms: tuple[str, ...]) -> dict:  # `code`: its hash
     "What the code as it stands computes: once, however many versions are held against it."
-    with tempfile.TemporaryDirectory() as tmp: return version_at(root, tiny_text(Path(tmp, "text")), Path(tmp, "cache"))
+    with tempfile.TemporaryDirectory() as tmp:
+        return version_at(root, tiny_text(Path(tmp, "text")), Path(tmp, "cache"), arms)
 
 def prove(
     revision: str = "HEAD",      # of git: the version to compare with
     path: Path | None = None,    # of the proofs; None: those of the project
-) -> dict:                       # the proof, or {} where the text is the same; `unknown`: arms that came since
+    arms: Sequence[str] = (),    # to look at; empty: all
+) -> dict:                       # the proof, or {} where the text is the same; `arms` it is about, `unknown` ones
     "Run a committed version and the code as it stands, side by side, and write down for which arms they agree."
     root, path = project_root(), path or proofs_file()
     commit = git("rev-parse", "--short=12", "--verify", f"{revision}^{{commit}}")
     if not commit: raise AblationError(f"'{revision}' is no commit of {root}; name one, such as HEAD or HEAD~1.")
+    wanted = [a.name for name in arms for a in parse_arm(name)] or [a for a in ARMS if a not in OWN_ARMS]
     with tempfile.TemporaryDirectory() as tmp:
         then, text = take_out(commit, Path(tmp, "then")), tiny_text(Path(tmp, "text"))
+        known = asked_of(then, KNOWN)
+        both = tuple(a for a in wanted if a in known)
         with ThreadPoolExecutor(2) as pool:
-            now = pool.submit(version_here, root, package_hash())
-            old = version_at(then, text, Path(tmp, "cache"))
+            now = pool.submit(version_here, root, package_hash(), both)
+            old = version_at(then, text, Path(tmp, "cache"), both)
             new = now.result()
     if old["hash"] == new["hash"]: return {}
     import torch
@@ -491,7 +501,7 @@ def prove(
     others = [p for p in read_proofs(path) if (p["old"], p["new"]) != (proof["old"], proof["new"])]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, PROOFS_HEAD + "".join(map(as_toml, [*others, proof])))
-    return proof | dict(unknown=[a for a in new["numbers"] if a not in old["numbers"]])
+    return proof | dict(arms=list(both), unknown=[a for a in wanted if a not in known])
 
 # %% ../nbs/10_provenance.ipynb #296fb13b
 def git(*argv: str) -> str:
