@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'TINY', 'TAKING', 'write_json', 'hash_of', 'described', 'identity_of', 'identity', 'code_only',
-           'imported_files', 'is_own', 'module_text', 'package_hash', 'code_hash', 'own_hash', 'numbers_of',
-           'numbers_in', 'kind_of', 'torch_version', 'fingerprint', 'close', 'proofs_file', 'read_proofs', 'behind',
-           'proven', 'code_now', 'same_code', 'version_here', 'prove', 'replaced', 'git_sha', 'device_name',
+           'imported_files', 'is_own', 'module_text', 'package_hash', 'code_hash', 'kept_answer', 'own_hash',
+           'numbers_of', 'numbers_in', 'kind_of', 'torch_version', 'fingerprint', 'close', 'proofs_file', 'read_proofs',
+           'behind', 'proven', 'code_now', 'same_code', 'version_here', 'prove', 'replaced', 'git_sha', 'device_name',
            'device_kind', 'torch_release', 'environment']
 
 # %% ../nbs/10_provenance.ipynb #15e42953
@@ -193,14 +193,25 @@ def package_hash() -> str:
 
 def code_hash(sources: list[str]) -> str:
     "Hash of sources as `code_only` leaves them. To parse them takes longest, so it is kept for their very text."
-    kept = cache_folder() / "code" / f"{hash_of([module_text('provenance'), *sources])}.json"
+    def is_hash(known: Any) -> bool: return isinstance(known, str) and len(known) == 12
+    key = [module_text("provenance"), *sources]
+    return kept_answer("code", key, lambda: hash_of([*map(code_only, sources)]), is_hash)
+
+def kept_answer(
+    kind: str,                       # of questions: a folder of the cache
+    key: Any,                        # all that the answer depends on, as JSON can hold it
+    compute: Callable[[], Any],      # the answer, as JSON can hold it
+    fits: Callable[[Any], bool],     # may what lies there be one?
+) -> Any:
+    "An answer from the cache, or else computed and kept there; without a place to keep it, it is computed again."
+    file = cache_folder() / kind / f"{hash_of(key)}.json"
     with suppress(OSError, ValueError):
-        known = json.loads(kept.read_text(encoding="utf-8"))
-        if isinstance(known, str) and len(known) == 12: return known
-    value = hash_of([*map(code_only, sources)])
-    with suppress(OSError):   # without a place to keep it, it is computed again
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, value)
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if fits(known): return known
+    value = compute()
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, value)
     return value
 
 @once
@@ -300,19 +311,14 @@ def fingerprint(
     "What this code computes of one arm. Half a second the first time, then from the cache."
     own = own_hash() if is_own(arm) else None
     version = [package_hash(), own, torch_version(), platform.platform(), arm, precision, TINY]
-    folder = cache_folder() / "fingerprints"
-    kept = folder / f"{hash_of(version)}.json"
-    try: return json.loads(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError): pass
-    with as_before():
-        try: numbers = numbers_of(arm, precision, tiny_text(folder / "text"), train_cells())
-        except AblationError: raise
-        except Exception as e:
-            why = f"does not get as far as the end of its training ({type(e).__name__}: {e})"
-            raise AblationError(f"nbs/train.ipynb {why}; mend it.") from None
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(kept, numbers)
-    return numbers
+    def computed() -> list[float]:
+        with as_before():
+            try: return numbers_of(arm, precision, tiny_text(cache_folder() / "fingerprints" / "text"), train_cells())
+            except AblationError: raise
+            except Exception as e:
+                why = f"does not get as far as the end of its training ({type(e).__name__}: {e})"
+                raise AblationError(f"nbs/train.ipynb {why}; mend it.") from None
+    return kept_answer("fingerprints", version, computed, lambda known: isinstance(known, list))
 
 def close(a: Sequence[float], b: Sequence[float]) -> bool:
     "Are two fingerprints equal to five significant digits?"

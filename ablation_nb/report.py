@@ -41,7 +41,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .config import AblationError, RunConfig, arm_label, arm_order, parse_arm, project_root, run_config
+from .config import AblationError, arm_label, arm_order, parse_arm, project_root, run_config
 from .figures import (
     ablation_comparison, atlas_figure, dynamics_figure, effects_figure, front_figure,
     MANY, interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
@@ -987,7 +987,7 @@ def misfits(r: Results) -> list[str]:
             words[str(e)] = None
             continue
         where = f" at {x.point}" if x.point else ""
-        ours = all_settings(RunConfig.from_dict(config).as_dict(), config["corpus"])
+        ours = all_settings(config, config["corpus"])
         theirs = all_settings(asked.as_dict(), r.plan["corpus"])
         for name, value in theirs.items():
             if ours.get(name) == value: continue
