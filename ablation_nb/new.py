@@ -187,8 +187,8 @@ def arms_compared(nb: dict) -> list[str]:
     for node in (n for _, source in code_in(nb) for n in ast.walk(ast.parse(source))):
         sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
         beside = [s for s in sides if not is_it(s)] if any(map(is_it, sides)) else []
-        looked_up = isinstance(node, ast.Subscript) and is_it(node.slice)
-        if looked_up and isinstance(node.value, ast.Dict): beside += [k for k in node.value.keys if k]
+        if isinstance(node, ast.Subscript) and is_it(node.slice) and isinstance(node.value, ast.Dict):
+            beside += [k for k in node.value.keys if k]
         for side in beside:
             arms += [n.value for n in ast.walk(side) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     return list(dict.fromkeys(arms))

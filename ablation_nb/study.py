@@ -11,7 +11,7 @@ __all__ = ['TODO', 'OUT', 'Study', 'read_study', 'NotebookStudy', 'climb', 'Job'
 import ast, itertools, json, math, os, re, sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -27,10 +27,10 @@ from rich.table import Table
 import ablation_nb
 from .config import (LARGEST, MODEL_FIELDS, PARTS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
     arm_name, did_you_mean, flops_per_token, parse_arm, project_root, resolve_scale, run_config)
-from .data import TokenData, cache_folder, corpus_name, prepare
-from .provenance import (
-    Draw, NotebookCode, NotebookRun, code_cells, described, hash_of, module_text, names_assigned, notebook_code,
-    without_magics, write_json)
+from .data import TokenData, corpus_name, prepare
+from ablation_nb.provenance import (
+    Draw, NotebookCode, NotebookRun, code_cells, described, kept_answer, module_text, names_assigned, notebook_code,
+    without_magics)
 from .results import (busy, cut_short, differences, final_loss, planned_looks, planned_seeds, read_json,
     read_rows, run_folder, run_state, why_not)
 
@@ -756,18 +756,12 @@ def pairs_kept(
     baseline: str = "baseline",
 ) -> dict[str, int]:
     "What `pairs_wanted` says. What it imports and simulates takes longer than most plans, so the answer is kept."
+    def simulated() -> dict[str, int]:
+        from ablation_nb.statistics import pairs_wanted
+        return pairs_wanted(losses, looks, margin, baseline)
+    def fits(known: Any) -> bool: return isinstance(known, dict) and known.keys() == losses.keys()
     made_by = [module_text("statistics"), np.__version__, version("scipy")]
-    kept = cache_folder() / "looks" / f"{hash_of([made_by, losses, looks, margin, baseline])}.json"
-    with suppress(OSError, AblationError):
-        known = read_json(kept)
-        if isinstance(known, dict) and known.keys() == losses.keys(): return known
-    from ablation_nb.statistics import pairs_wanted
-    wanted = pairs_wanted(losses, looks, margin, baseline)
-    with suppress(OSError):   # without a place to keep it, it is computed again
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, wanted)
-    return wanted
-
+    return kept_answer("looks", [made_by, losses, looks, margin, baseline], simulated, fits)
 
 # %% ../nbs/14_study.ipynb #c0380192
 TODO = ("absent", "partial", "waiting")
