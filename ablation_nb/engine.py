@@ -28,12 +28,13 @@ from .config import (
 from .data import prepare
 from .kernels import NURSERY, run_notebook
 from .provenance import (
-    NotebookCode, NotebookRun, code_cells, device_name, notebook_code, notebook_environment, package_hash,
+    NotebookCode, NotebookRun, code_cells, device_name, notebook_environment, package_hash,
     torch_version, values_set, write_json)
 from .results import (
     KEPT_FILES, Busy, Damaged, alone, cut_short, has, numbers_left, read_array, read_checked, read_json, run_state)
 from .runs import OPTIONS, board_writer
-from .study import (OUT, SPOILT, TODO, Job, NotebookStudy, Study, on_random_tokens, place_of, plan, prepared,
+from .study import (OUT, SPOILT, TODO, Job, NotebookStudy, Study, code_of, kernel_of,
+    on_random_tokens, place_of, plan, prepared,
     progress_of, show_plan, spoken, status_table, torch_threads)
 from .trainer import resolve_device
 
@@ -103,7 +104,8 @@ def execute(
             run_notebook(root / "nbs" / "train.ipynb", folder / "run.ipynb", root, own | parameters, env)
             return read_json(folder / "result.json")
     except Busy: return dict(status="busy")
-    except PapermillExecutionError as e: return error_in_notebook(e.ename, e.evalue)
+    except PapermillExecutionError as e:
+        return error_in_notebook(e.ename, e.evalue, failed_check(folder / "run.ipynb"))
     except DeadKernelError:
         return dict(status="stopped" if late() else "failed", why="its kernel was killed, perhaps for want of memory")
     except Exception as e: return dict(status="failed", why=f"{type(e).__name__}: {e}")
@@ -121,8 +123,10 @@ def already_done(cfg: RunConfig, folder: Path, env: dict) -> bool:
         data = prepare(env.get("ABLATION_CORPUS", cfg.corpus), cfg.model.vocab_size)
         return run_state(folder, cfg, data) in FINISHED and not cut_short(folder)
 
-def error_in_notebook(name: str, words: str) -> dict:
+def error_in_notebook(name: str, words: str, check: str = "") -> dict:  # check: the one that raised it, if one did
     "The status that an exception in the notebook stands for; our own errors speak for themselves."
+    said = words if name == "AssertionError" and words else f"{name}: {words}".removesuffix(": ")
+    if check: return dict(status="failed", why=f"its {check} failed: {said}")
     status = {"Stopped": "stopped", "Busy": "busy"}.get(name, "failed")
     ours = name in ("Stopped", "Busy", "AblationError")
     return dict(status=status, why=words if ours else f"{name}: {words}")
@@ -131,7 +135,7 @@ def error_in_notebook(name: str, words: str) -> dict:
 def execute_notebook(cfg: NotebookRun, folder: Path, root: Path, env: dict) -> dict:
     "One run of somebody's notebook; its folder is locked against other engines."
     with LOOKING:
-        now = notebook_code(root / cfg.notebook, [root / f for f in cfg.files], root)
+        now = code_of(cfg.notebook, cfg.files, root)
         state = run_state(folder, cfg, now)
         if state in FINISHED and not cut_short(folder):
             return dict(read_json(folder / "result.json"), why="by another process")
@@ -146,11 +150,6 @@ def execute_notebook(cfg: NotebookRun, folder: Path, root: Path, env: dict) -> d
         except AblationError as e: return dict(status="failed", why=str(e))
         write_json(folder / "result.json", result)
     return result
-
-def kernel_of(notebook: Path) -> str | None:
-    "The kernel for a notebook that names none; None for one that does."
-    spec = json.loads(notebook.read_text(encoding="utf-8"))["metadata"].get("kernelspec", {})
-    return None if spec.get("name") else "python3"
 
 def begin_notebook(cfg: NotebookRun, folder: Path, now: NotebookCode, goes_on: bool) -> None:
     "Empty the folder but for what a run goes on from, and write down who the run is."
@@ -212,15 +211,24 @@ def metric_in(own: dict, cfg: NotebookRun) -> float:
 # %% ../nbs/15_engine.ipynb #20f20004
 def checks_said(notebook: Path) -> list[dict]:
     "What the cells tagged `check` of an executed notebook printed and gave: name, passed, says."
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    asked = [c for c in cells if "check" in c["metadata"].get("tags", []) and c["cell_type"] == "code"]
     checks = []
-    for number, cell in enumerate(asked, 1):
+    for number, cell in enumerate(check_cells(notebook), 1):
         words = [words_of_output(o) for o in cell.get("outputs", [])]
         given = [w for w, o in zip(words, cell.get("outputs", [])) if o["output_type"] == "execute_result"]
         says = "; ".join(line.strip() for line in "".join(words).splitlines() if line.strip())
         checks.append(dict(name=f"check {number}", passed="False" not in given, says=says))
     return checks
+
+def check_cells(notebook: Path) -> list[dict]:
+    "The cells of a notebook that are tagged `check`."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [c for c in cells if "check" in c["metadata"].get("tags", []) and c["cell_type"] == "code"]
+
+def failed_check(notebook: Path) -> str:
+    "The name of the check that raised an error in an executed notebook; empty where none did."
+    for number, cell in enumerate(check_cells(notebook), 1):
+        if any(o["output_type"] == "error" for o in cell.get("outputs", [])): return f"check {number}"
+    return ""
 
 def words_of_output(output: dict) -> str:
     "An output of a cell as plain text."

@@ -583,11 +583,23 @@ TIMES = ("seconds", "time", "duration", "elapsed", "date")   # in a name: no two
 
 def numbers_left(folder: Path, own: dict) -> str:  # `own`: what the notebook's result.json said
     "Hash of every number that a notebook's run left, times apart: two runs of one model have one."
-    def told(values: dict) -> dict:
-        return {k: v for k, v in values.items() if not any(word in k.lower() for word in TIMES)}
-    rows = [told(row) for row in read_rows(folder / "metrics.jsonl")]
+    rows = [less_times(row) for row in read_rows(folder / "metrics.jsonl")]
     items = read_array(folder / "items.npy").tolist() if has(folder / "items.npy") else []
-    return hash_of([told(own), rows, items])
+    return hash_of([less_times(own), rows, items])
+
+def less_times(values: dict) -> dict:
+    "What a row says apart from times."
+    return {k: v for k, v in values.items() if not any(word in k.lower() for word in TIMES)}
+
+def numbers_of_short_run(folder: Path) -> list[float]:
+    "The numbers that a notebook left in its folder `out`: of the result, of each row, and mean and spread of items."
+    if not has(folder / "result.json"): return []
+    rows = [read_json(folder / "result.json"), *read_rows(folder / "metrics.jsonl")]
+    values = [v for row in rows for v in less_times(row).values()]
+    numbers = [float(v) for v in values if isinstance(v, (int, float))]
+    if not has(folder / "items.npy"): return numbers
+    items = read_array(folder / "items.npy")
+    return [*numbers, float(items.mean()), float(items.std())]
 
 def result_fault(folder: Path, config: dict, env: dict) -> str | None:
     "Where the result of a run disagrees with its identity, its model, its log or its losses."
