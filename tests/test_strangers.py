@@ -10,12 +10,21 @@ import pytest
 from conftest import ROOT, refused, succeeded
 from engines import wait_for
 
-STRANGERS = ROOT / "tests" / "strangers"
+from ablation_nb.provenance import notebook_code
+from ablation_nb.results import load_runs
+
+NAMES = "digits", "mlp", "gpt"
+EIGHT = "seeds    = [0, 1, 2, 3, 4, 5, 6, 7]"
+COMMITTED = ROOT / "outputs"
 
 
-def lone(folder):
-    "An empty folder with the three notebooks and their study files."
-    shutil.copytree(STRANGERS, folder)
+def lone(folder, seeds="[0, 1]"):
+    "An empty folder with the three notebooks and their study files, which ask for fewer seeds than the committed ones."
+    shutil.copytree(ROOT / "studies" / "strangers", folder / "studies" / "strangers")
+    for name in NAMES:
+        text = (ROOT / "studies" / f"{name}.toml").read_text()
+        assert EIGHT in text
+        (folder / "studies" / f"{name}.toml").write_text(text.replace(EIGHT, f"seeds    = {seeds}"))
     return folder
 
 
@@ -30,8 +39,8 @@ def study(place, sh):
 
     def carried_out(name):
         if name not in made:
-            succeeded(sh("ablation", "run", f"{name}.toml", cwd=place))
-            made[name] = succeeded(sh("ablation", "report", f"{name}.toml", cwd=place)).stdout
+            succeeded(sh("ablation", "run", name, cwd=place))
+            made[name] = succeeded(sh("ablation", "report", name, cwd=place)).stdout
         return place / "outputs" / name, made[name]
     return carried_out
 
@@ -52,27 +61,55 @@ def values(folder):
     return found
 
 
-def test_digits_get_verdicts_in_the_direction_of_their_metric(study):
-    folder, printed = study("digits")
+@pytest.mark.parametrize("name", NAMES)
+def test_each_stranger_stands_with_eight_seeds(name):
+    folder = COMMITTED / name
+    runs = load_runs(folder)
+    plan = json.loads((folder / "study.json").read_text())
+    assert set(runs.status) == {"done"}
+    tested = runs[runs.seed.isin(plan["seeds"])]
+    assert set(tested.groupby("arm").seed.nunique()) == {8}
+    assert set(tested.arm) == set(plan["arms"])
+    report = (folder / "report.md").read_text()
+    assert "not complete" not in report
+    assert "nats per token" not in report
+    for heading in ("What was found", "What was run", "Results", "Every run", "Is each treatment real?"):
+        assert f"\n## {heading}\n" in report
+    assert (folder / "ablation_comparison.svg").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_runs_stand_on_the_notebook_as_it_is(name):
+    plan = json.loads((COMMITTED / name / "study.json").read_text())
+    notebook, files = ROOT / plan["notebook"], [ROOT / f for f in plan["files"]]
+    now = notebook_code(notebook, files, ROOT)
+    runs = load_runs(COMMITTED / name)
+    assert set(runs.package_hash) == {now.code_hash}, f"ablation run {name} --rerun-stale"
+    assert set(runs.data_hash) == {now.data_hash}
+
+
+def test_digits_get_verdicts_in_the_direction_of_their_metric():
+    folder = COMMITTED / "digits"
     table = pd.read_csv(folder / "tables" / "results.csv").set_index("arm")
     assert verdicts(folder)["penalised"] == "worse"
     assert table.difference["penalised"] < -0.01, "accuracy falls, and less of it is worse"
     assert table.value["plain"] > table.value["penalised"]
     assert table.n["scaled"] == 8
-    assert "accuracy in share of digits, higher is better" in printed
 
 
-def test_a_treatment_that_never_reaches_the_model_is_told_by_its_numbers(study):
-    folder, _ = study("digits")
-    assert verdicts(folder)["clipped"] == "changes nothing"
-    report = (folder / "report.md").read_text()
+def test_the_direction_is_said(study):
+    assert "accuracy in share of digits, higher is better" in study("digits")[1]
+
+
+def test_a_treatment_that_never_reaches_the_model_is_told_by_its_numbers():
+    assert verdicts(COMMITTED / "digits")["clipped"] == "changes nothing"
+    report = (COMMITTED / "digits" / "report.md").read_text()
     assert "`clipped` changes nothing here" in report
     assert "`aa` is `plain` run again: the same seed gave the same numbers" in report
 
 
-def test_the_planted_arm_counts_in_no_correction(study):
-    folder, _ = study("digits")
-    table = pd.read_csv(folder / "tables" / "results.csv").set_index("arm")
+def test_the_planted_arm_counts_in_no_correction():
+    table = pd.read_csv(COMMITTED / "digits" / "tables" / "results.csv").set_index("arm")
     tested = table.loc[["scaled", "penalised"]]
     assert tested.p_holm.min() == pytest.approx(2 * tested.p.min())
     assert tested.p_holm.max() == pytest.approx(max(tested.p.max(), 2 * tested.p.min()))
@@ -90,55 +127,46 @@ def test_a_network_is_tuned_and_its_checks_are_listed(study):
 
 
 def test_a_treatment_that_its_own_check_refutes_does_not_train(place, sh):
-    text = (place / "mlp.toml").read_text().partition("[tune]")[0]
-    (place / "idle.toml").write_text(text.replace('"batchnorm"', '"dropout_idle"').replace("1, 2, 3, 4, 5, 6, 7", "1"))
-    refused(sh("ablation", "run", "idle.toml", cwd=place), "outputs/idle/dropout_idle/s0", "two passes agree")
+    text = (place / "studies" / "mlp.toml").read_text().partition("[tune]")[0]
+    (place / "studies" / "idle.toml").write_text(text.replace('"batchnorm"', '"dropout_idle"').replace("[0, 1]", "[0]"))
+    words = "outputs/idle/dropout_idle/s0", "its check 1 failed: dropout_idle: two passes agree"
+    refused(sh("ablation", "run", "idle", cwd=place), *words)
     assert not list(place.glob("outputs/idle/dropout_idle/*/result.json"))
     assert not list(place.glob("outputs/idle/dropout_idle/*/out/*")), "its cells below the check have run"
-    assert len(list(place.glob("outputs/idle/dropout/*/result.json"))) == 2, "a run that fails stops no other"
+    assert len(list(place.glob("outputs/idle/dropout/*/result.json"))) == 1, "a run that fails stops no other"
 
 
-def test_a_stranger_s_gpt_is_compared_without_its_knowing(study):
-    folder, _ = study("gpt")
+def test_a_stranger_s_gpt_is_compared_without_its_knowing():
+    folder = COMMITTED / "gpt"
     assert verdicts(folder)["no_positions"] in ("worse", "better", "equivalent", "undetermined")
     assert set(verdicts(folder)) == {"no_norm", "no_positions", "relu"}
-    assert len(values(folder)) == 32
-
-
-@pytest.mark.parametrize("name", ["digits", "mlp", "gpt"])
-def test_every_study_has_its_page_and_its_figure(study, name):
-    folder, _ = study(name)
-    report = (folder / "report.md").read_text()
-    for heading in ("What was found", "What was run", "Results", "Every run", "Is each treatment real?"):
-        assert f"\n## {heading}\n" in report
-    assert "nats per token" not in report
-    assert "not complete" not in report
-    assert (folder / "ablation_comparison.svg").stat().st_size > 5_000
-
-
-@pytest.mark.parametrize("name", ["digits", "mlp", "gpt"])
-def test_the_report_is_written_again_byte_for_byte(study, place, sh, name):
-    folder, _ = study(name)
-    made = [p for p in folder.rglob("*") if p.suffix in (".md", ".csv", ".svg", ".tex") and "out" not in p.parts]
-    before = {p: p.read_bytes() for p in made}
-    (folder / ".report.json").unlink()
-    succeeded(sh("ablation", "report", f"{name}.toml", cwd=place))
-    assert {p: p.read_bytes() for p in made} == before
 
 
 def test_done_is_done_and_its_cost_is_known(study, place, sh):
     study("digits")
-    assert "\n0 runs in" in succeeded(sh("ablation", "run", "digits.toml", cwd=place)).stdout
-    assert "Nothing is left to do." in succeeded(sh("ablation", "plan", "digits.toml", cwd=place)).stdout
-    rows = json.loads(succeeded(sh("ablation", "status", "digits.toml", "--json", cwd=place)).stdout)
+    assert "\n0 runs in" in succeeded(sh("ablation", "run", "digits", cwd=place)).stdout
+    assert "Nothing is left to do." in succeeded(sh("ablation", "plan", "digits", cwd=place)).stdout
+    rows = json.loads(succeeded(sh("ablation", "status", "digits", "--json", cwd=place)).stdout)
     assert {r["state"] for r in rows} == {"done"}
-    longer = (place / "digits.toml").read_text().replace("6, 7]", "6, 7, 8]")
+    longer = (place / "studies" / "digits.toml").read_text().replace("[0, 1]", "[0, 1, 2]")
     (place / "outputs" / "longer").symlink_to(place / "outputs" / "digits")
-    (place / "longer.toml").write_text(longer)
-    said = succeeded(sh("ablation", "plan", "longer.toml", cwd=place)).stdout
+    (place / "studies" / "longer.toml").write_text(longer)
+    said = succeeded(sh("ablation", "plan", "longer", cwd=place)).stdout
     (place / "outputs" / "longer").unlink()
-    assert "To do: 5 runs of digits.ipynb" in said
+    assert "To do: 5 runs of studies/strangers/digits.ipynb" in said
     assert " a run." in said
+
+
+def test_packed_it_reads_as_before(study, place, sh):
+    folder, _ = study("digits")
+    packed = place / "outputs" / "packed"
+    shutil.copytree(folder, packed)
+    before = load_runs(folder).drop(columns="study")
+    assert "10 runs packed" in succeeded(sh("ablation", "pack", "outputs/packed", cwd=place)).stdout
+    pd.testing.assert_frame_equal(load_runs(packed).drop(columns="study"), before)
+    shutil.copy(place / "studies" / "digits.toml", place / "studies" / "packed.toml")
+    rows = json.loads(succeeded(sh("ablation", "status", "packed", "--json", cwd=place)).stdout)
+    assert [r["state"] for r in rows] == ["done"] * 10
 
 
 def test_killed_and_begun_again_it_comes_to_the_same_numbers(study, tmp_path, sh, env):
@@ -146,16 +174,15 @@ def test_killed_and_begun_again_it_comes_to_the_same_numbers(study, tmp_path, sh
     calm = values(study("gpt")[0])
     root = lone(tmp_path / "again")
     folder = root / "outputs" / "gpt"
-    process = forks.Forked(["ablation", "run", "gpt.toml", "--workers", "2"], root, env)
-    wait_for(lambda: len(list(folder.glob("*/*/result.json"))) > 2, 120)
+    process = forks.Forked(["ablation", "run", "gpt", "--workers", "2"], root, env)
     def half_way():
         kept = folder.glob("*/*/out/checkpoint.pt")
         return [p for p in kept if not (p.parents[1] / "result.json").exists()]
-    wait_for(half_way, 60)
+    wait_for(half_way, 120)
     process.send_signal(signal.SIGKILL)
     process.wait(30)
-    assert len(list(folder.glob("*/*/result.json"))) < 32
-    succeeded(sh("ablation", "run", "gpt.toml", cwd=root))
+    assert len(list(folder.glob("*/*/result.json"))) < len(calm)
+    succeeded(sh("ablation", "run", "gpt", cwd=root))
     assert values(folder) == calm
     notebooks = [p.read_text() for p in folder.glob("*/*/run.ipynb")]
     assert any("resumed at step" in text for text in notebooks), "no run went on from its checkpoint"
@@ -269,6 +296,36 @@ def test_runs_stand_as_long_as_what_made_them_does(tmp_path, sh):
     refused(sh("ablation", "run", "coin.toml", cwd=root), "made with other code")
     succeeded(sh("ablation", "run", "coin.toml", "--rerun-stale", cwd=root))
     assert states(sh, root) == {"done"}
+
+
+def test_a_short_run_tells_that_other_code_makes_the_same_numbers(tmp_path, sh):
+    "Where a notebook offers `smoke`, code that changes nothing leaves its runs standing, and code that does, not."
+    parameters = PARAMETERS + "smoke = False\n"
+    code = COIN + 'if smoke: open(f"{out}/short", "w").write("")\n'
+    cache = dict(ABLATION_CACHE=str(tmp_path / "cache"))
+    root = coin(tmp_path / "coin", code, parameters, COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    def asked(*argv): return succeeded(sh("ablation", *argv, cwd=root, **cache)).stdout
+    def found(): return {r["state"] for r in json.loads(asked("status", "coin.toml", "--json"))}
+    asked("run", "coin.toml")
+    assert not list(root.glob("outputs/coin/*/*/out/short")), "the run itself is no short one"
+    env = json.loads((root / "outputs" / "coin" / "more" / "s0" / "env.json").read_text())
+    (value,) = env["fingerprint"]["more"]["smoke"]
+    assert value == json.loads((root / "outputs" / "coin" / "more" / "s0" / "result.json").read_text())["value"]
+    coin(root, code.replace("draw", "chance"), parameters, COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    assert found() == {"done"}, "another name of a variable changes no number"
+    coin(root, code.replace('"more": 5', '"more": 6'), parameters, COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    assert found() == {"done", "stale"}, "the numbers of one arm are others, those of two are not"
+
+
+def test_on_a_cluster(tmp_path, sh):
+    "Workers of dask take the runs of anybody's notebook."
+    distributed = pytest.importorskip("distributed")
+    root = coin(tmp_path / "coin", study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1",
+    ) as cluster:
+        done = sh("ablation", "run", "coin.toml", "--scheduler", cluster.scheduler_address, cwd=root)
+    assert "3 of 3 usable" in succeeded(done).stdout
 
 
 def test_a_notebook_without_a_checkpoint_begins_anew(tmp_path, sh):
