@@ -162,6 +162,7 @@ class ForkProvisioner(LocalProvisioner):
 class ForkedKernel(AsyncKernelManager):
     "A kernel forked from the nursery that talks over ipc; an ordinary kernel where forks cannot be trusted."
     extra_env: ClassVar[dict[str, str]] = {}  # environment variables of this kernel
+    cwd: ClassVar[str | None] = None          # its working directory; None: that of this process
     def __init__(self, **kw: Any) -> None:
         super().__init__(**kw)
         if sys.platform != "linux": return
@@ -175,7 +176,8 @@ class ForkedKernel(AsyncKernelManager):
         self.provisioner = ForkProvisioner(parent=self, kernel_spec=spec, kernel_id=name)
 
     async def start_kernel(self, **kw: Any) -> None:  # type: ignore[override]  # async, as in AsyncKernelManager
-        return await super().start_kernel(**{**kw, "env": {**os.environ, **self.extra_env}})
+        own = dict(env={**os.environ, **self.extra_env}, cwd=self.cwd or os.getcwd())
+        return await super().start_kernel(**{**kw, **own})
 
 # %% ../nbs/13_kernels.ipynb #27369d12
 def run_notebook(
@@ -189,10 +191,11 @@ def run_notebook(
     """Execute a notebook in a kernel of its own.
     Raises `papermill.PapermillExecutionError` if a cell does.
     Raises `nbclient.exceptions.DeadKernelError` if the kernel dies."""
-    kernel = type("Kernel", (ForkedKernel,), {"extra_env": env or {}})
+    # papermill would change the directory of this process, which all of its threads share
+    kernel = type("Kernel", (ForkedKernel,), {"extra_env": env or {}, "cwd": str(Path(root).resolve())})
     source, target = Path(source).resolve(), Path(target).resolve()
     how = dict(kernel_manager_class=kernel, progress_bar=False, log_output=False, kernel_name=named)
-    nb = papermill.execute_notebook(source, target, cwd=root, parameters=parameters, **how)
+    nb = papermill.execute_notebook(source, target, parameters=parameters, **how)
     source_name, target_name = os.path.relpath(source, root), os.path.relpath(target, root)
     nb.metadata.papermill.update(input_path=source_name, output_path=target_name)
     nbformat.write(nb, target)
