@@ -229,9 +229,13 @@ def run(
         raise AblationError(
             f"There is no nbs/train.ipynb in {root}, "
             "and every run executes it; go to a project, or make one: ablation new my-study.")
+    follow = None
+    if args.log:
+        from ablation_nb.sinks import Follower, sink
+        follow = Follower(sink(args.log), study.outputs, console.print)
     left = work_off(
         study, args.workers, args.rerun_stale, console,
-        args.scheduler, args.time_limit, args.tensorboard)
+        args.scheduler, args.time_limit, args.tensorboard, follow=follow)
     for folder, (_, why) in left.items():
         print(f"ablation: {os.path.relpath(folder)}: {why}", file=sys.stderr)
     if not left: return 0
@@ -305,10 +309,19 @@ def show_comparison(args: argparse.Namespace) -> int:
     print(f"Page, figure and table (CSV, LaTeX): {folder}")
     return 0
 
-def make_study(notebook: str, name: str) -> int:
+def make_study(
+    notebook: str,
+    name: str,
+    yes: bool = False,  # tag a cell without asking
+) -> int:
     "Write the study file that a notebook seems to ask for; say what it still lacks, and what to type next."
     from ablation_nb.new import study_from
-    def ask(question: str) -> bool: return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    def ask(question: str) -> bool:
+        if yes: return True
+        try: return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:   # nobody is there to answer
+            print()
+            return False
     file, missing = study_from(Path(notebook), name, ask)
     for words in missing: print(f"Missing: {words}")
     print(f"Wrote {file}: look at each of its lines, above all at margin. Next: ablation plan {file}")
@@ -455,6 +468,9 @@ def add_run_options(work: argparse.ArgumentParser) -> None:
         "--tensorboard", action="store_true",
         help="keep the rows for TensorBoard too, in each run's folder")
     work.add_argument(
+        "--log", choices=("mlflow", "wandb"),
+        help="tell a tracker too, in a folder of the project unless its own variables name a server")
+    work.add_argument(
         "--scheduler", metavar="ADDRESS",
         help="of a dask cluster that was started as nbs/scale_out.ipynb says")
 
@@ -472,9 +488,10 @@ def add_other_commands(sub: Any) -> None:
     begin = add_command(
         sub, "new",
         "make a small project: notebooks, an arm of one's own, a study; or a study of a notebook that is there",
-        lambda args: make_study(args.notebook, args.name) if args.notebook else make_project(args.name))
+        lambda args: make_study(args.notebook, args.name, args.yes) if args.notebook else make_project(args.name))
     begin.add_argument("name", help="the project's folder, e.g. my-study; with --from, the study's name")
     begin.add_argument("--from", dest="notebook", metavar="NOTEBOOK", help="write a study of this notebook instead")
+    begin.add_argument("--yes", action="store_true", help="with --from: tag a cell `parameters` without asking")
     proof = add_command(
         sub, "prove", PROVE,
         proven)

@@ -7,7 +7,7 @@ __all__ = ['A_RUN', 'ON_A_CARD', 'HERE_ONLY', 'ELSEWHERE', 'CERTIFICATES', 'exec
            'local_pool', 'dask_pool', 'Progress', 'work_off']
 
 # %% ../nbs/15_engine.ipynb #e6910003
-import json, math, os, queue, shutil, signal, sys, threading, time
+import json, logging, math, os, queue, shutil, signal, sys, threading, time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -142,6 +142,7 @@ def execute_notebook(cfg: NotebookRun, folder: Path, root: Path, env: dict) -> d
     notebook, out, started = root / cfg.notebook, folder / OUT, time.time()
     own_env = {**env, "ABLATION_NOTEBOOK": "1"}
     if env.get("ABLATION_THREADS"): own_env["OMP_NUM_THREADS"] = env["ABLATION_THREADS"]
+    logging.getLogger("papermill").setLevel(logging.ERROR)   # it warns of parameters that `a, b = 1, 2` sets
     with alone(folder):
         begin_notebook(cfg, folder, now, goes_on=state == "partial" and any(out.glob("checkpoint*")))
         parameters = {**cfg.parameters, "out": os.path.relpath(out, notebook.parent)}
@@ -479,6 +480,7 @@ class Underway:
     # folder -> status, why; a run that is under way has ("begun", "")
     ended: dict[Path, tuple[str, str]] = field(default_factory=dict)
     root: Path = field(default_factory=project_root)
+    follow: Callable[[Path, bool], None] | None = None   # is told of the folders of runs: under way, and ended
 
     def plan_again(self) -> tuple[list[Job], dict]:
         "The plan as it is now; what the tuning found is written down."
@@ -525,6 +527,7 @@ def receive(self: Underway, future: Future) -> None:
         self.begin(j)
         return
     self.ended[j.folder] = (result["status"], result.get("why", ""))
+    if self.follow: self.follow(j.folder, True)
     self.show.finished(j, result)
     asks_on = j.role == "tune" or "until" in self.study.settings
     if asks_on: self.begin_new()
@@ -615,6 +618,7 @@ def work_off(
     time_limit: float | None = None,  # seconds after which to stop at a checkpoint
     tensorboard: bool = False,        # keep rows for TensorBoard too
     executor: Executor | None = None, # any other pool, with `workers` runs at a time
+    follow: Callable[[Path, bool], None] | None = None,  # is told each second which runs are under way, and of each end
 ) -> dict:                            # folder -> (status, why) of what is not done
     "Do what is left of a study. The workers of a cluster, or of an executor, must see the project's folder."
     console, started = console or Console(), time.time()
@@ -623,7 +627,7 @@ def work_off(
     ready = prepared(study)
     package_hash()  # before there are threads
     with pool_for(workers, scheduler, executor) as (submit, n, _), Progress(study, console, n) as show:
-        underway = Underway(study, ready, submit, env, rerun_stale, show)
+        underway = Underway(study, ready, submit, env, rerun_stale, show, follow=follow)
         jobs, tuning = underway.begin_new()
         of_a_notebook = isinstance(study, NotebookStudy)
         on = study.settings["notebook" if of_a_notebook else "corpus"]
@@ -635,6 +639,8 @@ def work_off(
         while underway.futures:
             for f in wait(underway.futures, timeout=1, return_when=FIRST_COMPLETED).done: underway.receive(f)
             show.tick()
+            if follow:
+                for j in list(underway.futures.values()): follow(j.folder, False)
             # what did not reach its next step is cut off: its last checkpoint stands
             if time_limit and time.time() > started + time_limit + 5: NURSERY.stop()
         jobs, tuning = underway.plan_again()
