@@ -712,6 +712,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.ledger.ledger_folders': ('ledger.html#ledger_folders', 'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.ledger_page': ('ledger.html#ledger_page', 'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.may_decide': ('ledger.html#may_decide', 'ablation_nb/ledger.py'),
+                                    'ablation_nb.ledger.notebook_studies': ('ledger.html#notebook_studies', 'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.place': ('ledger.html#place', 'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.places_words': ('ledger.html#places_words', 'ablation_nb/ledger.py'),
                                     'ablation_nb.ledger.ranges': ('ledger.html#ranges', 'ablation_nb/ledger.py'),

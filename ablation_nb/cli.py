@@ -158,7 +158,9 @@ def write_pages(study: "Study", console: "Console") -> None:
         from ablation_nb.ledger import ledger_folders, write_ledger
         written = all((folder.parent / f"ledger.{kind}").exists() for kind in ("md", "csv"))
         of_project = folder.resolve().parent == project_root() / "outputs"
-        if of_project and not (written and (unchanged or folder not in ledger_folders(folder.parent))):
+        # A study of somebody's notebook is a line in a ledger that is there, and no reason for one.
+        bears = written if "metric" in study.settings else not written or folder in ledger_folders(folder.parent)
+        if of_project and bears and not (written and unchanged):
             line.update("The ledger of all studies")
             write_ledger(folder.parent)
     keep_record(folder)
