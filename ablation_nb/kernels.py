@@ -194,7 +194,7 @@ def run_notebook(
     # papermill would change the directory of this process, which all of its threads share
     kernel = type("Kernel", (ForkedKernel,), {"extra_env": env or {}, "cwd": str(Path(root).resolve())})
     source, target = Path(source).resolve(), Path(target).resolve()
-    how = dict(kernel_manager_class=kernel, progress_bar=False, log_output=False, kernel_name=named)
+    how = dict(kernel_manager_class=kernel, progress_bar=False, log_output=False, kernel_name=named, language="python")
     nb = papermill.execute_notebook(source, target, parameters=parameters, **how)
     source_name, target_name = os.path.relpath(source, root), os.path.relpath(target, root)
     nb.metadata.papermill.update(input_path=source_name, output_path=target_name)
