@@ -39,7 +39,7 @@ def nursery() -> None:
         pid = os.fork()
         if not pid: be_kernel(job["argv"], job["cwd"], job["env"])
         folders.append(job["sockets"])
-        try: print(pid, flush=True)
+        try: os.write(1, f"{pid}\n".encode())   # whatever stands for standard output where it was forked
         except BrokenPipeError: break  # the engine has ended meanwhile
     for folder in folders: shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)  # at once, and with it its kernels: torch would take its time to go
