@@ -227,6 +227,9 @@ def write_notebook(path, nb):
     "A notebook, whose cells are called by their places: names drawn by chance would make each one a new page."
     for i, cell in enumerate(nb["cells"]): cell["id"] = f"cell-{i}"
     nb["nbformat"], nb["nbformat_minor"] = 4, 5
+    code = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
+    if any(re.search(r"^[!%]", source, re.M) for source in code):   # commands, which are no Python
+        nb["metadata"]["language_info"] = dict(name="python", pygments_lexer="ipython3")
     write(path, nb2str(nb))
 
 
@@ -401,6 +404,8 @@ def run_page(out, study, f):
         whole = f"> outputs/{run}/run.ipynb is no notebook and is not shown. The whole study: [report]({report})."
     nb = with_curve(page_of(raw, f), f.parent)
     for cell in nb["cells"]: led_to_nbs(cell, os.path.relpath(ROOT, f.parent))
+    if nb["cells"][0]["cell_type"] != "markdown":   # somebody's notebook that begins with code
+        nb["cells"].insert(0, dict(mk_cell("", "markdown"), metadata={}))
     nb["cells"][0]["source"] = inert(f"# {arm_label(f.parent.parent.name)}: one run\n\n{whole}")
     write_notebook(page, nb)
 
@@ -640,7 +645,8 @@ def project(out):
     files = ("CONTRIBUTING.md", "LOG.md", "CHANGELOG.md")
     for f in files: copy(ROOT / f, out)
     for folder in ("studies", "reference"):
-        for f in sorted((ROOT / folder).rglob("*.*")): copy(f, out)
+        for f in sorted((ROOT / folder).rglob("*.*")):
+            if f.suffix != ".ipynb": copy(f, out)   # the page of a study shows its notebook with what a run left
     links = "\n".join(f"- [{title(ROOT / f)}]({f})" for f in files)
     write(out / "project.md", f"# Project\n\n{links}\n" + toctree(*(f.removesuffix(".md") for f in files)))
 
