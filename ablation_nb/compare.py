@@ -292,7 +292,7 @@ def rows_to_draw(numbers: Numbers, table: pd.DataFrame, baseline: str) -> tuple[
         label=arms.arm.map(as_drawn),
         colour=arms.arm.map(arm_colour),
         mean=arms.difference, lo=arms.lo, hi=arms.hi,
-        words=[f"{r.difference:+.{digits}f} {r.verdict}" for r in arms.itertuples()]))
+        words=[f"{r.difference + 0.:+.{digits}f} {r.verdict}" for r in arms.itertuples()]))
     return rows, [pairs[pairs.arm == arm].difference.to_numpy() for arm in arms.arm]
 
 # %% ../nbs/26_compare.ipynb #26c0001b

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where extension.py lies
 from extension import arm_anchor
 
 from ablation_nb.config import ARMS
+from ablation_nb.ledger import settings_kept
 
 meta = configparser.ConfigParser(delimiters=["="])
 meta.read(Path(__file__).parents[2] / "settings.ini")
@@ -19,6 +20,9 @@ copyright = author
 
 extensions = ["myst_nb", "extension"]
 arm_labels = {arm.label: arm_anchor(arm.name) for arm in ARMS.values()}
+outputs = Path(__file__).parents[2] / "outputs"
+# pages of studies of other notebooks, whose arms are none of ours
+other_arms = [f"outputs/{f.name}/" for f in outputs.glob("*/") if "notebook" in settings_kept(f)]
 arm_names = {name: arm_anchor(arm.name) for arm in ARMS.values() for name in (arm.name, *arm.aliases)}
 nb_execution_mode = "off"
 nb_code_prompt_show, nb_code_prompt_hide = "Source", "Source"

@@ -82,7 +82,7 @@ def link_in_row(row, place, labels, names, columns):
 
 def link_arms(app, page, template, context, doctree):
     "In every table, a cell that is an arm leads to its definition."
-    if not doctree or page == "arms": return
+    if not doctree or page == "arms" or page.startswith(tuple(app.config.other_arms)): return
     place = context["pathto"]("arms")
 
     def table(m):
@@ -165,6 +165,7 @@ def sweep(app, exception):
 
 def setup(app):
     for name in ("arm_labels", "arm_names"): app.add_config_value(name, {}, "html", dict)
+    app.add_config_value("other_arms", [], "html", list)
     app.add_search_language(EnglishOnce)
     app.connect("builder-inited", highlight_once)
     app.connect("env-before-read-docs", keep_changed)

@@ -37,6 +37,7 @@ from ablation_nb.config import (
     ARMS, FAMILIES, PARTS, TRAIN_FIELDS, AblationError, arm_family, arm_label, arm_order, flops_per_token, model_config,
     parameter_count, train_config)
 from ablation_nb.layers import ATTENTION_LAYERS, FEED_FORWARD_LAYERS, NORM_LAYERS, POSITION_LAYERS
+from ablation_nb.ledger import settings_kept
 from ablation_nb.model import BLOCK_LAYERS
 from ablation_nb.report import study_question
 from ablation_nb.results import read_json, read_rows, run_folders, who
@@ -387,11 +388,22 @@ def led_to_nbs(cell, up):
         cell["source"] = re.sub(r"\]\((?![#\w]+:|#)", f"]({up}/nbs/", "".join(cell["source"]))
 
 
+def of_notebook(study):
+    "Is it a study of somebody's notebook, whose arms are none of ours whatever they are called?"
+    return "notebook" in settings_kept(study)
+
+
+def label_in(study):
+    "How the arms of a study are called on its pages: arm -> label."
+    return str if of_notebook(study) else arm_label
+
+
 def executed(out, study):
     "One executed notebook for each arm of a study, by label."
+    label = label_in(study)
     first = {f.parent.parent.name: f for f in sorted(study.rglob("run.ipynb"), reverse=True)}
     for f in first.values(): run_page(out, study, f)
-    return {arm_label(arm): first[arm].relative_to(study).as_posix() for arm in arm_order(first)}
+    return {label(arm): first[arm].relative_to(study).as_posix() for arm in arm_order(first)}
 
 
 def run_page(out, study, f):
@@ -406,7 +418,7 @@ def run_page(out, study, f):
     for cell in nb["cells"]: led_to_nbs(cell, os.path.relpath(ROOT, f.parent))
     if nb["cells"][0]["cell_type"] != "markdown":   # somebody's notebook that begins with code
         nb["cells"].insert(0, dict(mk_cell("", "markdown"), metadata={}))
-    nb["cells"][0]["source"] = inert(f"# {arm_label(f.parent.parent.name)}: one run\n\n{whole}")
+    nb["cells"][0]["source"] = inert(f"# {label_in(study)(f.parent.parent.name)}: one run\n\n{whole}")
     write_notebook(page, nb)
 
 
@@ -498,7 +510,7 @@ def study_page(out, report):
     report_page(out, report, (("A run of each arm, notebook and all", runs), ("The points of the grid", points)))
 
 
-FACTS = ("Scale", "Runs", "Device")  # of a report's list of what was run
+FACTS = ("Scale", "Notebook", "Runs", "Device")  # of a report's list of what was run
 
 
 def began(study):
@@ -607,7 +619,7 @@ def arms(out):
     "One section an arm, to which the tables of the site link."
     notebook = next(f for f, module in MODULES.items() if module == "config")
     text = f"# Arms\n\n{ARMS_SAY.format(where=Path(notebook).stem, notebook=notebook)}\n\n"
-    used = {study: arms_of(study) for study in reported()}
+    used = {study: arms_of(study) for study in reported() if not of_notebook(study)}
     for family in dict.fromkeys(["none", *FAMILIES.values(), *map(arm_family, ARMS)]):
         members = [arm for arm in ARMS.values() if arm_family(arm.name) == family]
         if members: text += f"## {'Controls' if family == 'none' else family.capitalize()}\n\n"
