@@ -488,7 +488,8 @@ def claims_of(
     for c in read_claims(path):
         if c.test == "none" or c.by not in KINDS["empirical"]: continue
         claims.append(c if c.tied else replace(c, scales=(r.config["scale"],)))
-    table = settle_all(claims, sets_of([r, *at_points(r)]))
+    of_notebook = "notebook" in r.plan   # its arms are none of the report's, whatever they are called
+    table = settle_all(claims, [] if of_notebook else sets_of([r, *at_points(r)]))
     return table[table.verdict != "not tested"].reset_index(drop=True)
 
 # %% ../nbs/25_ledger.ipynb #65656efa

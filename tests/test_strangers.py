@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, refused, succeeded
 from engines import wait_for
 
+from ablation_nb.ledger import claims_of
 from ablation_nb.provenance import notebook_code
 from ablation_nb.results import load_runs
 
@@ -99,6 +100,14 @@ def test_digits_get_verdicts_in_the_direction_of_their_metric():
 
 def test_the_direction_is_said(study):
     assert "accuracy in share of digits, higher is better" in study("digits")[1]
+
+
+def test_the_ledger_names_a_stranger_and_takes_no_claim_from_it():
+    lines = (COMMITTED / "ledger.md").read_text().partition("## The studies")[2].splitlines()
+    (line,) = [line for line in lines if line.startswith("- digits: ")]
+    assert "accuracy of `studies/strangers/digits.ipynb`, no part of this ledger" in line
+    assert "clipped changes nothing" in line
+    assert claims_of(COMMITTED / "gpt").empty, "its no_norm is none of ours"
 
 
 def test_a_treatment_that_never_reaches_the_model_is_told_by_its_numbers():
