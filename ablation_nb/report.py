@@ -1890,7 +1890,7 @@ def study_question(
 
 # %% ../nbs/23_report.ipynb #5ca1e302
 SIZES = (  # studies of one question, at several sizes
-    "laptop-tinystories",
+    "atlas-tinystories",
     "replication-tinystories",
     "true_model-tinystories",
 )
