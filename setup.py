@@ -9,6 +9,7 @@ ini = ConfigParser(delimiters=["="])
 ini.read(here / "settings.ini", encoding="utf-8")
 meta = ini["DEFAULT"]
 package = meta["lib_name"]
+EXTRAS = "dev", "cluster", "hf", "tensorboard", "mlflow", "wandb"
 places = {f"{package}.reference": "reference", f"{package}.template": "nbs"}
 
 setup(
@@ -28,7 +29,7 @@ setup(
         f"{package}.template": ["train.ipynb", "analysis.ipynb"],
     },
     install_requires=meta["requirements"].split(),
-    extras_require={name: meta[f"{name}_requirements"].split() for name in ("dev", "cluster", "hf", "tensorboard")},
+    extras_require={name: meta[f"{name}_requirements"].split() for name in EXTRAS},
     entry_points={"console_scripts": meta["console_scripts"].split()},
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -20,7 +20,7 @@ from .config import AblationError, did_you_mean
 from .figures import arm_colour, new_figure, our_style, plot_intervals, save_figure, settled
 from .report import write_text
 from .statistics import equivalence_power, paired_differences, paired_effects, smallest_effect, verdicts
-from .tables import booktabs, inert, interval_words, share_words
+from .tables import booktabs, inert, interval_words, last_test, share_words
 
 # %% ../nbs/26_compare.ipynb #26c00006
 OURS = ("arm", "seed", "setting", "unit", "better")   # what is no metric
@@ -128,6 +128,8 @@ def compare_numbers(
     numbers: Numbers,
     baseline: str = "baseline",   # the arm to compare with
     margin: float | None = None,  # the smallest difference that matters; None: no arm is called equivalent
+    controls: Sequence[str] = (), # arms that are no contrast
+    looks: Sequence[int] = (),    # pairs at which somebody looked before more were added
 ) -> pd.DataFrame:                # a row a setting and arm
     """Setting, arm, runs, n (pairs), value (mean), difference, lo, hi, p, p_holm, verdict, detectable, power.
 
@@ -140,7 +142,7 @@ def compare_numbers(
                             f"Name one with --baseline; the file has {held}.")
     if margin is not None and not margin > 0:
         raise AblationError(f"margin={margin} must be above zero: the smallest difference that matters.")
-    parts = [compare_setting(numbers, runs, baseline, margin).assign(setting=setting)
+    parts = [compare_setting(numbers, runs, baseline, margin, controls, looks).assign(setting=setting)
              for setting, runs in numbers.rows.groupby("setting", sort=False)]
     table = pd.concat(parts, ignore_index=True)
     return table[["setting", *table.columns.drop("setting")]]
@@ -153,7 +155,10 @@ def as_runs(numbers: Numbers, rows: pd.DataFrame) -> pd.DataFrame:
     loss = -rows.value if numbers.higher else rows.value
     return rows.assign(loss=loss, data_hash="", tokenizer_hash="", tokens=0)
 
-def compare_setting(numbers: Numbers, rows: pd.DataFrame, baseline: str, margin: float | None) -> pd.DataFrame:
+def compare_setting(
+    numbers: Numbers, rows: pd.DataFrame, baseline: str, margin: float | None,
+    controls: Sequence[str] = (), looks: Sequence[int] = (),
+) -> pd.DataFrame:
     "The rows of one setting against its baseline."
     name = rows.setting.iloc[0]
     where = f" in setting '{name}'" if name else ""
@@ -163,11 +168,13 @@ def compare_setting(numbers: Numbers, rows: pd.DataFrame, baseline: str, margin:
     effects = paired_effects(runs, "loss", baseline, by=())
     if not effects.n.any():
         raise AblationError(f"No seed was run by both '{baseline}' and another arm{where}; runs are compared by seed.")
-    judged = verdicts(effects, NO_MARGIN if margin is None else margin, controls=())
+    judged = verdicts(effects, NO_MARGIN if margin is None else margin, controls=controls, looks=looks)
     verdict = judged.verdict if margin else judged.verdict.replace("equivalent", "undetermined")
-    level = 1 - .05 / len(effects)
-    least = [smallest_effect(int(n), sd, level=level) for n, sd in zip(effects.n, effects.sd)]
-    power = [equivalence_power(int(n), sd, margin) if margin else np.nan for n, sd in zip(effects.n, effects.sd)]
+    a_control = effects.arm.isin(controls)
+    family = max(1, int((~a_control).sum()))
+    tests = [last_test(int(n), 1 if alone else family, tuple(looks)) for n, alone in zip(effects.n, a_control)]
+    least = [smallest_effect(n, sd, level=level) for (n, level, _), sd in zip(tests, effects.sd)]
+    power = [equivalence_power(n, sd, margin, at) if margin else np.nan for (n, _, at), sd in zip(tests, effects.sd)]
     counts, means = rows.arm.value_counts(), rows[rows.status == "done"].groupby("arm").value.mean()
     table = pd.DataFrame(dict(
         arm=judged.arm,
@@ -225,12 +232,14 @@ def paper_table(shown: pd.DataFrame) -> str:
     return booktabs(list(shown), shown.itertuples(index=False), [c in WORDS for c in shown])
 
 # %% ../nbs/26_compare.ipynb #26c00014
-def remarks(numbers: Numbers, table: pd.DataFrame, baseline: str, margin: float | None) -> list[str]:
+def remarks(
+    numbers: Numbers, table: pd.DataFrame, baseline: str, margin: float | None, controls: Sequence[str] = (),
+) -> list[str]:
     "What a reader must know of a comparison, in sentences."
     way = "higher" if numbers.higher else "lower"
     unit = f" in {numbers.unit}" if numbers.unit else ""
     contrasts = table[table.verdict != ""]
-    family = contrasts.groupby("setting", sort=False).size().max()
+    family = contrasts[~contrasts.arm.isin(controls)].groupby("setting", sort=False).size().max()
     says = [f"{numbers.metric}{unit}; {way} is better. Differences to `{baseline}` at the same seed, with Student's "
             f"95 % interval. p is corrected by Holm over the arms of a setting ({family}), and over no more than that."]
     if margin is None:

@@ -7,7 +7,7 @@ __all__ = ['A_RUN', 'ON_A_CARD', 'HERE_ONLY', 'ELSEWHERE', 'CERTIFICATES', 'exec
            'local_pool', 'dask_pool', 'Progress', 'work_off']
 
 # %% ../nbs/15_engine.ipynb #e6910003
-import os, queue, signal, sys, threading, time
+import json, logging, math, os, queue, shutil, signal, sys, threading, time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -23,13 +23,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from .config import MODEL_FIELDS, TRAIN_FIELDS, AblationError, RunConfig, project_root, run_config
+from .config import (
+    MODEL_FIELDS, TRAIN_FIELDS, AblationError, RunConfig, did_you_mean, project_root, run_config)
 from .data import prepare
 from .kernels import NURSERY, run_notebook
-from .provenance import code_cells, device_name, package_hash, torch_version, values_set, write_json
-from .results import Busy, Damaged, alone, cut_short, has, read_checked, read_json, run_state
+from .provenance import (
+    NotebookCode, NotebookRun, code_cells, device_name, notebook_environment, package_hash,
+    torch_version, values_set, write_json)
+from .results import (
+    KEPT_FILES, Busy, Damaged, alone, cut_short, has, numbers_left, read_array, read_checked, read_json, run_state)
 from .runs import OPTIONS, board_writer
-from .study import (SPOILT, TODO, Job, Study, on_random_tokens, place_of, plan, prepared,
+from .study import (OUT, SPOILT, TODO, Job, NotebookStudy, Study, code_of, kernel_of,
+    on_random_tokens, place_of, plan, prepared,
     progress_of, show_plan, spoken, status_table, torch_threads)
 from .trainer import resolve_device
 
@@ -74,13 +79,13 @@ def fields_of(cfg: RunConfig) -> dict:
 
 # %% ../nbs/15_engine.ipynb #12808d62
 def execute(
-    cfg: RunConfig,
+    cfg: RunConfig | NotebookRun,
     folder: Path,       # the run's folder; the executed notebook becomes its run.ipynb
     root: Path,         # the project's root
     env: dict,          # of the kernel: ABLATION_CORPUS, ABLATION_DEADLINE, ABLATION_THREADS, CUDA_VISIBLE_DEVICES
     fresh: bool | str,  # as `Run` has it
 ) -> dict:              # status done | diverged | failed | stopped | busy, with result.json's content or `why`
-    """One run: papermill executes train.ipynb in a kernel of its own.
+    """One run: papermill executes train.ipynb, or somebody's notebook, in a kernel of its own.
 
     None is started where another engine is running it, or has done it.
     """
@@ -88,9 +93,10 @@ def execute(
     from papermill import PapermillExecutionError
     late = lambda: time.time() > float(env.get("ABLATION_DEADLINE", "inf")) - 1
     if late(): return dict(status="stopped", why="not begun: the time was up")
-    parameters = parameters_of(cfg, folder, root, env, fresh)
     try:
         with alone(folder, ".engine.lock"):
+            if isinstance(cfg, NotebookRun): return execute_notebook(cfg, folder, root, env)
+            parameters = parameters_of(cfg, folder, root, env, fresh)
             with alone(folder): pass  # nor does anybody train here without an engine
             if already_done(cfg, folder, env):
                 return dict(read_json(folder / "result.json"), why="by another process")
@@ -98,7 +104,8 @@ def execute(
             run_notebook(root / "nbs" / "train.ipynb", folder / "run.ipynb", root, own | parameters, env)
             return read_json(folder / "result.json")
     except Busy: return dict(status="busy")
-    except PapermillExecutionError as e: return error_in_notebook(e.ename, e.evalue)
+    except PapermillExecutionError as e:
+        return error_in_notebook(e.ename, e.evalue, failed_check(folder / "run.ipynb"))
     except DeadKernelError:
         return dict(status="stopped" if late() else "failed", why="its kernel was killed, perhaps for want of memory")
     except Exception as e: return dict(status="failed", why=f"{type(e).__name__}: {e}")
@@ -116,11 +123,118 @@ def already_done(cfg: RunConfig, folder: Path, env: dict) -> bool:
         data = prepare(env.get("ABLATION_CORPUS", cfg.corpus), cfg.model.vocab_size)
         return run_state(folder, cfg, data) in FINISHED and not cut_short(folder)
 
-def error_in_notebook(name: str, words: str) -> dict:
+def error_in_notebook(name: str, words: str, check: str = "") -> dict:  # check: the one that raised it, if one did
     "The status that an exception in the notebook stands for; our own errors speak for themselves."
+    said = words if name == "AssertionError" and words else f"{name}: {words}".removesuffix(": ")
+    if check: return dict(status="failed", why=f"its {check} failed: {said}")
     status = {"Stopped": "stopped", "Busy": "busy"}.get(name, "failed")
     ours = name in ("Stopped", "Busy", "AblationError")
     return dict(status=status, why=words if ours else f"{name}: {words}")
+
+# %% ../nbs/15_engine.ipynb #20f20002
+def execute_notebook(cfg: NotebookRun, folder: Path, root: Path, env: dict) -> dict:
+    "One run of somebody's notebook; its folder is locked against other engines."
+    with LOOKING:
+        now = code_of(cfg.notebook, cfg.files, root)
+        state = run_state(folder, cfg, now)
+        if state in FINISHED and not cut_short(folder):
+            return dict(read_json(folder / "result.json"), why="by another process")
+    notebook, out, started = root / cfg.notebook, folder / OUT, time.time()
+    own_env = {**env, "ABLATION_NOTEBOOK": "1"}
+    if env.get("ABLATION_THREADS"): own_env["OMP_NUM_THREADS"] = env["ABLATION_THREADS"]
+    logging.getLogger("papermill").setLevel(logging.ERROR)   # it warns of parameters that `a, b = 1, 2` sets
+    with alone(folder):
+        begin_notebook(cfg, folder, now, goes_on=state == "partial" and any(out.glob("checkpoint*")))
+        parameters = {**cfg.parameters, "out": os.path.relpath(out, notebook.parent)}
+        run_notebook(notebook, folder / "run.ipynb", notebook.parent, parameters, own_env, kernel_of(notebook))
+        try: result = result_taken(cfg, folder, time.time() - started)
+        except AblationError as e: return dict(status="failed", why=str(e))
+        write_json(folder / "result.json", result)
+    return result
+
+def begin_notebook(cfg: NotebookRun, folder: Path, now: NotebookCode, goes_on: bool) -> None:
+    "Empty the folder but for what a run goes on from, and write down who the run is."
+    env = notebook_environment(cfg, now, device_name(resolve_device("auto")))
+    for name in ("result.json", *KEPT_FILES): (folder / name).unlink(missing_ok=True)
+    if goes_on: (folder / OUT / "result.json").unlink(missing_ok=True)
+    else: shutil.rmtree(folder / OUT, ignore_errors=True)
+    (folder / OUT).mkdir(parents=True, exist_ok=True)
+    write_json(folder / "env.json", env)
+    write_json(folder / "config.json", cfg.described())
+
+# %% ../nbs/15_engine.ipynb #20f20003
+def result_taken(cfg: NotebookRun, folder: Path, seconds: float) -> dict:
+    "What `result.json` says of a notebook that has ended; a result that cannot count is an error of one sentence."
+    own = own_result(folder / OUT / "result.json", cfg)
+    lost = own.get("status") == "diverged"
+    value = None if lost else metric_in(own, cfg)
+    for name in ("metrics.jsonl", "items.npy"):
+        if (folder / OUT / name).is_file(): shutil.copyfile(folder / OUT / name, folder / name)
+    if (folder / "items.npy").is_file():
+        try: items = read_array(folder / "items.npy")
+        except Damaged: items = np.array([math.nan])
+        if items.ndim != 1 or not np.isfinite(items).all():
+            raise AblationError(f"{cfg.notebook} left an items.npy that is no list of finite numbers, one an item.")
+    checks = checks_said(folder / "run.ipynb")
+    said_no = [check["name"] for check in checks if not check["passed"]]
+    if said_no: raise AblationError(f"{cfg.notebook} went on though its {said_no[0]} gave False; let that be an error.")
+    return dict(
+        status="diverged" if lost else "done", metric=cfg.metric, value=value, seconds=seconds,
+        **dict(diverged_at=own["diverged_at"]) if lost and isinstance(own.get("diverged_at"), int) else {},
+        own=own, checks=checks, numbers=numbers_left(folder, own),
+        identity=read_json(folder / "env.json")["identity"])
+
+def own_result(file: Path, cfg: NotebookRun) -> dict:
+    "What a notebook wrote as its result; what JSON does not know, such as NaN, is None."
+    try: own = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except FileNotFoundError:
+        raise AblationError(f"{cfg.notebook} left no result.json in its folder `out`; "
+                            f"let it write {{\"{cfg.metric}\": ...}} there.") from None
+    except (OSError, ValueError) as e:
+        raise AblationError(f"{cfg.notebook} left a result.json that is not JSON: {e}.") from None
+    if isinstance(own, dict): return own
+    raise AblationError(f"{cfg.notebook} left a result.json that is no table; let it write {{\"{cfg.metric}\": ...}}.")
+
+def metric_in(own: dict, cfg: NotebookRun) -> float:
+    "The metric in a notebook's result: a finite number, or an error."
+    if cfg.metric not in own:
+        held = ", ".join(own) or "nothing"
+        guess = did_you_mean(cfg.metric, own)
+        raise AblationError(f"{cfg.notebook} left a result.json without '{cfg.metric}'.{guess} It holds: {held}.")
+    value = own[cfg.metric]
+    if value is None or isinstance(value, float) and not math.isfinite(value):
+        raise AblationError(f"{cfg.notebook} left a {cfg.metric} that is not finite; "
+                            'a run that diverged says "status": "diverged" in its result.json.')
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise AblationError(f"{cfg.notebook} left {value!r} as its {cfg.metric}; let it write a number.")
+    return float(value)
+
+# %% ../nbs/15_engine.ipynb #20f20004
+def checks_said(notebook: Path) -> list[dict]:
+    "What the cells tagged `check` of an executed notebook printed and gave: name, passed, says."
+    checks = []
+    for number, cell in enumerate(check_cells(notebook), 1):
+        words = [words_of_output(o) for o in cell.get("outputs", [])]
+        given = [w for w, o in zip(words, cell.get("outputs", [])) if o["output_type"] == "execute_result"]
+        says = "; ".join(line.strip() for line in "".join(words).splitlines() if line.strip())
+        checks.append(dict(name=f"check {number}", passed="False" not in given, says=says))
+    return checks
+
+def check_cells(notebook: Path) -> list[dict]:
+    "The cells of a notebook that are tagged `check`."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [c for c in cells if "check" in c["metadata"].get("tags", []) and c["cell_type"] == "code"]
+
+def failed_check(notebook: Path) -> str:
+    "The name of the check that raised an error in an executed notebook; empty where none did."
+    for number, cell in enumerate(check_cells(notebook), 1):
+        if any(o["output_type"] == "error" for o in cell.get("outputs", [])): return f"check {number}"
+    return ""
+
+def words_of_output(output: dict) -> str:
+    "An output of a cell as plain text."
+    if output["output_type"] == "stream": return "".join(output["text"])
+    return "".join(output.get("data", {}).get("text/plain", ""))
 
 # %% ../nbs/15_engine.ipynb #a94e0941
 def time_arms(
@@ -133,6 +247,8 @@ def time_arms(
 
     It holds device, torch, precision, threads, steps, tokens of a step, and arm -> seconds a step, a number a round.
     """
+    if isinstance(study, NotebookStudy):
+        raise AblationError(f"{study.name} runs {study.settings['notebook']}, whose steps cannot be timed in turn.")
     point, before = next(iter(study.points)), torch_threads()
     cfgs = {arm: study.run(arm, point) for arm in study.settings["arms"]}
     try:
@@ -336,7 +452,7 @@ def table(self: Progress) -> Table:
 # %% ../nbs/15_engine.ipynb #9dbc7c17
 def step_words(r: Any) -> str:
     "How far a run is, from its row of `status`."
-    words = f"step {r.step}/{r.of}"
+    words = f"step {r.step}/{r.of}" if pd.notna(r.of) else f"step {r.step}"
     if pd.notna(r.train_loss): words += f", loss {r.train_loss:.3f}"
     if pd.notna(r.eta): words += f", about {spoken(r.eta)} to go"
     return words
@@ -344,8 +460,10 @@ def step_words(r: Any) -> str:
 def result_words(result: dict) -> str:
     "How a run ended."
     words = result["status"]
-    if words == "done": words = f"{result['final_val_loss']:.4f} nats in {result['seconds']:.0f} s"
-    elif words == "diverged": words = f"diverged at step {result['diverged_at']}"
+    if words == "done" and "metric" in result:
+        words = f"{result['metric']} {result['value']:.5g} in {spoken(result['seconds'])}"
+    elif words == "done": words = f"{result['final_val_loss']:.4f} nats in {result['seconds']:.0f} s"
+    elif "diverged_at" in result: words = f"diverged at step {result['diverged_at']}"
     return f"{words}: {result['why']}" if result.get("why") else words
 
 # %% ../nbs/15_engine.ipynb #a463cd24
@@ -362,6 +480,7 @@ class Underway:
     # folder -> status, why; a run that is under way has ("begun", "")
     ended: dict[Path, tuple[str, str]] = field(default_factory=dict)
     root: Path = field(default_factory=project_root)
+    follow: Callable[[Path, bool], None] | None = None   # is told of the folders of runs: under way, and ended
 
     def plan_again(self) -> tuple[list[Job], dict]:
         "The plan as it is now; what the tuning found is written down."
@@ -408,6 +527,7 @@ def receive(self: Underway, future: Future) -> None:
         self.begin(j)
         return
     self.ended[j.folder] = (result["status"], result.get("why", ""))
+    if self.follow: self.follow(j.folder, True)
     self.show.finished(j, result)
     asks_on = j.role == "tune" or "until" in self.study.settings
     if asks_on: self.begin_new()
@@ -498,6 +618,7 @@ def work_off(
     time_limit: float | None = None,  # seconds after which to stop at a checkpoint
     tensorboard: bool = False,        # keep rows for TensorBoard too
     executor: Executor | None = None, # any other pool, with `workers` runs at a time
+    follow: Callable[[Path, bool], None] | None = None,  # is told each second which runs are under way, and of each end
 ) -> dict:                            # folder -> (status, why) of what is not done
     "Do what is left of a study. The workers of a cluster, or of an executor, must see the project's folder."
     console, started = console or Console(), time.time()
@@ -506,15 +627,20 @@ def work_off(
     ready = prepared(study)
     package_hash()  # before there are threads
     with pool_for(workers, scheduler, executor) as (submit, n, _), Progress(study, console, n) as show:
-        underway = Underway(study, ready, submit, env, rerun_stale, show)
+        underway = Underway(study, ready, submit, env, rerun_stale, show, follow=follow)
         jobs, tuning = underway.begin_new()
-        runs = f"{len(jobs)} runs on {study.settings['corpus']}, {n} at a time"
+        of_a_notebook = isinstance(study, NotebookStudy)
+        on = study.settings["notebook" if of_a_notebook else "corpus"]
+        runs = f"{len(jobs)} runs {'of' if of_a_notebook else 'on'} {on}, {n} at a time"
         console.print(f"[bold]{study.name}[/bold]: {runs}", soft_wrap=True)
-        if said := otherwise_words(underway.root): console.print(said, soft_wrap=True, highlight=False, markup=False)
+        said = "" if of_a_notebook else otherwise_words(underway.root)
+        if said: console.print(said, soft_wrap=True, highlight=False, markup=False)
         console.print(show_plan(jobs, tuning))
         while underway.futures:
             for f in wait(underway.futures, timeout=1, return_when=FIRST_COMPLETED).done: underway.receive(f)
             show.tick()
+            if follow:
+                for j in list(underway.futures.values()): follow(j.folder, False)
             # what did not reach its next step is cut off: its last checkpoint stands
             if time_limit and time.time() > started + time_limit + 5: NURSERY.stop()
         jobs, tuning = underway.plan_again()
@@ -528,8 +654,10 @@ def work_off(
 # %% ../nbs/15_engine.ipynb #518f60c6
 def environment_of_kernels(study: Study, started: float, time_limit: float | None, tensorboard: bool) -> dict:
     "What the kernels of a study are told by their environment."
-    env = {"ABLATION_CORPUS": study.corpus}
-    if os.path.exists(study.corpus): env["ABLATION_CORPUS"] = os.path.abspath(study.corpus)
+    env = {"ABLATION_CORPUS": study.corpus} if study.corpus else {}
+    if tensorboard and isinstance(study, NotebookStudy):
+        raise AblationError(f"--tensorboard keeps rows of our own runs; {study.settings['notebook']} writes its own.")
+    if study.corpus and os.path.exists(study.corpus): env["ABLATION_CORPUS"] = os.path.abspath(study.corpus)
     if tensorboard:
         env["ABLATION_TENSORBOARD"] = "1"
         board_writer()  # its lack is an error now, and not in every run

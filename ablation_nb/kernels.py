@@ -6,7 +6,7 @@
 __all__ = ['NURSERY', 'Nursery', 'bury', 'run_notebook']
 
 # %% ../nbs/13_kernels.ipynb #fea07c0a
-import ctypes, json, os, shutil, signal, subprocess, sys, tempfile, threading
+import ctypes, json, os, random, shutil, signal, subprocess, sys, tempfile, threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,6 +63,9 @@ def be_kernel(argv: list[str], cwd: str, env: dict[str, str]) -> None:
     sys.modules["matplotlib"].rcParams["backend"] = env.get("MPLBACKEND", INLINE)
     threads = env.get("ABLATION_THREADS")
     if threads: sys.modules["torch"].set_num_threads(int(threads))
+    if "ABLATION_NOTEBOOK" in env:   # forks of one process would all draw the same numbers
+        random.seed()
+        sys.modules["numpy"].random.seed()
     from ipykernel.kernelapp import launch_new_instance
     launch_new_instance(argv=[*argv, f"--IPKernelApp.parent_handle={os.getppid()}"])
     os._exit(0)
@@ -148,7 +151,8 @@ class Forked:
 class ForkProvisioner(LocalProvisioner):
     "Starts kernels by forking the nursery; what is not plain ipykernel, such as a wrapper around it, in the usual way."
     async def launch_kernel(self, cmd: list[str], **kw: Any) -> KernelConnectionInfo:
-        if cmd[1:3] != ["-m", "ipykernel_launcher"]: return await super().launch_kernel(cmd, **kw)
+        ours = os.path.realpath(shutil.which(cmd[0]) or cmd[0]) == os.path.realpath(sys.executable)
+        if not ours or cmd[1:3] != ["-m", "ipykernel_launcher"]: return await super().launch_kernel(cmd, **kw)
         kernel: Any = self.parent
         cwd, sockets = str(kw.get("cwd") or os.getcwd()), os.path.dirname(kernel.connection_file)
         self.process: Any = Forked(NURSERY.fork(argv=cmd[3:], cwd=cwd, env=kw["env"], sockets=sockets))
@@ -158,6 +162,7 @@ class ForkProvisioner(LocalProvisioner):
 class ForkedKernel(AsyncKernelManager):
     "A kernel forked from the nursery that talks over ipc; an ordinary kernel where forks cannot be trusted."
     extra_env: ClassVar[dict[str, str]] = {}  # environment variables of this kernel
+    cwd: ClassVar[str | None] = None          # its working directory; None: that of this process
     def __init__(self, **kw: Any) -> None:
         super().__init__(**kw)
         if sys.platform != "linux": return
@@ -171,7 +176,8 @@ class ForkedKernel(AsyncKernelManager):
         self.provisioner = ForkProvisioner(parent=self, kernel_spec=spec, kernel_id=name)
 
     async def start_kernel(self, **kw: Any) -> None:  # type: ignore[override]  # async, as in AsyncKernelManager
-        return await super().start_kernel(**{**kw, "env": {**os.environ, **self.extra_env}})
+        own = dict(env={**os.environ, **self.extra_env}, cwd=self.cwd or os.getcwd())
+        return await super().start_kernel(**{**kw, **own})
 
 # %% ../nbs/13_kernels.ipynb #27369d12
 def run_notebook(
@@ -180,14 +186,16 @@ def run_notebook(
     root: Path,         # the kernel's working directory
     parameters: dict,   # for the cell tagged `parameters`
     env: dict | None = None,  # environment variables besides the engine's own
+    named: str | None = None, # the kernel; None: the one that the notebook names
 ) -> None:
     """Execute a notebook in a kernel of its own.
     Raises `papermill.PapermillExecutionError` if a cell does.
     Raises `nbclient.exceptions.DeadKernelError` if the kernel dies."""
-    kernel = type("Kernel", (ForkedKernel,), {"extra_env": env or {}})
+    # papermill would change the directory of this process, which all of its threads share
+    kernel = type("Kernel", (ForkedKernel,), {"extra_env": env or {}, "cwd": str(Path(root).resolve())})
     source, target = Path(source).resolve(), Path(target).resolve()
-    how = dict(kernel_manager_class=kernel, progress_bar=False, log_output=False)
-    nb = papermill.execute_notebook(source, target, cwd=root, parameters=parameters, **how)
+    how = dict(kernel_manager_class=kernel, progress_bar=False, log_output=False, kernel_name=named)
+    nb = papermill.execute_notebook(source, target, parameters=parameters, **how)
     source_name, target_name = os.path.relpath(source, root), os.path.relpath(target, root)
     nb.metadata.papermill.update(input_path=source_name, output_path=target_name)
     nbformat.write(nb, target)

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['OWN_KEYS', 'PREFACE', 'Claim', 'Advice', 'claims_file', 'ranges', 'read_claims', 'read_advice', 'is_trial',
-           'ledger_folders', 'settings_kept', 'studies_in', 'at_points', 'sets_of', 'bearing', 'runs_of', 'answers',
-           'settle_claim', 'computed_verdict', 'settle_all', 'settle', 'claims_of', 'Weighed', 'Reading', 'weigh',
-           'readings', 'recommendations', 'item', 'write_ledger', 'count_of', 'advice_page', 'verdict_at',
-           'claims_table', 'section_of', 'tests_list', 'study_words', 'ledger_page']
+           'ledger_folders', 'notebook_studies', 'settings_kept', 'studies_in', 'at_points', 'sets_of', 'bearing',
+           'runs_of', 'answers', 'settle_claim', 'computed_verdict', 'settle_all', 'settle', 'claims_of', 'Weighed',
+           'Reading', 'weigh', 'readings', 'recommendations', 'item', 'write_ledger', 'count_of', 'advice_page',
+           'verdict_at', 'claims_table', 'section_of', 'tests_list', 'study_words', 'ledger_page']
 
 # %% ../nbs/25_ledger.ipynb #dff6e2bb
 import inspect, re, sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -253,8 +253,25 @@ def ledger_folders(outputs: Path) -> list[Path]:
     "The folders of the studies that the ledger reads: all but trials, or these where there is nothing else."
     folders = [f for f in sorted(Path(outputs).iterdir())
                if (f / PACKED).exists() or any(f.glob("**/config.json"))]
+    folders = [f for f in folders if "notebook" not in settings_kept(f)]
     in_earnest = [f for f in folders if not is_trial(settings_kept(f))]
     return in_earnest or folders
+
+def notebook_studies(outputs: Path) -> list[str]:
+    "A line for each study of somebody's notebook, whose arms are none of the report's: its question and its finding."
+    lines = []
+    for folder in sorted(Path(outputs).iterdir()):
+        settings = settings_kept(folder)
+        if "notebook" not in settings: continue
+        says = f"- {folder.name}: {settings['metric']} of `{settings['notebook']}`, no part of this ledger"
+        table = folder / "tables" / "results.csv"
+        if table.exists():
+            found = pd.read_csv(table).dropna(subset=["verdict"])
+            by_verdict = found[found.setup.eq(found.setup.iloc[0]) & found.arm.ne("aa")].groupby("verdict", sort=False)
+            words = [f"{', '.join(dict.fromkeys(own.arm))} {verdict}" for verdict, own in by_verdict]
+            says += f": against {settings['baseline']}, {'; '.join(words)}"
+        lines.append(says)
+    return lines
 
 def settings_kept(folder: Path) -> dict:
     "What a study's study.json holds; empty where it is missing or damaged."
@@ -556,7 +573,7 @@ def write_ledger(
     ledger = settle_all(claims, sets)
     weighed = [weigh(a, claims, sets) for a in read_advice(path)]
     write_text(outputs / "ledger.csv", ledger.to_csv(index=False, lineterminator="\n"))
-    return write_text(outputs / "ledger.md", ledger_page(ledger, weighed, studies, unread))
+    return write_text(outputs / "ledger.md", ledger_page(ledger, weighed, studies, unread, notebook_studies(outputs)))
 
 # %% ../nbs/25_ledger.ipynb #cbc3ab1c
 PREFACE = """\
@@ -663,6 +680,7 @@ def ledger_page(
     weighed: list[Weighed],
     studies: list[Results],   # whole ones and their points
     unread: dict,             # name of a study -> why it could not be read
+    notebooks: Sequence[str] = (),  # lines on studies of other notebooks
 ) -> str:
     "The ledger as markdown."
     aim = ("What the replicated report claims, row by row, "
@@ -677,5 +695,6 @@ def ledger_page(
     whole = [r for r in studies if r.folder.parent == studies[0].folder.parent]
     lines = [study_words(r) for r in whole]
     lines += [f"- {name}: not used. {why}" for name, why in unread.items()]
+    lines += notebooks
     parts += ["## The studies", "\n".join(lines) or "None yet."]
     return "\n\n".join(parts) + "\n"

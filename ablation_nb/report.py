@@ -306,7 +306,7 @@ def seeds_asked(r: Results, point: str, rates: dict[str, float]) -> dict[str, in
         return run.final_val_loss if run.status == "done" else np.inf
     for arm, lr in rates.items():
         losses[arm] = [loss(have.get(run_key(point, arm, lr, seed))) for seed in planned_seeds(r.plan)]
-    return pairs_wanted(losses, looks, r.margin)
+    return pairs_wanted(losses, looks, r.margin, r.plan.get("baseline", "baseline"))
 
 # %% ../nbs/23_report.ipynb #5c1e0b01
 def count_words(n: int, what: str) -> str:

@@ -21,7 +21,8 @@ from .config import ARMS, MODEL_FIELDS, AblationError, ModelConfig, RunConfig, T
 from .config import is_of_type, parameter_count, parse_arm, project_root
 from .data import TokenData, sha256_file
 from .provenance import (
-    code_now, device_kind, fingerprint, identity, identity_of, own_hash,
+    NotebookCode, NotebookRun, notebook_identity,
+    code_now, device_kind, fingerprint, identity, identity_of, hash_of, own_hash,
     proofs_file, same_code, torch_release, write_json)
 
 # Annotations name pandas, and nbdev's documentation asks what they mean. Who asks for states alone does without it.
@@ -33,8 +34,8 @@ __all__ = ['PACKED', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_P
            'steps_due', 'rows_fault', 'read_checked', 'standing_at', 'run_folders', 'who', 'cut_short', 'load_runs',
            'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses', 'mean_and_range',
            'curves_of', 'done_runs', 'main_lr', 'gaps', 'planned_seeds', 'planned_looks', 'point_fields', 'fault',
-           'why_not', 'trusted_runs', 'differences', 'run_state', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs',
-           'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
+           'why_not', 'trusted_runs', 'differences', 'notebook_differences', 'run_state', 'run_folder', 'Busy', 'alone',
+           'busy', 'pack_runs', 'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -231,6 +232,11 @@ SHAPES: dict[str, dict[str, str]] = {  # file -> key, and what stands there
         "checks": "list of checks",
         "stories": "table of texts or nothing",
         "sample": "text or nothing"},
+    "result.json of a notebook": {
+        **dict.fromkeys(("identity", "metric", "numbers"), "text"),
+        "value": "number or nothing",
+        "seconds": "number",
+        "checks": "list of checks"},
     "study.json": {
         "arms": "list of texts",
         "seeds": "list of numbers",
@@ -253,7 +259,9 @@ def read_checked(path: Path) -> dict:
     if not isinstance(value, dict): raise Damaged(path, "is no table")
     if path.name == "tuning.json" and not (value and table_of(table_of(is_climb))(value)):
         raise Damaged(path, "is not what a tuning leaves")
-    for key, kind in SHAPES.get(path.name, {}).items():
+    of_a_notebook = path.name == "result.json" and "metric" in value
+    shape = SHAPES.get("result.json of a notebook" if of_a_notebook else path.name, {})
+    for key, kind in shape.items():
         if not (KINDS | OPTIONAL)[kind](standing_at(value, key)): raise Damaged(path, f"has no {kind} under '{key}'")
     return value
 
@@ -297,8 +305,8 @@ def packed_folders(study: Path) -> set[Path]:
 
 def named_by(folder: Path) -> dict:
     "Arm, learning rate and seed that the path of a run says."
-    name = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)-s(\d+)", folder.name)
-    rate, seed = name.groups() if name else ("nan", "-1")
+    name = re.fullmatch(r"(?:(\d+(?:\.\d+)?(?:e[+-]?\d+)?)-)?s(\d+)", folder.name)
+    rate, seed = name.groups("1") if name else ("nan", "-1")
     return dict(arm=folder.parent.name, lr=float(rate), seed=int(seed))
 
 def natural(text: str) -> list[tuple]:
@@ -333,6 +341,20 @@ def load_runs(
 # %% ../nbs/11_results.ipynb #2cc4ffc2
 ENV_COLUMNS = ("device", "precision", "threads", "torch", "data_hash", "tokenizer_hash", "package_hash", "git_sha")
 
+def is_notebook(config: dict) -> bool:  # the content of a config.json
+    "Is it a run of somebody's notebook?"
+    return "notebook" in config
+
+def loss_in(result: dict, config: dict) -> float | None:
+    "The number that statistics compare, less being better: a final loss, or the metric of a notebook with its sign."
+    if not is_notebook(config): return result["final_val_loss"]
+    value = result.get("value")
+    return -value if value is not None and config["better"] == "higher" else value
+
+def final_loss(folder: Path) -> Any:
+    "The same of a run that has ended; None where it diverged."
+    return loss_in(read_json(folder / "result.json"), read_json(folder / "config.json"))
+
 def row_of(study: Path | str, folder: Path) -> dict:
     "A run as a row of `load_runs`."
     name = dict(study=Path(study).resolve().name, **who(study, folder))
@@ -343,6 +365,7 @@ def row_of(study: Path | str, folder: Path) -> dict:
         if not isinstance(env, dict): raise Damaged(folder / "env.json", "is no table")
         if not isinstance(result, dict): raise Damaged(folder / "result.json", "is no table")
     except Damaged: return dict(name, status="damaged", folder=at)
+    if is_notebook(config): result["final_val_loss"] = loss_in(result, config)
     return {
         **config["model"],
         **config["train"],
@@ -497,18 +520,29 @@ def every_field(config: dict) -> dict:  # of a config.json
     defaults = {f.name: f.default for of in (ModelConfig, TrainConfig) for f in fields(of)}
     return {**defaults, **config["model"], **config["train"]}
 
+def run_name(lr: float, seed: int, rated: bool = True) -> str:
+    "The name of a run's folder: `<lr>-s<seed>`, or `s<seed>` for a notebook that is given no rate."
+    return f"{lr:g}-s{seed}" if rated else f"s{seed}"
+
 def place_fault(study: Path | str, folder: Path) -> str | None:
     "Where the path of a run disagrees with its settings."
     config, run = read_checked(folder / "config.json"), who(study, folder)
     own = every_field(config)
-    if folder.relative_to(study).parts[-2:] != (run["arm"], f"{run['lr']:g}-s{run['seed']}"):
+    name = run_name(run["lr"], run["seed"], config.get("rated", True))
+    if folder.relative_to(study).parts[-2:] != (run["arm"], name):
         return f"its config.json says arm '{run['arm']}', learning rate {run['lr']:g}, seed {run['seed']}"
     for name, value in point_fields(run["point"]).items():
         if str(own.get(name)) != value: return f"its config.json says {name}={own.get(name)!r}"
     return None
 
+def notebook_settings_fault(config: dict, env: dict) -> str | None:
+    "The same of a run of somebody's notebook, of which only the identity can be checked."
+    if env["identity"] == notebook_identity(config, env["data_hash"]): return None
+    return "its settings and the hash of its data do not give the identity in its env.json"
+
 def settings_fault(config: dict, env: dict) -> str | None:
     "Where the settings of a run disagree with its arm or its identity."
+    if is_notebook(config): return notebook_settings_fault(config, env)
     arm, own = config["arm"], every_field(config)
     try: parts = parse_arm(arm)
     except AblationError: return f"there is no arm '{arm}' any more; register it again, or remove the folder"
@@ -536,6 +570,37 @@ def losses_fault(folder: Path, result: dict, logged: Any) -> str | None:
     if logged != final: return f"its metrics.jsonl ends at a loss of {logged}, its result.json at {final}"
     return None
 
+def notebook_result_fault(folder: Path, config: dict, result: dict) -> str | None:
+    "The same of a run of somebody's notebook: its metric, and the numbers that it left."
+    if result["metric"] != config["metric"]:
+        return f"its result.json has the metric '{result['metric']}', its settings '{config['metric']}'"
+    if result["status"] == "done" and result["value"] is None: return f"its result.json has no {config['metric']}"
+    if result["numbers"] != numbers_left(folder, result.get("own", {})):
+        return "its result.json, metrics.jsonl and items.npy are not those that it ended with"
+    return None
+
+TIMES = ("seconds", "time", "duration", "elapsed", "date")   # in a name: no two runs share such a number
+
+def numbers_left(folder: Path, own: dict) -> str:  # `own`: what the notebook's result.json said
+    "Hash of every number that a notebook's run left, times apart: two runs of one model have one."
+    rows = [less_times(row) for row in read_rows(folder / "metrics.jsonl")]
+    items = read_array(folder / "items.npy").tolist() if has(folder / "items.npy") else []
+    return hash_of([less_times(own), rows, items])
+
+def less_times(values: dict) -> dict:
+    "What a row says apart from times."
+    return {k: v for k, v in values.items() if not any(word in k.lower() for word in TIMES)}
+
+def numbers_of_short_run(folder: Path) -> list[float]:
+    "The numbers that a notebook left in its folder `out`: of the result, of each row, and mean and spread of items."
+    if not has(folder / "result.json"): return []
+    rows = [read_json(folder / "result.json"), *read_rows(folder / "metrics.jsonl")]
+    values = [v for row in rows for v in less_times(row).values()]
+    numbers = [float(v) for v in values if isinstance(v, (int, float))]
+    if not has(folder / "items.npy"): return numbers
+    items = read_array(folder / "items.npy")
+    return [*numbers, float(items.mean()), float(items.std())]
+
 def result_fault(folder: Path, config: dict, env: dict) -> str | None:
     "Where the result of a run disagrees with its identity, its model, its log or its losses."
     status = read_json(folder / "result.json")
@@ -543,6 +608,7 @@ def result_fault(folder: Path, config: dict, env: dict) -> str | None:
     if status not in ("done", "diverged"): return f"its result.json has a status that is none: {status!r}"
     result, rows = read_checked(folder / "result.json"), read_rows(folder / "metrics.jsonl")
     if result["identity"] != env["identity"]: return f"its result.json belongs to another run ({result['identity']})"
+    if is_notebook(config): return notebook_result_fault(folder, config, result)
     recorded, expected = result["parameters"], parameter_count(ModelConfig(**config["model"]))
     if recorded != expected: return f"its result.json counts {recorded:,} parameters, its settings make {expected:,}"
     failed = [check["name"] for check in result["checks"] if not check["passed"]]
@@ -579,7 +645,8 @@ def shared_settings(root: Path, run: pd.Series, code: str) -> dict:
 
     `code` stands for all code that behaves alike."""
     config = read_json(root / run.folder / "config.json")
-    apart = {name for part in parse_arm(run.arm) for name in part.change} | {"lr", "seed", "threads"}
+    parts = [] if is_notebook(config) else parse_arm(run.arm)
+    apart = {name for part in parts for name in part.change} | {"lr", "seed", "threads"}
     if "ffn" in apart: apart.add("d_ff")
     return {"scale": config["scale"],
             "corpus": config["corpus"],
@@ -647,8 +714,12 @@ def trusted_runs(
     return runs[~runs.folder.isin(odd)].reset_index(drop=True), refused | odd
 
 # %% ../nbs/11_results.ipynb #ab558427
-def differences(env: dict, cfg: RunConfig, data: TokenData) -> list[str]:
+def differences(env: dict, cfg: RunConfig | NotebookRun, data: TokenData | NotebookCode) -> list[str]:
     "In what a folder's `env.json` differs from what a run would be now: settings, text, tokenizer, code."
+    if isinstance(cfg, NotebookRun):
+        assert isinstance(data, NotebookCode)   # what `Study.made_by` gives goes with its `run`
+        return notebook_differences(env, cfg, data)
+    assert isinstance(data, TokenData)
     words = []
     if env["data_hash"] != data.data_hash: words.append("text")
     if env["tokenizer_hash"] != data.tokenizer_hash: words.append("tokenizer")
@@ -657,10 +728,23 @@ def differences(env: dict, cfg: RunConfig, data: TokenData) -> list[str]:
     if not same_code(cfg.arm, cfg.train.precision, now, env, fingerprint): words.append("code")
     return words
 
+def notebook_differences(env: dict, cfg: NotebookRun, now: NotebookCode) -> list[str]:
+    "The same of a run of somebody's notebook."
+    words = []
+    if env["data_hash"] != now.data_hash: words.append("data")
+    elif env["identity"] != notebook_identity(cfg.described(), now.data_hash): words.append("settings")
+    if env["package_hash"] == now.code_hash: return words
+    kept = env.get("fingerprint", {}).get(cfg.arm, {}).get("smoke", [])
+    numbers = now.behaviour(cfg) if kept and now.behaviour else []
+    ours = dict(
+        package_hash=now.code_hash, torch=now.packages.get("torch", ""), platform=platform.platform(),
+        fingerprint={cfg.arm: dict(smoke=numbers)})
+    return words if same_code(cfg.arm, "", ours, env) else [*words, "code"]
+
 def run_state(
     folder: Path,
-    cfg: RunConfig | None = None,    # what the run should be; None trusts the folder
-    data: TokenData | None = None,   # on which text
+    cfg: RunConfig | NotebookRun | None = None,    # what the run should be; None trusts the folder
+    data: TokenData | NotebookCode | None = None,  # on which text, or by which code
 ) -> str:                            # absent | partial | done | diverged | stale | damaged
     "What a run's folder holds."
     ended = folder / "result.json"
@@ -673,9 +757,9 @@ def run_state(
     if why_not(folder): return "damaged"
     return read_json(ended)["status"] if has(ended) else "partial"
 
-def run_folder(study: Path, cfg: RunConfig) -> Path:
+def run_folder(study: Path, cfg: RunConfig | NotebookRun) -> Path:
     "Where a study keeps a run: `<study>/<arm>/<lr>-s<seed>`."
-    return Path(study) / cfg.arm / f"{cfg.train.lr:g}-s{cfg.train.seed}"
+    return Path(study) / cfg.arm / run_name(cfg.train.lr, cfg.train.seed, getattr(cfg, "rated", True))
 
 # %% ../nbs/11_results.ipynb #7a3371cd
 class Busy(AblationError):
@@ -737,6 +821,7 @@ def without_pictures(notebook: bytes) -> bytes:
 # %% ../nbs/11_results.ipynb #6bb63ee8
 RUN_FILES = ("config.json", "doc_losses.npy", "env.json", "metrics.jsonl",
              "position_losses.npy", "result.json", "run.ipynb")
+KEPT_FILES = (*RUN_FILES, "items.npy")  # and a number for each item, of somebody's notebook
 RUN_LOCKS = (".engine.lock", ".lock")  # of who executes the run's notebook, and of who trains
 Alone = Callable[[Path, str], AbstractContextManager]  # holds a lock of a folder; an AblationError where it is held
 
@@ -757,7 +842,7 @@ def finished(folder: Path) -> bool:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     "The files of a run as an archive keeps them."
-    files = {name: (folder / name).read_bytes() for name in RUN_FILES if (folder / name).exists()}
+    files = {name: (folder / name).read_bytes() for name in KEPT_FILES if (folder / name).exists()}
     if "run.ipynb" in files: files["run.ipynb"] = without_pictures(files["run.ipynb"])
     return files
 
@@ -811,7 +896,7 @@ def empty_folders(study: Path, files: dict[str, bytes], alone: Alone) -> None:
         with held(f, alone) as free:
             if not free or not is_as_packed(f, files, f.relative_to(study).as_posix()): continue
             (f / "env.json").unlink(missing_ok=True)   # from here on the archive speaks for the run
-            for name in (*RUN_FILES, *RUN_LOCKS):
+            for name in (*KEPT_FILES, *RUN_LOCKS):
                 if name != "run.ipynb" or f not in shown: (f / name).unlink(missing_ok=True)
             with suppress(OSError): f.rmdir()          # weights and the like stay
 
@@ -835,7 +920,7 @@ def made_of(folder: Path) -> dict:
     "All that the report of a study follows from, by hash or version."
     from importlib.metadata import version
     root, package = project_root(), Path(ablation_nb.__file__).parent
-    names = {*SETTINGS, *RUN_FILES} - {"run.ipynb"}
+    names = {*SETTINGS, *KEPT_FILES} - {"run.ipynb"}
     return dict(
         study=[folder.name, sha256_of((f for f in folder.rglob("*") if f.name in names), folder)],
         code=[sha256_of(package.glob("*.py"), package), own_hash()],

@@ -1,0 +1,388 @@
+"Anybody's notebook in an empty folder: three that know nothing of this package, and what is said of bad ones."
+import json
+import shutil
+import signal
+
+import forks
+import nbformat
+import pandas as pd
+import pytest
+from conftest import ROOT, refused, succeeded
+from engines import wait_for
+
+from ablation_nb.provenance import notebook_code
+from ablation_nb.results import load_runs
+
+NAMES = "digits", "mlp", "gpt"
+EIGHT = "seeds    = [0, 1, 2, 3, 4, 5, 6, 7]"
+COMMITTED = ROOT / "outputs"
+
+
+def lone(folder, seeds="[0, 1]"):
+    "An empty folder with the three notebooks and their study files, which ask for fewer seeds than the committed ones."
+    shutil.copytree(ROOT / "studies" / "strangers", folder / "studies" / "strangers")
+    for name in NAMES:
+        text = (ROOT / "studies" / f"{name}.toml").read_text()
+        assert EIGHT in text
+        (folder / "studies" / f"{name}.toml").write_text(text.replace(EIGHT, f"seeds    = {seeds}"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory): return lone(tmp_path_factory.mktemp("strangers") / "mine")
+
+
+@pytest.fixture(scope="module")
+def study(place, sh):
+    "Run a study once and report it: `study('digits')` -> its folder, and what the report printed."
+    made = {}
+
+    def carried_out(name):
+        if name not in made:
+            succeeded(sh("ablation", "run", name, cwd=place))
+            made[name] = succeeded(sh("ablation", "report", name, cwd=place)).stdout
+        return place / "outputs" / name, made[name]
+    return carried_out
+
+
+def verdicts(folder, setup=None):
+    "Arm -> verdict, of the first set of runs or of one by name."
+    table = pd.read_csv(folder / "tables" / "results.csv")
+    own = table[table.setup == (setup or table.setup.iloc[0])].set_index("arm")
+    return own.verdict.dropna().to_dict()
+
+
+def values(folder):
+    "Every run's metric and the hash of all that it left, by its folder."
+    found = {}
+    for p in folder.glob("*/*/result.json"):
+        result = json.loads(p.read_text())
+        found[p.parent.relative_to(folder).as_posix()] = result["value"], result["numbers"]
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_stranger_stands_with_eight_seeds(name):
+    folder = COMMITTED / name
+    runs = load_runs(folder)
+    plan = json.loads((folder / "study.json").read_text())
+    assert set(runs.status) == {"done"}
+    tested = runs[runs.seed.isin(plan["seeds"])]
+    assert set(tested.groupby("arm").seed.nunique()) == {8}
+    assert set(tested.arm) == set(plan["arms"])
+    report = (folder / "report.md").read_text()
+    assert "not complete" not in report
+    assert "nats per token" not in report
+    for heading in ("What was found", "What was run", "Results", "Every run", "Is each treatment real?"):
+        assert f"\n## {heading}\n" in report
+    assert (folder / "ablation_comparison.svg").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_runs_stand_on_the_notebook_as_it_is(name):
+    plan = json.loads((COMMITTED / name / "study.json").read_text())
+    notebook, files = ROOT / plan["notebook"], [ROOT / f for f in plan["files"]]
+    now = notebook_code(notebook, files, ROOT)
+    runs = load_runs(COMMITTED / name)
+    assert set(runs.package_hash) == {now.code_hash}, f"ablation run {name} --rerun-stale"
+    assert set(runs.data_hash) == {now.data_hash}
+
+
+def test_digits_get_verdicts_in_the_direction_of_their_metric():
+    folder = COMMITTED / "digits"
+    table = pd.read_csv(folder / "tables" / "results.csv").set_index("arm")
+    assert verdicts(folder)["penalised"] == "worse"
+    assert table.difference["penalised"] < -0.01, "accuracy falls, and less of it is worse"
+    assert table.value["plain"] > table.value["penalised"]
+    assert table.n["scaled"] == 8
+
+
+def test_the_direction_is_said(study):
+    assert "accuracy in share of digits, higher is better" in study("digits")[1]
+
+
+def test_a_treatment_that_never_reaches_the_model_is_told_by_its_numbers():
+    assert verdicts(COMMITTED / "digits")["clipped"] == "changes nothing"
+    report = (COMMITTED / "digits" / "report.md").read_text()
+    assert "`clipped` changes nothing here" in report
+    assert "`aa` is `plain` run again: the same seed gave the same numbers" in report
+
+
+def test_the_planted_arm_counts_in_no_correction():
+    table = pd.read_csv(COMMITTED / "digits" / "tables" / "results.csv").set_index("arm")
+    tested = table.loc[["scaled", "penalised"]]
+    assert tested.p_holm.min() == pytest.approx(2 * tested.p.min())
+    assert tested.p_holm.max() == pytest.approx(max(tested.p.max(), 2 * tested.p.min()))
+
+
+def test_a_network_is_tuned_and_its_checks_are_listed(study):
+    folder, _ = study("mlp")
+    tuning = json.loads((folder / "tuning.json").read_text())[""]
+    assert set(tuning) == {"bare", "aa", "dropout", "batchnorm"}
+    assert tuning["aa"] == tuning["bare"]
+    report = (folder / "report.md").read_text()
+    assert "## Learning rates" in report
+    assert "two passes in training differ" in report
+    assert "two passes in training agree" in report
+
+
+def test_a_treatment_that_its_own_check_refutes_does_not_train(place, sh):
+    text = (place / "studies" / "mlp.toml").read_text().partition("[tune]")[0]
+    (place / "studies" / "idle.toml").write_text(text.replace('"batchnorm"', '"dropout_idle"').replace("[0, 1]", "[0]"))
+    words = "outputs/idle/dropout_idle/s0", "its check 1 failed: dropout_idle: two passes agree"
+    refused(sh("ablation", "run", "idle", cwd=place), *words)
+    assert not list(place.glob("outputs/idle/dropout_idle/*/result.json"))
+    assert not list(place.glob("outputs/idle/dropout_idle/*/out/*")), "its cells below the check have run"
+    assert len(list(place.glob("outputs/idle/dropout/*/result.json"))) == 1, "a run that fails stops no other"
+
+
+def test_a_stranger_s_gpt_is_compared_without_its_knowing():
+    folder = COMMITTED / "gpt"
+    assert verdicts(folder)["no_positions"] in ("worse", "better", "equivalent", "undetermined")
+    assert set(verdicts(folder)) == {"no_norm", "no_positions", "relu"}
+
+
+def test_done_is_done_and_its_cost_is_known(study, place, sh):
+    study("digits")
+    assert "\n0 runs in" in succeeded(sh("ablation", "run", "digits", cwd=place)).stdout
+    assert "Nothing is left to do." in succeeded(sh("ablation", "plan", "digits", cwd=place)).stdout
+    rows = json.loads(succeeded(sh("ablation", "status", "digits", "--json", cwd=place)).stdout)
+    assert {r["state"] for r in rows} == {"done"}
+    longer = (place / "studies" / "digits.toml").read_text().replace("[0, 1]", "[0, 1, 2]")
+    (place / "outputs" / "longer").symlink_to(place / "outputs" / "digits")
+    (place / "studies" / "longer.toml").write_text(longer)
+    said = succeeded(sh("ablation", "plan", "longer", cwd=place)).stdout
+    (place / "outputs" / "longer").unlink()
+    assert "To do: 5 runs of studies/strangers/digits.ipynb" in said
+    assert " a run." in said
+
+
+def test_packed_it_reads_as_before(study, place, sh):
+    folder, _ = study("digits")
+    packed = place / "outputs" / "packed"
+    shutil.copytree(folder, packed)
+    before = load_runs(folder).drop(columns="study")
+    assert "10 runs packed" in succeeded(sh("ablation", "pack", "outputs/packed", cwd=place)).stdout
+    pd.testing.assert_frame_equal(load_runs(packed).drop(columns="study"), before)
+    shutil.copy(place / "studies" / "digits.toml", place / "studies" / "packed.toml")
+    rows = json.loads(succeeded(sh("ablation", "status", "packed", "--json", cwd=place)).stdout)
+    assert [r["state"] for r in rows] == ["done"] * 10
+
+
+def test_killed_and_begun_again_it_comes_to_the_same_numbers(study, tmp_path, sh, env):
+    "The notebook keeps a checkpoint of its own, finds it again, and ends with the numbers of an undisturbed run."
+    calm = values(study("gpt")[0])
+    root = lone(tmp_path / "again")
+    folder = root / "outputs" / "gpt"
+    process = forks.Forked(["ablation", "run", "gpt", "--workers", "2"], root, env)
+    def half_way():
+        kept = folder.glob("*/*/out/checkpoint.pt")
+        return [p for p in kept if not (p.parents[1] / "result.json").exists()]
+    wait_for(half_way, 120)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    assert len(list(folder.glob("*/*/result.json"))) < len(calm)
+    succeeded(sh("ablation", "run", "gpt", cwd=root))
+    assert values(folder) == calm
+    notebooks = [p.read_text() for p in folder.glob("*/*/run.ipynb")]
+    assert any("resumed at step" in text for text in notebooks), "no run went on from its checkpoint"
+
+
+COIN = """
+import json, random
+draw = random.Random(seed)
+value = draw.gauss({"base": 0, "more": 5, "less": -5}.get(ablation, 0), 1)
+json.dump({"score": value}, open(f"{out}/result.json", "w"))
+"""
+PARAMETERS = 'ablation = "base"\nseed = 0\nout = "."\nbias = 0\n'
+COIN_STUDY = """
+notebook = "coin.ipynb"
+metric = "score"
+better = "higher"
+baseline = "base"
+arms = ["base", "more", "less"]
+seeds = [0, 1, 2]
+margin = 0.1
+"""
+
+
+def coin(folder, code=COIN, parameters=PARAMETERS, study=COIN_STUDY, tags=("parameters",), **metadata):
+    "A folder with a notebook of one cell, and a study of it."
+    cells = [nbformat.v4.new_code_cell(source) for source in (parameters, code)]
+    cells[0].metadata["tags"] = list(tags)
+    spec = dict(name="python3", language="python", display_name="Python 3")
+    folder.mkdir(exist_ok=True)
+    nb = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec, **metadata})
+    nbformat.write(nb, folder / "coin.ipynb")
+    (folder / "coin.toml").write_text(study)
+    return folder
+
+
+R = dict(kernelspec=dict(name="ir", language="R", display_name="R"))
+NOWHERE = dict(kernelspec=dict(name="nowhere", language="python", display_name="Nowhere"))
+
+
+@pytest.mark.parametrize("words, changes", [
+    ("is not there; name a notebook", dict(study=COIN_STUDY.replace("coin.ipynb", "corn.ipynb"))),
+    ("has no cell tagged `parameters`", dict(tags=())),
+    ("has no parameter seed", dict(parameters='ablation = "base"\nout = "."\n')),
+    ("has no parameter lr", dict(study=COIN_STUDY + "lr = [1e-3]\n")),
+    ("is no parameter of coin.ipynb. Did you mean 'bias'?", dict(study=COIN_STUDY + "[overrides]\nbiass = 1\n")),
+    ("cannot be set here; give `seeds = [...]`", dict(study=COIN_STUDY + "[grid]\nseed = [1, 2]\n")),
+    ("runs on a kernel of R", R),
+    ("asks for the kernel 'nowhere', which is not installed", NOWHERE),
+    ("does not hold the baseline 'bass'. Did you mean 'base'?",
+     dict(study=COIN_STUDY.replace('"base"\n', '"bass"\n', 1))),
+    ("margin = None is missing", dict(study=COIN_STUDY.replace("margin = 0.1\n", ""))),
+    ("metric = None is missing", dict(study=COIN_STUDY.replace('metric = "score"\n', ""))),
+    ("must be 'higher' or 'lower'", dict(study=COIN_STUDY.replace("higher", "up"))),
+    ("is not a key of a study of a notebook", dict(study=COIN_STUDY + 'scale = "smoke"\n')),
+    ("cannot name a folder", dict(study=COIN_STUDY.replace('"more"', '"../more"'))),
+    ("is not below", dict(study=COIN_STUDY + 'files = ["none.csv"]\n')),
+    ("is not Python in code cell 2, line 1", dict(code="x = = 3")),
+])
+def test_what_cannot_run_is_said_before_the_first_run(tmp_path, sh, words, changes):
+    root = coin(tmp_path / "coin", **changes)
+    done = refused(sh("ablation", "plan", "coin.toml", cwd=root), words, status=2)
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("words, code", [
+    ("left a result.json without 'score'. Did you mean 'scores'? It holds: scores.",
+     COIN.replace('"score"', '"scores"')),
+    ("left a score that is not finite", COIN.replace('"score": value', '"score": float("nan")')),
+    ("left a score that is not finite", COIN.replace('"score": value', '"score": float("inf")')),
+    ("left 'high' as its score; let it write a number", COIN.replace('"score": value', '"score": "high"')),
+    ("left True as its score", COIN.replace('"score": value', '"score": True')),
+    ("left no result.json", "value = 3"),
+    ("left a result.json that is not JSON", 'open(f"{out}/result.json", "w").write("{")'),
+    ("ZeroDivisionError: division by zero", "1 / 0"),
+])
+def test_a_result_that_cannot_count_fails_the_run_in_a_sentence(tmp_path, sh, words, code):
+    root = coin(tmp_path / "coin", code, study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    done = refused(sh("ablation", "run", "coin.toml", cwd=root), words)
+    assert done.stderr.count("\n") == 3, done.stderr
+    assert not list(root.glob("outputs/coin/*/*/result.json"))
+
+
+def states(sh, root):
+    rows = json.loads(succeeded(sh("ablation", "status", "coin.toml", "--json", cwd=root)).stdout)
+    return {r["state"] for r in rows}
+
+
+def test_runs_stand_as_long_as_what_made_them_does(tmp_path, sh):
+    root = tmp_path / "coin"
+    study = COIN_STUDY + 'files = ["table.csv"]\n'
+    code = "import helper\n" + COIN
+    root.mkdir()
+    (root / "table.csv").write_text("1\n")
+    (root / "helper.py").write_text("A = 1\n")
+    coin(root, code, study=study)
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    assert states(sh, root) == {"done"}
+    coin(root, "# a remark\n" + code, PARAMETERS.replace('"base"', '"more"'), study + 'unit = "points"\n')
+    assert states(sh, root) == {"done"}, "remarks, the saved arm and the unit change no number"
+    for change, back in (
+        (lambda: coin(root, code + "\nx = 1", study=study), lambda: coin(root, code, study=study)),
+        (lambda: coin(root, code, PARAMETERS + "k = 2\n", study), lambda: coin(root, code, study=study)),
+        (lambda: (root / "helper.py").write_text("A = 2\n"), lambda: (root / "helper.py").write_text("A = 1\n")),
+        (lambda: (root / "table.csv").write_text("2\n"), lambda: (root / "table.csv").write_text("1\n")),
+    ):
+        change()
+        assert states(sh, root) == {"stale"}
+        back()
+        assert states(sh, root) == {"done"}
+    coin(root, code + "\nx = 1", study=study)
+    refused(sh("ablation", "run", "coin.toml", cwd=root), "made with other code")
+    succeeded(sh("ablation", "run", "coin.toml", "--rerun-stale", cwd=root))
+    assert states(sh, root) == {"done"}
+
+
+def test_a_short_run_tells_that_other_code_makes_the_same_numbers(tmp_path, sh):
+    "Where a notebook offers `smoke`, code that changes nothing leaves its runs standing, and code that does, not."
+    parameters = PARAMETERS + "smoke = False\n"
+    code = COIN + 'if smoke: open(f"{out}/short", "w").write("")\n'
+    cache = dict(ABLATION_CACHE=str(tmp_path / "cache"))
+    root = coin(tmp_path / "coin", code, parameters, COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    def asked(*argv): return succeeded(sh("ablation", *argv, cwd=root, **cache)).stdout
+    def found(): return {r["state"] for r in json.loads(asked("status", "coin.toml", "--json"))}
+    asked("run", "coin.toml")
+    assert not list(root.glob("outputs/coin/*/*/out/short")), "the run itself is no short one"
+    env = json.loads((root / "outputs" / "coin" / "more" / "s0" / "env.json").read_text())
+    (value,) = env["fingerprint"]["more"]["smoke"]
+    assert value == json.loads((root / "outputs" / "coin" / "more" / "s0" / "result.json").read_text())["value"]
+    coin(root, code.replace("draw", "chance"), parameters, COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    assert found() == {"done"}, "another name of a variable changes no number"
+    coin(root, code.replace('"more": 5', '"more": 6'), parameters, COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    assert found() == {"done", "stale"}, "the numbers of one arm are others, those of two are not"
+
+
+def test_on_a_cluster(tmp_path, sh):
+    "Workers of dask take the runs of anybody's notebook."
+    distributed = pytest.importorskip("distributed")
+    root = coin(tmp_path / "coin", study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1",
+    ) as cluster:
+        done = sh("ablation", "run", "coin.toml", "--scheduler", cluster.scheduler_address, cwd=root)
+    assert "3 of 3 usable" in succeeded(done).stdout
+
+
+def test_a_notebook_without_a_checkpoint_begins_anew(tmp_path, sh):
+    root = coin(tmp_path / "coin")
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    folder = root / "outputs" / "coin" / "more" / "s1"
+    before = values(root / "outputs" / "coin")
+    (folder / "result.json").unlink()
+    (folder / "out" / "left.txt").write_text("half")
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    assert values(root / "outputs" / "coin") == before
+    assert not (folder / "out" / "left.txt").exists()
+
+
+def test_a_result_that_was_touched_counts_no_more(tmp_path, sh):
+    root = coin(tmp_path / "coin")
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    file = root / "outputs" / "coin" / "more" / "s1" / "result.json"
+    result = json.loads(file.read_text())
+    result["own"]["score"] = 99.0
+    file.write_text(json.dumps(result))
+    assert states(sh, root) == {"done", "damaged"}
+
+
+def test_a_seed_that_does_nothing_is_told(tmp_path, sh):
+    root = coin(tmp_path / "coin", COIN.replace("Random(seed)", "Random(1)"))
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    succeeded(sh("ablation", "report", "coin.toml", cwd=root))
+    assert set(verdicts(root / "outputs" / "coin").values()) == {"one draw"}
+    assert "**The seed does nothing**" in (root / "outputs" / "coin" / "report.md").read_text()
+
+
+def test_what_the_seed_does_not_fix_is_told_by_the_control(tmp_path, sh):
+    "Kernels are forks of one process: without a seed they still must not draw the same numbers."
+    study = COIN_STUDY.replace('["base", ', '["base", "aa", ')
+    root = coin(tmp_path / "coin", COIN.replace("draw = random.Random(seed)", "draw = random"), study=study)
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    succeeded(sh("ablation", "report", "coin.toml", cwd=root))
+    assert "draws something that its seed does not fix" in (root / "outputs" / "coin" / "report.md").read_text()
+
+
+def test_a_grid_and_seeds_until_decided(tmp_path, sh):
+    code = COIN.replace(".get(ablation, 0)", ".get(ablation, 0) + bias")
+    study = COIN_STUDY.replace("[0, 1, 2]", "[0, 1]") + "[grid]\nbias = [0, 1]\n[until]\nmost = 4\n"
+    root = coin(tmp_path / "coin", code, study=study)
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    succeeded(sh("ablation", "report", "coin.toml", cwd=root))
+    table = pd.read_csv(root / "outputs" / "coin" / "tables" / "results.csv")
+    assert set(table.setting) == {"bias = 0", "bias = 1"}
+    report = (root / "outputs" / "coin" / "report.md").read_text()
+    assert "Seeds were added here until each verdict stood" in report
+    assert "not complete" not in report
+
+
+def test_a_run_may_say_that_it_diverged(tmp_path, sh):
+    code = COIN + 'if ablation == "less": json.dump({"status": "diverged"}, open(f"{out}/result.json", "w"))\n'
+    root = coin(tmp_path / "coin", code)
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    succeeded(sh("ablation", "report", "coin.toml", cwd=root))
+    assert verdicts(root / "outputs" / "coin")["less"] == "diverged"
