@@ -39,7 +39,7 @@ def nursery() -> None:
         pid = os.fork()
         if not pid: be_kernel(job["argv"], job["cwd"], job["env"])
         folders.append(job["sockets"])
-        try: print(pid, flush=True)
+        try: os.write(1, f"{pid}\n".encode())   # whatever stands for standard output where it was forked
         except BrokenPipeError: break  # the engine has ended meanwhile
     for folder in folders: shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)  # at once, and with it its kernels: torch would take its time to go
@@ -194,7 +194,7 @@ def run_notebook(
     # papermill would change the directory of this process, which all of its threads share
     kernel = type("Kernel", (ForkedKernel,), {"extra_env": env or {}, "cwd": str(Path(root).resolve())})
     source, target = Path(source).resolve(), Path(target).resolve()
-    how = dict(kernel_manager_class=kernel, progress_bar=False, log_output=False, kernel_name=named)
+    how = dict(kernel_manager_class=kernel, progress_bar=False, log_output=False, kernel_name=named, language="python")
     nb = papermill.execute_notebook(source, target, parameters=parameters, **how)
     source_name, target_name = os.path.relpath(source, root), os.path.relpath(target, root)
     nb.metadata.papermill.update(input_path=source_name, output_path=target_name)
