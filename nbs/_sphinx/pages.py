@@ -227,6 +227,8 @@ def write_notebook(path, nb):
     "A notebook, whose cells are called by their places: names drawn by chance would make each one a new page."
     for i, cell in enumerate(nb["cells"]): cell["id"] = f"cell-{i}"
     nb["nbformat"], nb["nbformat_minor"] = 4, 5
+    code = "\n".join(cell["source"] for cell in nb["cells"] if cell["cell_type"] == "code")
+    if re.search(r"^[!%]", code, re.M): nb["metadata"]["language_info"] = dict(name="python", pygments_lexer="ipython3")
     write(path, nb2str(nb))
 
 
@@ -401,7 +403,9 @@ def run_page(out, study, f):
         whole = f"> outputs/{run}/run.ipynb is no notebook and is not shown. The whole study: [report]({report})."
     nb = with_curve(page_of(raw, f), f.parent)
     for cell in nb["cells"]: led_to_nbs(cell, os.path.relpath(ROOT, f.parent))
-    nb["cells"][0]["source"] = inert(f"# {arm_label(f.parent.parent.name)}: one run\n\n{whole}")
+    head = inert(f"# {arm_label(f.parent.parent.name)}: one run\n\n{whole}")
+    if of_own_notebook(study): nb["cells"].insert(0, dict(mk_cell(head, "markdown"), metadata={}))
+    else: nb["cells"][0]["source"] = head
     write_notebook(page, nb)
 
 
@@ -451,10 +455,16 @@ def report_page(out, report, pages=()):
     write(out / report.relative_to(ROOT), text)
 
 
+def of_own_notebook(study):
+    "Does a study run somebody's own notebook, and not train.ipynb?"
+    try: return "notebook" in read_json(study / "study.json")
+    except (AblationError, OSError): return False
+
+
 def importance(study):
-    "Where a study stands among the others: the true model first, then by name."
+    "Where a study stands among the others: the true model first, then by name, those of other notebooks last."
     stem = study.name.partition("-")[0]
-    return STUDIES.index(stem if stem in STUDIES else "any other"), study.name
+    return of_own_notebook(study), STUDIES.index(stem if stem in STUDIES else "any other"), study.name
 
 
 def reported():
@@ -635,12 +645,21 @@ def api(out):
     write(out / "api.md", text + "\n".join(rows) + "\n")
 
 
+def lone_notebook(out, f):
+    "A notebook that links lead to, and no list of pages."
+    nb = page_of(json.loads(f.read_text(encoding="utf-8")), f)
+    nb["metadata"]["orphan"] = True
+    write_notebook(out / f.relative_to(ROOT), nb)
+
+
 def project(out):
     "What is written about the project beside the notebooks."
     files = ("CONTRIBUTING.md", "LOG.md", "CHANGELOG.md")
     for f in files: copy(ROOT / f, out)
     for folder in ("studies", "reference"):
-        for f in sorted((ROOT / folder).rglob("*.*")): copy(f, out)
+        for f in sorted((ROOT / folder).rglob("*.*")):
+            if f.suffix == ".ipynb": lone_notebook(out, f)
+            else: copy(f, out)
     links = "\n".join(f"- [{title(ROOT / f)}]({f})" for f in files)
     write(out / "project.md", f"# Project\n\n{links}\n" + toctree(*(f.removesuffix(".md") for f in files)))
 
