@@ -4,7 +4,7 @@ import os
 import pytest
 from conftest import ROOT, succeeded
 
-BY_PAPERMILL = ("analysis", "benchmark", "index", "train")  # other tests and targets of make run them
+BY_PAPERMILL = ("analysis", "benchmark", "index", "own_question", "train")  # other tests and targets of make run them
 NOTEBOOKS = sorted(n.stem for n in (ROOT / "nbs").glob("*.ipynb") if n.stem not in BY_PAPERMILL)
 
 

@@ -288,6 +288,21 @@ def test_wheel_and_sdist_install_in_an_empty_environment(built, kind, sh, tmp_pa
     for word in ("plan", "run", "status", "report", "export"): assert word in shown
 
 
+def test_the_page_of_one_s_own_question_is_walked_as_it_stands(built, sh, tmp_path):
+    "From an empty folder to a report, where nothing but the package is installed."
+    bin, _ = installed(built, "whl", sh, tmp_path / "env")
+    beyond = dict(PYTHONPATH="", PATH=f"{bin}:{os.environ['PATH']}", ABLATION_CORPUS="", ABLATION_CACHE="")
+    shutil.copy(ROOT / "nbs" / "own_question.ipynb", tmp_path)
+    walk = ("papermill", "own_question.ipynb", "walked.ipynb")
+    succeeded(sh(bin / "python", "-m", *walk, cwd=tmp_path, **beyond))
+    def told(file):
+        cells = json.loads(file.read_text())["cells"]
+        outputs = [o for c in cells if c["cell_type"] == "code" for o in c["outputs"]]
+        return "".join("".join(o["data"].get("text/markdown", "")) for o in outputs if "data" in o)
+    assert "**`sorted` changes nothing here**" in told(tmp_path / "walked.ipynb")
+    assert told(tmp_path / "walked.ipynb") == told(ROOT / "nbs" / "own_question.ipynb"), "the page shows other numbers"
+
+
 def test_a_new_project_works_beyond_a_clone(built, sh, tmp_path):
     "What the package brings is enough: a project of its own, a run, a report, one run in a notebook, the analysis."
     bin, site = installed(built, "whl", sh, tmp_path / "env")

@@ -322,7 +322,7 @@ def test_on_a_cluster(tmp_path, sh):
     distributed = pytest.importorskip("distributed")
     root = coin(tmp_path / "coin", study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1",
+        n_workers=1, threads_per_worker=1, resources=dict(run=1), dashboard_address=":0", host="127.0.0.1",
     ) as cluster:
         done = sh("ablation", "run", "coin.toml", "--scheduler", cluster.scheduler_address, cwd=root)
     assert "3 of 3 usable" in succeeded(done).stdout
@@ -365,6 +365,32 @@ def test_what_the_seed_does_not_fix_is_told_by_the_control(tmp_path, sh):
     succeeded(sh("ablation", "run", "coin.toml", cwd=root))
     succeeded(sh("ablation", "report", "coin.toml", cwd=root))
     assert "draws something that its seed does not fix" in (root / "outputs" / "coin" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("answer, tagged", [(["--yes"], True), ([], False)])
+def test_a_study_file_is_written_from_a_notebook_by_the_command(tmp_path, sh, answer, tagged):
+    "A cell is tagged where somebody has said yes, and nobody has where there is no terminal; then it is missing."
+    root = coin(tmp_path / "coin", tags=(), study="")
+    done = succeeded(sh("ablation", "new", "--from", "coin.ipynb", "mine", *answer, cwd=root))
+    cells = nbformat.read(root / "coin.ipynb", 4).cells
+    assert (cells[0].metadata.get("tags") == ["parameters"]) is tagged
+    assert ("Missing: Cell 1 has no tag `parameters`; a study does not run without." in done.stdout) is not tagged
+    assert "Next: ablation plan mine.toml" in done.stdout
+    if not tagged: return
+    text = (root / "mine.toml").read_text()
+    assert 'baseline = "base"' in text
+    assert 'metric   = "score"' in text
+    assert "To do: " in succeeded(sh("ablation", "plan", "mine.toml", cwd=root)).stdout
+
+
+def test_what_a_notebook_lacks_is_named_when_a_study_is_written(tmp_path, sh):
+    root = coin(tmp_path / "coin", code="value = 3", parameters='ablation = "base"\n', study="")
+    said = succeeded(sh("ablation", "new", "--from", "coin.ipynb", "mine", cwd=root)).stdout
+    for words in ("sets no `seed`; add seed = 0.", 'sets no `out`; add out = ".".', "No cell writes result.json"):
+        assert words in said, said
+    refused(sh("ablation", "new", "--from", "coin.ipynb", "mine", cwd=root), "mine.toml exists already", status=2)
+    refused(sh("ablation", "new", "--from", "corn.ipynb", "other", cwd=root), "There is no notebook corn.ipynb.",
+            status=2)
 
 
 def test_a_grid_and_seeds_until_decided(tmp_path, sh):
