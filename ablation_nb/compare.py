@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from .config import AblationError, did_you_mean
 from .figures import arm_colour, new_figure, our_style, plot_intervals, save_figure, settled
 from .report import write_text
-from .statistics import equivalence_power, paired_differences, paired_effects, smallest_effect, verdicts
+from .statistics import (
+    equivalence_power, paired_differences, paired_effects, signed, smallest_effect, verdicts)
 from .tables import booktabs, inert, interval_words, last_test, share_words
 
 # %% ../nbs/26_compare.ipynb #26c00006
@@ -292,7 +293,7 @@ def rows_to_draw(numbers: Numbers, table: pd.DataFrame, baseline: str) -> tuple[
         label=arms.arm.map(as_drawn),
         colour=arms.arm.map(arm_colour),
         mean=arms.difference, lo=arms.lo, hi=arms.hi,
-        words=[f"{r.difference + 0.:+.{digits}f} {r.verdict}" for r in arms.itertuples()]))
+        words=[f"{signed(r.difference, digits)} {r.verdict}" for r in arms.itertuples()]))
     return rows, [pairs[pairs.arm == arm].difference.to_numpy() for arm in arms.arm]
 
 # %% ../nbs/26_compare.ipynb #26c0001b

@@ -100,7 +100,7 @@ def execute(
             with alone(folder): pass  # nor does anybody train here without an engine
             if already_done(cfg, folder, env):
                 return dict(read_json(folder / "result.json"), why="by another process")
-            own = {k: DEFAULTS[k] for k in set_otherwise(root)}   # instead of what somebody saved there
+            with LOOKING: own = {k: DEFAULTS[k] for k in set_otherwise(root)}   # instead of what somebody saved there
             run_notebook(root / "nbs" / "train.ipynb", folder / "run.ipynb", root, own | parameters, env)
             return read_json(folder / "result.json")
     except Busy: return dict(status="busy")

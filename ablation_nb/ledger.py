@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OWN_KEYS', 'PREFACE', 'Claim', 'Advice', 'claims_file', 'ranges', 'read_claims', 'read_advice', 'is_trial',
            'ledger_folders', 'notebook_studies', 'settings_kept', 'studies_in', 'at_points', 'sets_of', 'bearing',
-           'answers', 'settle_claim', 'computed_verdict', 'settle_all', 'settle', 'claims_of', 'Weighed', 'Reading',
-           'weigh', 'readings', 'recommendations', 'item', 'write_ledger', 'count_of', 'advice_page', 'verdict_at',
-           'claims_table', 'section_of', 'tests_list', 'study_words', 'ledger_page']
+           'runs_of', 'answers', 'settle_claim', 'computed_verdict', 'settle_all', 'settle', 'claims_of', 'Weighed',
+           'Reading', 'weigh', 'readings', 'recommendations', 'item', 'write_ledger', 'count_of', 'advice_page',
+           'verdict_at', 'claims_table', 'section_of', 'tests_list', 'study_words', 'ledger_page']
 
 # %% ../nbs/25_ledger.ipynb #dff6e2bb
 import inspect, re, sys
@@ -332,9 +332,16 @@ def bearing(claim: Claim, sets: list[Evidence]) -> list[Evidence]:
         if place_in_study and whole_study(claim): continue                        # once a study
         if over_points != (points(e.r) != [""]) or not may_decide(claim, e): continue
         scale, seeds = claim.scales.index(e.r.config["scale"]), e.runs.seed.nunique()
-        rank = scale, e.setup != "tuned", not is_usual(e), -seeds, e.r.name, place_in_study
+        rates = runs_of(claim, e).groupby("arm").lr.nunique().min() if whole_study(claim) else 1
+        rank = scale, -rates, e.setup != "tuned", not is_usual(e), -seeds, e.r.name, place_in_study
         ranked.append((rank, e))
     return [e for _, e in sorted(ranked, key=lambda pair: pair[0])]
+
+def runs_of(claim: Claim, e: Evidence) -> pd.DataFrame:
+    "Of a whole study the runs of the baseline and of the arms that the claim names; of all arms if it names none."
+    named = arms_in(claim.parameters)
+    runs = e.r.runs
+    return runs[runs.arm.isin(["baseline", *named])] if named else runs
 
 def answers(
     claim: Claim,
@@ -364,7 +371,7 @@ def place(claim: Claim, e: Evidence) -> tuple[str, str]:
         shape.append(f"{span(e.runs[f], '{:,}'.format)} {unit}")
     rates = e.rates
     if claim.by == "sets": rates = " and ".join(Evidence(e.r, name).rates for name in e.r.sets)
-    elif whole_study(claim): rates = f"over rates {span(e.r.runs.lr, lr_words)}"
+    elif whole_study(claim): rates = f"over rates {span(runs_of(claim, e).lr, lr_words)}"
     return size, ", ".join([*shape, rates, *["one seed"] * (e.runs.seed.nunique() == 1)])
 
 def places_words(places: list[tuple[str, str]]) -> str:
@@ -588,7 +595,8 @@ A verdict says where it was found: the baseline's parameters, the learning rates
 arm's own best one, or one for all arms) and the tokens of a run; behind it stands \
 where the contrary was found. A run of the report has {tokens} tokens: where ours are \
 shorter, the size of an effect is that of the shorter run. The largest scale goes \
-first, own best rates before one rate, and runs of one seed behind all others; the \
+first, of rates the study that tried more of them, own best rates before one rate, and \
+runs of one seed behind all others; the \
 smallest scale, *laptop*, decides as a last resort, and only where depth, context, \
 combinations, learning rates or noise are concerned.
 

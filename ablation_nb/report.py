@@ -1890,7 +1890,7 @@ def study_question(
 
 # %% ../nbs/23_report.ipynb #5ca1e302
 SIZES = (  # studies of one question, at several sizes
-    "laptop-tinystories",
+    "atlas-tinystories",
     "replication-tinystories",
     "true_model-tinystories",
 )
@@ -2009,7 +2009,7 @@ def scale_sentence(
     words = f"**{arm_label(own.arm.iloc[0])}**: {verdicts_by_size(own)}. {turn_words(own)}"
     if trend is None: return f"{words} Fewer than two studies give it a weight, so it has no trend."
     size = interval_words(trend.slope, trend.slope_lo, trend.slope_hi)
-    if np.isnan(trend.slope_lo): says = f"Two sizes have a line ({size}), and no interval"
+    if np.isnan(trend.slope_lo): says = f"Two sizes have a line without an interval: {size}"
     elif trend.trend == "undetermined": says = f"Whether it changes with size is undetermined: {size}"
     else: says = f"It **{trend.trend}** with size: {size}"
     return f"{words} {says} bits per byte for each doubling of the parameters.{crossing_words(trend, own)}"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Direction', 'ROUNDOFF', 'TOKENS', 'SHARPER', 'STEP_CHECKS', 'definition_loss', 'Bounds', 'rounding_bounds',
            'FirstStep', 'take_step', 'step_again', 'due_rates', 'check_batches', 'check_schedule', 'rates_fault',
-           'check_loss', 'check_gradients', 'check_update', 'check_momentum', 'check_recipe', 'check_step']
+           'check_loss', 'check_gradients', 'check_update', 'check_momentum', 'check_recipe', 'check_step', 'checks_of']
 
 # %% ../nbs/07_step.ipynb #0c7781b5
 import re
@@ -106,6 +106,21 @@ class FirstStep:
         "What the trainer took for the gradient, before it was clipped."
         found = {**self.moments.get("exp_avg", {}), **self.moments.get("momentum_buffer", {})}
         return {name: found[name] * self.clip(self.train) / self.portion(name, self.train) for name in self.before}
+
+    @cached_property
+    def due_loss(self) -> float:
+        "The loss by the definition."
+        return loss_at(self, {})
+
+    @cached_property
+    def along(self) -> dict[str, float]:
+        "Group -> how far the length of its gradient is off the definition's slope along it."
+        return along_groups(self)
+
+    @cached_property
+    def across(self) -> float:
+        "How far the gradient is off the definition's slope along a random direction."
+        return across_at_random(self)
 
     def clip(self, cfg: TrainConfig) -> float:
         "By what the gradient is to be divided."
@@ -276,7 +291,7 @@ def along_groups(s: FirstStep) -> dict[str, float]:
 # %% ../nbs/07_step.ipynb #229627e8
 def check_loss(s: FirstStep) -> tuple[bool, str]:
     "The loss that the step reports is the definition's."
-    due, most = loss_at(s, {}), s.bounds.loss
+    due, most = s.due_loss, s.bounds.loss
     gap = abs(s.loss / due - 1)
     if gap < most: return True, f"The loss of a step agrees with the float64 definition to {gap:.0e}."
     return False, f"The loss of a step is {beside_the_definition(s.loss, due, most, s.train.precision)}."
@@ -289,7 +304,7 @@ def check_gradients(s: FirstStep) -> tuple[bool, str]:
     total = length(s.gradient)
     if not abs(total / s.norm - 1) < 1e-3:
         return False, f"The step reports a gradient norm of {s.norm:.6g} and works with {total:.6g}."
-    gaps = along_groups(s)
+    gaps = s.along
     wrong = [group for group, gap in gaps.items() if not abs(gap) < due.along]
     wrong.sort(key=lambda group: -abs(gaps[group]))
     if wrong:
@@ -297,7 +312,7 @@ def check_gradients(s: FirstStep) -> tuple[bool, str]:
         rise = g / (1 + gaps[wrong[0]])
         what = f"The gradient of {listed(wrong)} is wrong: along the first the loss should rise by"
         return False, f"{what} {beside_the_definition(g, rise, due.along, precision)}."
-    odd, worst = across_at_random(s), max(map(abs, gaps.values()))
+    odd, worst = s.across, max(map(abs, gaps.values()))
     if not odd < due.across:
         what = "Along a random direction the gradients are off the definition by"
         return False, f"{what} {odd:.2g}, and rounding in {precision} explains {due.across:.0e}."
@@ -462,7 +477,10 @@ def check_step(
     usual: TrainConfig | None = None,  # training where no arm changes it; None: that of the full scale
 ) -> list[Check]:
     "Prove that the step of a trainer is what is written down: batches, schedule, loss, gradients, update, recipe."
+    return checks_of(t, take_step(t, arm, usual))
+
+def checks_of(t: Trainer, s: FirstStep) -> list[Check]:
+    "What a trainer and a step of it show."
     tables = [outcome(check, t) for check in (check_batches, check_schedule)]
-    s = take_step(t, arm, usual)
     of_buffers = [check_momentum] if s.filled else []
     return tables + [outcome(check, s) for check in (*STEP_CHECKS, *of_buffers)]

@@ -6,6 +6,7 @@ signals and pipes, and it imports the package and arms.py anew, from where these
 """
 import atexit
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -247,6 +248,8 @@ def end_as(job, pipes):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal of the tests is theirs
     for library in LIBRARIES: import_module(library)
+    gc.collect()
+    gc.freeze()   # forks need not look through what was imported before them
     job = next_job(socket.socket(fileno=int(sys.argv[1])))
     if job: end_as(*job)
     os._exit(0)

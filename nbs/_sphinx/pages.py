@@ -37,7 +37,6 @@ from ablation_nb.config import (
     ARMS, FAMILIES, PARTS, TRAIN_FIELDS, AblationError, arm_family, arm_label, arm_order, flops_per_token, model_config,
     parameter_count, train_config)
 from ablation_nb.layers import ATTENTION_LAYERS, FEED_FORWARD_LAYERS, NORM_LAYERS, POSITION_LAYERS
-from ablation_nb.ledger import settings_kept
 from ablation_nb.model import BLOCK_LAYERS
 from ablation_nb.report import study_question
 from ablation_nb.results import read_json, read_rows, run_folders, who
@@ -228,9 +227,8 @@ def write_notebook(path, nb):
     "A notebook, whose cells are called by their places: names drawn by chance would make each one a new page."
     for i, cell in enumerate(nb["cells"]): cell["id"] = f"cell-{i}"
     nb["nbformat"], nb["nbformat_minor"] = 4, 5
-    code = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
-    if any(re.search(r"^[!%]", source, re.M) for source in code):   # commands, which are no Python
-        nb["metadata"]["language_info"] = dict(name="python", pygments_lexer="ipython3")
+    code = "\n".join(cell["source"] for cell in nb["cells"] if cell["cell_type"] == "code")
+    if re.search(r"^[!%]", code, re.M): nb["metadata"]["language_info"] = dict(name="python", pygments_lexer="ipython3")
     write(path, nb2str(nb))
 
 
@@ -388,14 +386,9 @@ def led_to_nbs(cell, up):
         cell["source"] = re.sub(r"\]\((?![#\w]+:|#)", f"]({up}/nbs/", "".join(cell["source"]))
 
 
-def of_notebook(study):
-    "Is it a study of somebody's notebook, whose arms are none of ours whatever they are called?"
-    return "notebook" in settings_kept(study)
-
-
 def label_in(study):
-    "How the arms of a study are called on its pages: arm -> label."
-    return str if of_notebook(study) else arm_label
+    "How the arms of a study are called on its pages: arm -> label. Those of somebody's notebook are none of ours."
+    return str if of_own_notebook(study) else arm_label
 
 
 def executed(out, study):
@@ -416,9 +409,9 @@ def run_page(out, study, f):
         whole = f"> outputs/{run}/run.ipynb is no notebook and is not shown. The whole study: [report]({report})."
     nb = with_curve(page_of(raw, f), f.parent)
     for cell in nb["cells"]: led_to_nbs(cell, os.path.relpath(ROOT, f.parent))
-    if nb["cells"][0]["cell_type"] != "markdown":   # somebody's notebook that begins with code
-        nb["cells"].insert(0, dict(mk_cell("", "markdown"), metadata={}))
-    nb["cells"][0]["source"] = inert(f"# {label_in(study)(f.parent.parent.name)}: one run\n\n{whole}")
+    head = inert(f"# {label_in(study)(f.parent.parent.name)}: one run\n\n{whole}")
+    if of_own_notebook(study): nb["cells"].insert(0, dict(mk_cell(head, "markdown"), metadata={}))
+    else: nb["cells"][0]["source"] = head
     write_notebook(page, nb)
 
 
@@ -468,10 +461,16 @@ def report_page(out, report, pages=()):
     write(out / report.relative_to(ROOT), text)
 
 
+def of_own_notebook(study):
+    "Does a study run somebody's own notebook, and not train.ipynb?"
+    try: return "notebook" in read_json(study / "study.json")
+    except (AblationError, OSError): return False
+
+
 def importance(study):
-    "Where a study stands among the others: the true model first, then by name."
+    "Where a study stands among the others: the true model first, then by name, those of other notebooks last."
     stem = study.name.partition("-")[0]
-    return STUDIES.index(stem if stem in STUDIES else "any other"), study.name
+    return of_own_notebook(study), STUDIES.index(stem if stem in STUDIES else "any other"), study.name
 
 
 def reported():
@@ -619,7 +618,7 @@ def arms(out):
     "One section an arm, to which the tables of the site link."
     notebook = next(f for f, module in MODULES.items() if module == "config")
     text = f"# Arms\n\n{ARMS_SAY.format(where=Path(notebook).stem, notebook=notebook)}\n\n"
-    used = {study: arms_of(study) for study in reported() if not of_notebook(study)}
+    used = {study: arms_of(study) for study in reported() if not of_own_notebook(study)}
     for family in dict.fromkeys(["none", *FAMILIES.values(), *map(arm_family, ARMS)]):
         members = [arm for arm in ARMS.values() if arm_family(arm.name) == family]
         if members: text += f"## {'Controls' if family == 'none' else family.capitalize()}\n\n"
@@ -652,13 +651,21 @@ def api(out):
     write(out / "api.md", text + "\n".join(rows) + "\n")
 
 
+def lone_notebook(out, f):
+    "A notebook that links lead to, and no list of pages."
+    nb = page_of(json.loads(f.read_text(encoding="utf-8")), f)
+    nb["metadata"]["orphan"] = True
+    write_notebook(out / f.relative_to(ROOT), nb)
+
+
 def project(out):
     "What is written about the project beside the notebooks."
     files = ("CONTRIBUTING.md", "LOG.md", "CHANGELOG.md")
     for f in files: copy(ROOT / f, out)
     for folder in ("studies", "reference"):
         for f in sorted((ROOT / folder).rglob("*.*")):
-            if f.suffix != ".ipynb": copy(f, out)   # the page of a study shows its notebook with what a run left
+            if f.suffix == ".ipynb": lone_notebook(out, f)
+            else: copy(f, out)
     links = "\n".join(f"- [{title(ROOT / f)}]({f})" for f in files)
     write(out / "project.md", f"# Project\n\n{links}\n" + toctree(*(f.removesuffix(".md") for f in files)))
 
