@@ -511,7 +511,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ablation_nb.figures.interactions_figure': ( 'figures.html#interactions_figure',
                                                                                   'ablation_nb/figures.py'),
                                      'ablation_nb.figures.interval_limits': ('figures.html#interval_limits', 'ablation_nb/figures.py'),
-                                     'ablation_nb.figures.join_end': ('figures.html#join_end', 'ablation_nb/figures.py'),
                                      'ablation_nb.figures.ladder_limits': ('figures.html#ladder_limits', 'ablation_nb/figures.py'),
                                      'ablation_nb.figures.ladder_path': ('figures.html#ladder_path', 'ablation_nb/figures.py'),
                                      'ablation_nb.figures.line_style': ('figures.html#line_style', 'ablation_nb/figures.py'),

@@ -6,7 +6,7 @@
 __all__ = ['baseline_of', 'beside_baseline']
 
 # %% ../nbs/27_beside.ipynb #5e1b0203
-import math, shlex
+import math, os, shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,10 @@ def studies_on(cfg: RunConfig) -> list[tuple[Path, Study]]:
 def train_command(cfg: RunConfig, arm: str) -> str:
     "The command that trains another arm with the settings of a run."
     asked = {"ablation": arm, "scale": cfg.scale, "corpus": cfg.corpus, **settings_asked(cfg)}
-    words = " ".join(f"-p {k} {shlex.quote(str(v))}" for k, v in asked.items())
+    quoted = {k: shlex.quote(str(v)) for k, v in asked.items()}
+    of_this_machine = os.path.isabs(cfg.corpus) and cfg.corpus == os.environ.get("ABLATION_CORPUS")
+    if of_this_machine: quoted["corpus"] = '"$ABLATION_CORPUS"'   # other machines have other folders
+    words = " ".join(f"-p {k} {v}" for k, v in quoted.items())
     return f"papermill nbs/train.ipynb out/{arm}.ipynb {words}"
 
 def next_step(cfg: RunConfig, baseline: Path | None) -> str:

@@ -196,14 +196,12 @@ def end_labels(
     for arm, (x, y) in at.items():
         if x < last - .1: early.setdefault(round(x, 1), {})[arm] = (x, y)
     for names in early.values():
-        left = max(x for x, _ in names.values()) + .03
-        heights = spread_apart([y for _, y in names.values()], .075, 0, EDGE)
-        for (arm, (x, y)), place in zip(names.items(), heights):
-            join_end(ax, arm, (x, y), (left, place))
-            ax.text(
-                left + .01, place, arm_label(arm),
-                color=ink(arm_colour(arm)), va="center", path_effects=HALO,
-                transform=ax.transAxes)
+        heights = [y for _, y in names.values()]
+        moved = (spread_apart(heights, .075, 0, EDGE) - heights) * ax.bbox.height * 72 / ax.figure.dpi   # in points
+        for arm, up in zip(names, moved):
+            write_beside(
+                ax, arm_label(arm), ends[arm], (6, 4 + up),
+                color=ink(arm_colour(arm)), path_effects=HALO)
     wanted = {a: y for a, (x, y) in at.items() if x >= last - .1}
     wanted |= {a: y for a, (y, _) in lost.items()}
     places = spread_apart(list(wanted.values()), .075, 0, EDGE)
@@ -212,19 +210,15 @@ def end_labels(
         if arm in lost: words = f"× {arm_label(arm)}{lost[arm][1]}"
         else:
             words = end_words(arm, ends[arm][1], y, fmt, notes.get(arm, ""))
-            join_end(ax, arm, np.clip(at[arm], 0, 1), (1.045, place))
+            x, y = np.clip(at[arm], 0, 1)
+            ax.plot(
+                [x, 1.015, 1.045], [y, y, place],
+                color=colour, lw=.8, alpha=.6,
+                transform=ax.transAxes, clip_on=False)
         ax.text(
             1.055, place, words,
             color=ink(colour), va="center",
             transform=ax.transAxes)
-
-def join_end(ax: Axes, arm: str, end: ArrayLike, name: tuple[float, float]) -> None:
-    "A thin line from where an arm's line ends to its name, both as (x, y) in parts of the panel."
-    (x, y), (right, place) = np.asarray(end), name
-    ax.plot(
-        [x, right - .03, right], [y, y, place],
-        color=arm_colour(arm), lw=.8, alpha=.6,
-        transform=ax.transAxes, clip_on=False)
 
 # %% ../nbs/21_figures.ipynb #7b40c9e1
 def reach(

@@ -172,7 +172,7 @@ TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}",
     "–": "--", "±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "²": r"\textsuperscript{2}", "≤": r"$\leq$",
-    "→": r"$\rightarrow$", "·": r"$\cdot$", "…": r"\dots{}"}
+    "→": r"$\rightarrow$", "β": r"$\beta$", "₂": r"\textsubscript{2}", "·": r"$\cdot$", "…": r"\dots{}"}
 
 def tex_words(text: str) -> str:
     "A text as LaTeX prints it."
