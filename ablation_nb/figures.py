@@ -192,11 +192,12 @@ def end_labels(
         points = ax.transData.transform(list(ends.values()))
         at = dict(zip(ends, ax.transAxes.inverted().transform(points)))
     last = max((x for x, _ in at.values()), default=1)
-    early: dict[float, dict[str, tuple[float, float]]] = {}   # tenth of the panel -> arm -> where its line ends
-    for arm, (x, y) in at.items():
-        if x < last - .1: early.setdefault(round(x, 1), {})[arm] = (x, y)
-    for names in early.values():
-        heights = [y for _, y in names.values()]
+    groups: list[list[str]] = []   # arms whose lines end early, those that end side by side together
+    for arm in sorted((a for a, (x, _) in at.items() if x < last - .1), key=lambda a: at[a][0]):
+        if groups and at[arm][0] - at[groups[-1][-1]][0] < .1: groups[-1].append(arm)
+        else: groups.append([arm])
+    for names in groups:
+        heights = [at[a][1] for a in names]
         moved = (spread_apart(heights, .075, 0, EDGE) - heights) * ax.bbox.height * 72 / ax.figure.dpi   # in points
         for arm, up in zip(names, moved):
             write_beside(
