@@ -37,6 +37,7 @@ from ablation_nb.config import (
     ARMS, FAMILIES, PARTS, TRAIN_FIELDS, AblationError, arm_family, arm_label, arm_order, flops_per_token, model_config,
     parameter_count, train_config)
 from ablation_nb.layers import ATTENTION_LAYERS, FEED_FORWARD_LAYERS, NORM_LAYERS, POSITION_LAYERS
+from ablation_nb.ledger import settings_kept
 from ablation_nb.model import BLOCK_LAYERS
 from ablation_nb.report import study_question
 from ablation_nb.results import read_json, read_rows, run_folders, who
@@ -463,8 +464,7 @@ def report_page(out, report, pages=()):
 
 def of_own_notebook(study):
     "Does a study run somebody's own notebook, and not train.ipynb?"
-    try: return "notebook" in read_json(study / "study.json")
-    except (AblationError, OSError): return False
+    return "notebook" in settings_kept(study)
 
 
 def importance(study):
