@@ -56,12 +56,17 @@ def parameters_of(cfg: RunConfig, folder: Path, root: Path, env: dict, fresh: bo
         "fresh": fresh,
     }
 
+# One thread at a time reads code and arrays, whose heads are parsed too; the main thread is one of them.
+# Where two do, Python 3.11's parser fails now and then (python/cpython#106905).
+LOOKING = threading.Lock()
+
 def set_otherwise(root: Path) -> dict[str, str]:
     "What the parameters cell of train.ipynb sets, where that is not its default: name -> value as Python writes it."
     cells = code_cells(root / "nbs" / "train.ipynb")
     values: dict[str, str] = {}
     for source, tags in cells:
-        if "parameters" in tags: values |= values_set(source) or {}
+        if "parameters" not in tags: continue
+        with LOOKING: values |= values_set(source) or {}
     return {k: v for k, v in values.items() if k in DEFAULTS and v != repr(DEFAULTS[k])}
 
 def otherwise_words(root: Path) -> str:
@@ -100,7 +105,7 @@ def execute(
             with alone(folder): pass  # nor does anybody train here without an engine
             if already_done(cfg, folder, env):
                 return dict(read_json(folder / "result.json"), why="by another process")
-            with LOOKING: own = {k: DEFAULTS[k] for k in set_otherwise(root)}   # instead of what somebody saved there
+            own = {k: DEFAULTS[k] for k in set_otherwise(root)}   # instead of what somebody saved there
             run_notebook(root / "nbs" / "train.ipynb", folder / "run.ipynb", root, own | parameters, env)
             return read_json(folder / "result.json")
     except Busy: return dict(status="busy")
@@ -111,9 +116,6 @@ def execute(
     except Exception as e: return dict(status="failed", why=f"{type(e).__name__}: {e}")
 
 # %% ../nbs/15_engine.ipynb #71c4b79b
-# One thread at a time reads code and arrays.
-# Where two do, Python 3.11's parser fails now and then (python/cpython#106905).
-LOOKING = threading.Lock()
 FINISHED = ("done", "diverged")   # states of a run that counts
 
 def already_done(cfg: RunConfig, folder: Path, env: dict) -> bool:
@@ -147,7 +149,8 @@ def execute_notebook(cfg: NotebookRun, folder: Path, root: Path, env: dict) -> d
         begin_notebook(cfg, folder, now, goes_on=state == "partial" and any(out.glob("checkpoint*")))
         parameters = {**cfg.parameters, "out": os.path.relpath(out, notebook.parent)}
         run_notebook(notebook, folder / "run.ipynb", notebook.parent, parameters, own_env, kernel_of(notebook))
-        try: result = result_taken(cfg, folder, time.time() - started)
+        try:
+            with LOOKING: result = result_taken(cfg, folder, time.time() - started)
         except AblationError as e: return dict(status="failed", why=str(e))
         write_json(folder / "result.json", result)
     return result

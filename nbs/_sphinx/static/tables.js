@@ -48,9 +48,9 @@ function pushed(table) {
 // Where a table goes on beyond the edge, the edge is soft, a bar shows it, and arrow keys push the table aside.
 function cue(box) {
   const look = () => {
-    const wide = box.scrollWidth > box.clientWidth + 2;
+    const wide = box.scrollWidth > box.clientWidth + 1;
     box.classList.toggle("wide", wide);
-    box.classList.toggle("more", wide && box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+    box.classList.toggle("more", wide && box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
     if (wide) box.tabIndex = 0;
   };
   box.addEventListener("scroll", look, {passive: true});
