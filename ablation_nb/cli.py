@@ -231,13 +231,13 @@ def run(
         raise AblationError(
             f"There is no nbs/train.ipynb in {root}, "
             "and every run executes it; go to a project, or make one: ablation new my-study.")
-    follow = None
+    followers = []
     if args.log:
         from ablation_nb.sinks import Follower, sink
-        follow = Follower(sink(args.log), study.outputs, console.print)
+        followers = [Follower(sink(name), study.outputs, console.print) for name in dict.fromkeys(args.log)]
     left = work_off(
         study, args.workers, args.rerun_stale, console,
-        args.scheduler, args.time_limit, args.tensorboard, follow=follow)
+        args.scheduler, args.time_limit, followers=followers)
     for folder, (_, why) in left.items():
         print(f"ablation: {os.path.relpath(folder)}: {why}", file=sys.stderr)
     if not left: return 0
@@ -467,11 +467,11 @@ def add_run_options(work: argparse.ArgumentParser) -> None:
         "--time-limit", type=float, metavar="SECONDS",
         help="stop at a checkpoint after so long; the same command goes on from there")
     work.add_argument(
-        "--tensorboard", action="store_true",
-        help="keep the rows for TensorBoard too, in each run's folder")
+        "--log", action="append", choices=("tensorboard", "mlflow", "wandb"),
+        help="tell a tracker too, in a folder of the project unless its own variables name a server; may be repeated")
     work.add_argument(
-        "--log", choices=("mlflow", "wandb"),
-        help="tell a tracker too, in a folder of the project unless its own variables name a server")
+        "--tensorboard", action="append_const", dest="log", const="tensorboard",
+        help="short for --log tensorboard: files in each run's folder")
     work.add_argument(
         "--scheduler", metavar="ADDRESS",
         help="of a dask cluster that was started as nbs/scale_out.ipynb says")

@@ -8,7 +8,7 @@ __all__ = ['A_RUN', 'ON_A_CARD', 'HERE_ONLY', 'ELSEWHERE', 'CERTIFICATES', 'exec
 
 # %% ../nbs/15_engine.ipynb #e6910003
 import json, logging, math, os, queue, shutil, signal, sys, threading, time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ from .provenance import (
     torch_version, values_set, write_json)
 from .results import (
     KEPT_FILES, Busy, Damaged, alone, cut_short, has, numbers_left, read_array, read_checked, read_json, run_state)
-from .runs import OPTIONS, board_writer
+from .runs import OPTIONS
 from .study import (OUT, SPOILT, TODO, Job, NotebookStudy, Study, code_of, kernel_of,
     on_random_tokens, place_of, plan, prepared,
     progress_of, show_plan, spoken, status_table, torch_threads)
@@ -483,7 +483,7 @@ class Underway:
     # folder -> status, why; a run that is under way has ("begun", "")
     ended: dict[Path, tuple[str, str]] = field(default_factory=dict)
     root: Path = field(default_factory=project_root)
-    follow: Callable[[Path, bool], None] | None = None   # is told of the folders of runs: under way, and ended
+    followers: Sequence[Callable[[Path, bool], None]] = ()   # are told of the folders of runs: under way, and ended
 
     def plan_again(self) -> tuple[list[Job], dict]:
         "The plan as it is now; what the tuning found is written down."
@@ -530,7 +530,7 @@ def receive(self: Underway, future: Future) -> None:
         self.begin(j)
         return
     self.ended[j.folder] = (result["status"], result.get("why", ""))
-    if self.follow: self.follow(j.folder, True)
+    for follow in self.followers: follow(j.folder, True)
     self.show.finished(j, result)
     asks_on = j.role == "tune" or "until" in self.study.settings
     if asks_on: self.begin_new()
@@ -619,18 +619,17 @@ def work_off(
     console: Console | None = None,
     scheduler: str | None = None,     # address of a dask scheduler; None: this machine
     time_limit: float | None = None,  # seconds after which to stop at a checkpoint
-    tensorboard: bool = False,        # keep rows for TensorBoard too
     executor: Executor | None = None, # any other pool, with `workers` runs at a time
-    follow: Callable[[Path, bool], None] | None = None,  # is told each second which runs are under way, and of each end
+    followers: Sequence[Callable[[Path, bool], None]] = (),  # are told each second which runs go on, and of each end
 ) -> dict:                            # folder -> (status, why) of what is not done
     "Do what is left of a study. The workers of a cluster, or of an executor, must see the project's folder."
     console, started = console or Console(), time.time()
-    env = environment_of_kernels(study, started, time_limit, tensorboard)
+    env = environment_of_kernels(study, started, time_limit)
     if not scheduler and sys.platform == "linux": NURSERY.warm()  # it imports while the text is prepared
     ready = prepared(study)
     package_hash()  # before there are threads
     with pool_for(workers, scheduler, executor) as (submit, n, _), Progress(study, console, n) as show:
-        underway = Underway(study, ready, submit, env, rerun_stale, show, follow=follow)
+        underway = Underway(study, ready, submit, env, rerun_stale, show, followers=followers)
         jobs, tuning = underway.begin_new()
         of_a_notebook = isinstance(study, NotebookStudy)
         on = study.settings["notebook" if of_a_notebook else "corpus"]
@@ -642,8 +641,8 @@ def work_off(
         while underway.futures:
             for f in wait(underway.futures, timeout=1, return_when=FIRST_COMPLETED).done: underway.receive(f)
             show.tick()
-            if follow:
-                for j in list(underway.futures.values()): follow(j.folder, False)
+            for j in underway.futures.values():
+                for follow in followers: follow(j.folder, False)
             # what did not reach its next step is cut off: its last checkpoint stands
             if time_limit and time.time() > started + time_limit + 5: NURSERY.stop()
         jobs, tuning = underway.plan_again()
@@ -655,15 +654,10 @@ def work_off(
     return lacking(study, jobs, ended)
 
 # %% ../nbs/15_engine.ipynb #518f60c6
-def environment_of_kernels(study: Study, started: float, time_limit: float | None, tensorboard: bool) -> dict:
+def environment_of_kernels(study: Study, started: float, time_limit: float | None) -> dict:
     "What the kernels of a study are told by their environment."
     env = {"ABLATION_CORPUS": study.corpus} if study.corpus else {}
-    if tensorboard and isinstance(study, NotebookStudy):
-        raise AblationError(f"--tensorboard keeps rows of our own runs; {study.settings['notebook']} writes its own.")
     if study.corpus and os.path.exists(study.corpus): env["ABLATION_CORPUS"] = os.path.abspath(study.corpus)
-    if tensorboard:
-        env["ABLATION_TENSORBOARD"] = "1"
-        board_writer()  # its lack is an error now, and not in every run
     if time_limit: env["ABLATION_DEADLINE"] = str(started + max(1, time_limit - 3))
     return env
 

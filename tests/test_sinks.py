@@ -1,12 +1,19 @@
-"What MLflow and W&B are told of a study: the very rows that its folders keep, without a server or an account."
+"What trackers are told of a study: the very rows that its folders keep, without a server or an account."
 import json
+from pathlib import Path
 
+import mlflow
 import pytest
-from conftest import refused, succeeded
+from conftest import ROOT, refused, succeeded
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_strangers import COIN, COIN_STUDY, coin
+from wandb.proto.wandb_internal_pb2 import Record
+
+from ablation_nb.sinks import MLflowLog
 
 ROWS = [dict(step=s, loss=1 / s) for s in (1, 2, 5)]
 STUDY = COIN_STUDY.replace("[0, 1, 2]", "[0]")
+NAMES = {"base/s0", "more/s0", "less/s0"}
 CODE = COIN + f"""
 with open(f"{{out}}/metrics.jsonl", "w") as f:
     for row in {ROWS}: print(json.dumps(row), file=f)
@@ -16,23 +23,40 @@ with open(f"{{out}}/metrics.jsonl", "w") as f:
 @pytest.fixture
 def told(tmp_path, sh):
     "Run a small study, whose tracker is told of it: its root."
-    def run(tracker, **env):
+    def run(*options, **env):
         root = coin(tmp_path / "coin", CODE, study=STUDY)
-        done = succeeded(sh("ablation", "run", "coin.toml", "--log", tracker, cwd=root, **env))
+        done = succeeded(sh("ablation", "run", "coin.toml", *options, cwd=root, **env))
         assert "The tracker fails" not in done.stdout
         return root
     return run
 
 
+def test_tensorboard_has_the_rows_of_anybody_s_notebook(told):
+    root = told("--tensorboard")
+    for name in NAMES:
+        folder = root / "outputs" / "coin" / name
+        events = EventAccumulator(str(folder / "tensorboard"))
+        events.Reload()
+        rows = [dict(step=e.step, loss=e.value) for e in events.Scalars("loss")]
+        assert rows == [dict(step=r["step"], loss=pytest.approx(r["loss"])) for r in ROWS]
+        result = json.loads((folder / "result.json").read_text())
+        assert [e.value for e in events.Scalars("result/value")] == [pytest.approx(result["value"])]
+
+
+def test_two_trackers_at_a_time(told):
+    root = told("--log", "mlflow", "--log", "tensorboard", MLFLOW_TRACKING_URI="")
+    assert len(list(root.glob("mlruns/*/*/metrics/loss"))) == len(NAMES)
+    assert len(list(root.glob("outputs/coin/*/*/tensorboard/events*"))) == len(NAMES)
+
+
 def test_mlflow_has_the_rows_and_the_result(told, monkeypatch):
     "In its local store of files."
-    mlflow = pytest.importorskip("mlflow")
-    root = told("mlflow", MLFLOW_TRACKING_URI="")
+    root = told("--log", "mlflow", MLFLOW_TRACKING_URI="")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     client = mlflow.MlflowClient((root / "mlruns").as_uri())
     (experiment,) = client.search_experiments(filter_string="name = 'coin'")
     runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"base/s0", "more/s0", "less/s0"}
+    assert set(runs) == NAMES
     for name, run in runs.items():
         result = json.loads((root / "outputs" / "coin" / name / "result.json").read_text())
         history = client.get_metric_history(run.info.run_id, "loss")
@@ -43,11 +67,9 @@ def test_mlflow_has_the_rows_and_the_result(told, monkeypatch):
 
 
 def test_mlflow_goes_on_with_a_run_it_knows(tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
-    from ablation_nb.sinks import MLflowLog
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
-    MLflowLog("mine", "base/s0", "key", {}).add(ROWS[:2])
-    again = MLflowLog("mine", "base/s0", "key", {})
+    MLflowLog(Path("mine"), "base/s0", "key", {}).add(ROWS[:2])
+    again = MLflowLog(Path("mine"), "base/s0", "key", {})
     assert again.last == 2
     again.add(ROWS[2:])
     again.end({})
@@ -62,7 +84,6 @@ BLOCK, HEADER = 32768, 7   # of the log format of LevelDB, in which W&B keeps it
 
 def records(file):
     "The records in one of W&B's files."
-    from wandb.proto.wandb_internal_pb2 import Record
     data, at, piece = file.read_bytes(), HEADER, b""
     assert data[:4] == b":W&B"
     while at + HEADER <= len(data):
@@ -76,8 +97,7 @@ def records(file):
 
 
 def test_wandb_has_the_rows_in_its_offline_folder(told):
-    pytest.importorskip("wandb")
-    root = told("wandb", WANDB_MODE="offline")
+    root = told("--log", "wandb", WANDB_MODE="offline")
     files = list((root / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 3
     names = set()
@@ -89,13 +109,15 @@ def test_wandb_has_the_rows_in_its_offline_folder(told):
             values = {i.key or i.nested_key[0]: json.loads(i.value_json) for i in r.history.item}
             rows.append(dict(step=r.history.step.num, loss=values["loss"]))
         assert rows == ROWS
-    assert names == {"base/s0", "more/s0", "less/s0"}
+    assert names == NAMES
 
 
-@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
 def test_a_tracker_that_is_not_installed_is_said_before_the_first_run(tmp_path, sh, name):
-    from importlib.util import find_spec
-    if find_spec(name): pytest.skip(f"{name} is installed here")
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    (lacking / f"{name}.py").write_text("raise ImportError\n")
     root = coin(tmp_path / "coin", study=STUDY)
-    refused(sh("ablation", "run", "coin.toml", "--log", name, cwd=root), f"pip install 'ablation_nb[{name}]'", status=2)
+    done = sh("ablation", "run", "coin.toml", "--log", name, cwd=root, anew=True, PYTHONPATH=f"{lacking}:{ROOT}")
+    refused(done, f"pip install 'ablation_nb[{name}]'", status=2)
     assert not (root / "outputs").exists()
