@@ -11,7 +11,7 @@ __all__ = ['ARM_COLOURS', 'FAMILY_COLOURS', 'DARKER', 'DASHED', 'STYLE', 'MANY',
 
 # %% ../nbs/21_figures.ipynb #b3bf2984
 import hashlib, io, itertools, textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +138,10 @@ def end_words(
     y: float,       # the same within the panel: 0 is its lower edge, 1 its upper one
     fmt: str = "",  # of a value behind the name; empty: only what lies beyond the panel has its value
     note: str = "", # words behind the name
+    name: Callable[[str], str] = arm_label,
 ) -> str:
     "What is written at the end of a line: 'NoPE 3.14 ↑'."
-    words = arm_label(arm) + note
+    words = name(arm) + note
     if fmt == "+.3f": words += f" {signed(value)}"
     elif fmt: words += f" {value:{fmt}}"
     if -.001 <= y <= 1.001: return words
@@ -184,6 +185,7 @@ def end_labels(
     fmt: str = "",    # format of a value behind the name; none if empty
     notes: Mapping[str, str] = {}, # arm -> words behind its name
     lost: Mapping[str, tuple[float, str]] = {}, # arm whose runs all diverged -> (height of its cross, words)
+    name: Callable[[str], str] = arm_label, # of an arm, for people
 ) -> None:
     """Write each arm's name in its colour to the right of `ax`, joined to the end of its line.
     Where lines end before, their names stand beside these ends."""
@@ -201,16 +203,16 @@ def end_labels(
         moved = (spread_apart(heights, .075, 0, EDGE) - heights) * ax.bbox.height * 72 / ax.figure.dpi   # in points
         for arm, up in zip(names, moved):
             write_beside(
-                ax, arm_label(arm), ends[arm], (6, 4 + up),
+                ax, name(arm), ends[arm], (6, 4 + up),
                 color=ink(arm_colour(arm)), path_effects=HALO)
     wanted = {a: y for a, (x, y) in at.items() if x >= last - .1}
     wanted |= {a: y for a, (y, _) in lost.items()}
     places = spread_apart(list(wanted.values()), .075, 0, EDGE)
     for (arm, y), place in zip(wanted.items(), places):
         colour = arm_colour(arm)
-        if arm in lost: words = f"× {arm_label(arm)}{lost[arm][1]}"
+        if arm in lost: words = f"× {name(arm)}{lost[arm][1]}"
         else:
-            words = end_words(arm, ends[arm][1], y, fmt, notes.get(arm, ""))
+            words = end_words(arm, ends[arm][1], y, fmt, notes.get(arm, ""), name)
             x, y = np.clip(at[arm], 0, 1)
             ax.plot(
                 [x, 1.015, 1.045], [y, y, place],
@@ -247,7 +249,7 @@ def curve_limits(
     curves: pd.DataFrame, # arm, step, mean, min, max
     start: float = 0,     # steps before this one decide nothing
 ) -> tuple[float, float]: # lowest and highest value to show
-    "Limits around the ordinary curves and their bands: neither a spike nor an arm that stands apart widens them."
+    "Limits around the ordinary curves and their bands: neither a spike up nor an arm that stands apart widens them."
     late = curves[curves.step >= start]
     by_arm = late.groupby("arm")[["mean", "max"]]
     level = np.minimum(by_arm.median(), by_arm.last())  # where it gets to, even if it ends in a spike
@@ -255,7 +257,7 @@ def curve_limits(
     away.loc[level["mean"].idxmin(), "mean"] = np.nan   # the lowest arm is no distance from itself
     near = ~(away > reach(away))
     heights = by_arm.agg(height_to_show)
-    return late["min"].min(), np.nanmax(heights[near])
+    return curves["min"].min(), np.nanmax(heights[near])   # one that rises is seen from where it begins
 
 # %% ../nbs/21_figures.ipynb #c47e91d0
 def above_panel(
@@ -371,6 +373,7 @@ def plot_losses(
     runs: pd.DataFrame,     # a row a run, at most one an arm and seed
     metrics: pd.DataFrame,  # their rows of metrics
     column: str,            # train_loss or val_loss
+    name: Callable[[str], str] = arm_label, # of an arm, for people
 ) -> None:
     "Loss against steps: mean and range over the finished seeds of each arm, diverged runs dotted."
     last = metrics.dropna(subset=column).step.max()
@@ -388,7 +391,7 @@ def plot_losses(
     ends = draw_bands(ax, curves)
     mark_excursions(ax, curves, hi)
     lost = draw_diverged(ax, runs, rows, column)
-    end_labels(ax, ends, fmt, lost=lost)
+    end_labels(ax, ends, fmt, lost=lost, name=name)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 # %% ../nbs/21_figures.ipynb #d610d46c

@@ -110,6 +110,19 @@ def test_the_ledger_names_a_stranger_and_takes_no_claim_from_it():
     assert claims_of(COMMITTED / "gpt").empty, "its no_norm is none of ours"
 
 
+def test_what_a_stranger_logs_is_drawn_and_its_items_are_weighed():
+    report = (COMMITTED / "mlp" / "report.md").read_text()
+    assert "![What the runs logged](curves.svg)" in report
+    assert "`aa` would have the lines of `bare`" in report
+    assert (COMMITTED / "mlp" / "curves.svg").stat().st_size > 5_000
+    weighed = report.partition("## The items of the evaluation")[2].partition("##")[0]
+    assert "| dropout | 8 | 2,000 |" in weighed
+    assert "which is not the" not in weighed, "the mean of its items is its metric"
+    digits = (COMMITTED / "digits" / "report.md").read_text()
+    assert "which is not the accuracy itself" in digits
+    assert "## On the way" not in digits, "it logs nothing"
+
+
 def test_a_treatment_that_never_reaches_the_model_is_told_by_its_numbers():
     assert verdicts(COMMITTED / "digits")["clipped"] == "changes nothing"
     report = (COMMITTED / "digits" / "report.md").read_text()
