@@ -731,7 +731,7 @@ def arm_order(arms: Iterable[str]) -> list[str]:
     def place(arm: str) -> tuple[bool, bool, int, list[int]]:
         parts = [place_of.get(a, len(names)) for a in arm.split("+")]
         return arm != "baseline", arm != "aa", len(parts), parts
-    return sorted(set(arms), key=place)
+    return sorted(dict.fromkeys(arms), key=place)   # those that nobody knows as they came
 
 def compared_arms(arms: Iterable[str]) -> list[str]:
     "Each arm once and in order, without the baseline that they are compared with."

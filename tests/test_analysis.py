@@ -3,6 +3,7 @@ import json
 import shutil
 import zipfile
 
+import nbformat
 import pytest
 from conftest import ROOT, succeeded
 
@@ -26,6 +27,12 @@ def written(study):
     "What the report left beside the runs: name -> bytes."
     files = [study / "report.md", *study.glob("*.png"), *study.glob("*.svg"), *(study / "tables").glob("*.csv")]
     return {p.relative_to(study).as_posix(): p.read_bytes() for p in files}
+
+
+def shown(notebook):
+    "What the cells of an executed notebook show, as text."
+    cells = nbformat.read(notebook, 4).cells
+    return [str(o.get("data") or o.get("text")) for c in cells for o in c.get("outputs", [])]
 
 
 def test_the_notebook_analyses_a_study_and_repeats_itself_to_the_byte(small, sh, tmp_path):
@@ -58,3 +65,14 @@ def test_a_study_json_of_other_settings_is_named(small):
     (small / "study.json").write_text(before)
     assert "not those that study.json describes" in page
     assert "where it says 70" in page
+
+
+def test_a_study_of_somebody_s_notebook_is_shown_as_its_page(sh, tmp_path):
+    study = tmp_path / "outputs" / "digits"
+    shutil.copytree(ROOT / "outputs" / "digits", study)
+    notebook = tmp_path / "analysis.ipynb"
+    succeeded(sh("papermill", "nbs/analysis.ipynb", notebook, "-p", "study", study))
+    text = notebook.read_text()
+    for words in ("accuracy in share of digits, higher is better", "clipped` changes nothing here"): assert words in text
+    assert "nats per token" not in "".join(shown(notebook))
+    assert (study / "report.md").read_bytes() == (ROOT / "outputs" / "digits" / "report.md").read_bytes()
