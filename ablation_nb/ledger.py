@@ -26,7 +26,8 @@ import pandas as pd
 from .claims import (
     CLAIM_VERDICTS, KINDS, MEANS, OFFICIAL, TESTS, Evidence, Settled,
     lr_words, tokens_of)
-from .config import AblationError, ModelConfig, arm_label, did_you_mean, model_config, parse_arm
+from .config import AblationError, ModelConfig, arm_label, did_you_mean, is_task, model_config
+from .config import parse_arm
 from .model import parameter_count
 from .report import Results, amount, beside_the_runs, points, read_results, span, write_text
 from .results import PACKED
@@ -222,11 +223,11 @@ def check_text(row: dict, by: str) -> None:
     if by not in KINDS["empirical"]:
         raise AblationError(f"test = '{test}' looks at no runs "
                             "and has no use for 'corpus'; remove it.")
-    kept = rf"{OFFICIAL}|builtin(:\d+)?|.+ \(files\)"
+    kept = rf"{OFFICIAL}|builtin(:\d+)?|task:.+|.+ \(files\)"
     if not isinstance(text, str) or not re.fullmatch(kept, text):
         raise AblationError(f"corpus = {text!r} is no text that a run keeps; "
                             f"write '{OFFICIAL}' (the official one), "
-                            "'builtin', 'builtin:STORIES' or 'NAME (files)'.")
+                            "'builtin', 'builtin:STORIES', 'task:NAME' or 'NAME (files)'.")
 
 def check_subjects(row: dict, subjects: list[str]) -> None:
     "Is each subject of advice known, and spoken for or against, not both?"
@@ -292,6 +293,7 @@ def may_decide(claim: Claim, e: Evidence) -> bool:
     scale = e.r.config["scale"]
     if claim.setup and (claim.setup == "tuned") != (e.setup == "tuned"): return False
     if scale not in claim.scales or claim.corpus not in (None, e.text): return False
+    if is_task(e.text) and claim.corpus != e.text: return False   # a task speaks of itself alone
     if not within(e.runs, claim.fields): return False
     if timed(claim): return e.of_true_size
     if claim.by != "level": return True
