@@ -906,8 +906,8 @@ def refuse_few_episodes(corpus: str, cfg: TrainConfig) -> None:
     needed, there = cfg.n_steps * cfg.batch_size, parse_task(corpus)[1]["episodes"]
     if needed <= there: return
     asked = re.sub(r":episodes=\d+", "", corpus)
-    raise AblationError(f"{cfg.n_steps} steps of {cfg.batch_size} need {needed:,} episodes, and {corpus} has {there:,}; "
-                        f"take more: {asked}:episodes={needed}.")
+    needs = f"{cfg.n_steps} steps of {cfg.batch_size} need {needed:,} episodes"
+    raise AblationError(f"{needs}, and {corpus} has {there:,}; take more: {asked}:episodes={needed}.")
 
 # %% ../nbs/00_config.ipynb #38ebb88a
 LATER = ("attention", "head", "init", "init_scale", "optimizer", "momentum", "schedule", "decayed")

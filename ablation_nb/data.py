@@ -284,7 +284,8 @@ def file_source(
     if not path.exists():
         hint = did_you_mean(str(path), ("builtin", "tinystories"))
         raise AblationError(f"There is no corpus '{path}'.{hint} "
-                            f"It must be builtin, builtin:STORIES, tinystories, task:NAME, or the path of a file or folder.")
+                            f"It must be builtin, builtin:STORIES, tinystories, task:NAME, or the path of a file or "
+                            f"folder.")
     sides = [_side(path, "train"), _side(path, "valid", "validation")] if path.is_dir() else [[path]]
     rows = {p: (p.name, p.stat().st_size, known_sha256(p, cache)) for p in chain(*sides)}
     contents = [[(_kind(p), rows[p][2]) for p in side] for side in sides]
@@ -626,7 +627,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ABLATION_CACHE") or project_root() / ".cache").expanduser()
 
 def prepare(
-    corpus: Path | str = "builtin",    # builtin, builtin:STORIES, tinystories, task:NAME, or the path of a file or folder
+    corpus: Path | str = "builtin",    # builtin, builtin:STORIES, tinystories, task:NAME, or a file's or folder's path
     vocab_size: int | None = None,     # entries of the tokenizer, V; None: 10,000, or those of the task
     cache: Path | str | None = None,   # where prepared corpora lie; None: `cache_folder()`
     progress: bool = False,            # show progress bars?
@@ -699,6 +700,7 @@ def episode_batch(
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(tokens) // context_length)
     mine_B = order[i * batch_size:(i + 1) * batch_size]
     if len(mine_B) < batch_size:
-        raise AblationError(f"Batch {i} of {batch_size} episodes is beyond the {len(order):,} that there are; take more.")
+        there = f"the {len(order):,} that there are"
+        raise AblationError(f"Batch {i} of {batch_size} episodes is beyond {there}; take more.")
     window_BT = tokens[mine_B[:, None] * context_length + np.arange(context_length + 1)].astype(np.int64)
     return window_BT[:, :-1], window_BT[:, 1:]

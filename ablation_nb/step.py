@@ -170,9 +170,8 @@ def random_buffers(left: Direction) -> Direction:
 
 def prepare_batch(t: Trainer, at: int) -> np.ndarray:
     "Let only the first windows of batch `at` differ; returns the share of each in the batch."
-    B, task = t.cfg.batch_size, t.data.task
-    scored = len(task.answers()) if task else t.model.cfg.context_length
-    different = min(B, max(2, TOKENS // scored))
+    B, T = t.cfg.batch_size, t.model.cfg.context_length
+    different = min(B, max(2, TOKENS // T))
     which_B = np.minimum(np.arange(B), different - 1)
     t.starts[at] = t.starts[at][torch.from_numpy(which_B).to(t.device)]
     return np.bincount(which_B) / B

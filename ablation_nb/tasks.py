@@ -74,10 +74,10 @@ class Task(ABC):
         "Accuracy of who names any of the facts that may be asked for."
 
     def episodes(self, side: str, n: int, times: int = 1) -> np.ndarray:
-        "The first n episodes of a side, (n, times T) uint16: a pure function of sizes, context and the seed in the name."
+        "The first n episodes of a side, (n, times T) uint16: a pure function of sizes, context and the name's seed."
         def block(b: int) -> np.ndarray:
-            counter = [0, b, SIDES.index(side), times]
-            return self.draw(np.random.Generator(np.random.Philox(key=self.sizes["seed"], counter=counter)), BLOCK, times)
+            drawn = np.random.Philox(key=self.sizes["seed"], counter=[0, b, SIDES.index(side), times])
+            return self.draw(np.random.Generator(drawn), BLOCK, times)
         return np.concatenate([block(b) for b in range(-(-n // BLOCK))])[:n].astype(np.uint16)
 
     def text(self, ids: np.ndarray) -> str:
@@ -145,7 +145,8 @@ class Position(Task):
     def answers(self, times: int = 1) -> np.ndarray:
         return self.facts(times) + 2 * (1 + np.arange(self.questions(times)))
 
-    def words(self) -> list[str]: return named("w", self.sizes["words"]) + [str(i + 1) for i in range(self.sizes["numbers"])]
+    def words(self) -> list[str]:
+        return named("w", self.sizes["words"]) + [str(i + 1) for i in range(self.sizes["numbers"])]
 
     def draw(self, rng: np.random.Generator, n: int, times: int) -> np.ndarray:
         W, F = self.sizes["words"], self.facts(times)

@@ -475,7 +475,7 @@ def row(self: Trainer, since: float) -> None:
 
 @patch
 def evaluate(self: Trainer) -> float:
-    "Mean loss over all that is scored of the validation set, in nats per token; keeps the best, the first and the last."
+    "Mean loss over what is scored of the validation set, in nats per token; keeps the best, the first and the last."
     t, s = time.perf_counter(), self.state
     T, B = self.model.cfg.context_length, self.cfg.batch_size
     if self.valid.task: self.token_losses = self.answer_losses()
