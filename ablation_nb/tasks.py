@@ -20,6 +20,8 @@ class Task(ABC):
     "A task whose episodes fill a context. An episode that is longer by a factor, `times`, is one for evaluation only."
     shown: str        # the size that says how many facts an episode shows
     world = ""        # the size that says how many of them can differ, if they have to
+    of_fact = 1       # tokens of a fact
+    of_question = 2   # tokens of a question with its answer
 
     def __init__(self,
         corpus: str,          # such as task:recall:keys=32
@@ -51,11 +53,16 @@ class Task(ABC):
 
     @abstractmethod
     def fitting(self) -> int:
-        "Facts that fill about half of an episode."
+        "Facts that leave room for questions about half of them."
 
-    @abstractmethod
+    def asked(self, times: int = 1) -> int:
+        "Facts that may be asked for."
+        return self.facts(times)
+
     def questions(self, times: int = 1) -> int:
-        "Questions of an episode, for which the rest of it has room."
+        "Questions of an episode: for half of the facts, as far as the rest of it has room."
+        room = self.length(times) - 1 - self.of_fact * self.facts(times)
+        return max(0, min(room // self.of_question, -(-self.asked(times) // 2)))
 
     @abstractmethod
     def answers(self, times: int = 1) -> np.ndarray:
@@ -71,7 +78,7 @@ class Task(ABC):
 
     @abstractmethod
     def chance(self, times: int = 1) -> float:
-        "Accuracy of who names any of the facts that may be asked for."
+        "Accuracy of who names any of the facts that may be asked for and have not been."
 
     def episodes(self, side: str, n: int, times: int = 1) -> np.ndarray:
         "The first n episodes of a side, (n, times T) uint16: a pure function of sizes, context and the name's seed."
@@ -98,18 +105,18 @@ def put(ids_NL: np.ndarray, start: int, every: int, tokens_NK: np.ndarray) -> No
     "Write a token into every so-manieth place from a start."
     ids_NL[:, start:start + every * tokens_NK.shape[1]:every] = tokens_NK
 
-def one_of(facts: int, alike: float) -> float:
-    "How often one of some facts, named at random, agrees with the one asked for; two that differ agree in this share."
-    return (1 + (facts - 1) * alike) / facts
+def one_of(facts: int, questions: int, alike: float) -> float:
+    "How often one of the facts not yet asked for, named at random, agrees with the answer; two agree in this share."
+    left = facts - np.arange(questions)
+    return float(((1 + (left - 1) * alike) / left).mean())
 
 # %% ../nbs/01_tasks.ipynb #7a5c0109
 class Recall(Task):
     "Pairs of a key and a value, then a key with its value, again and again: `k3 v1 k0 v7 k3 v1`."
     shown, world = "pairs", "keys"
+    of_fact = 2
 
-    def fitting(self) -> int: return (self.context_length - 1) // 4
-
-    def questions(self, times: int = 1) -> int: return (self.length(times) - 1) // 2 - self.facts(times)
+    def fitting(self) -> int: return (self.context_length - 1) // 3
 
     def answers(self, times: int = 1) -> np.ndarray:
         return 2 * (1 + self.facts(times) + np.arange(self.questions(times)))
@@ -119,7 +126,7 @@ class Recall(Task):
     def draw(self, rng: np.random.Generator, n: int, times: int) -> np.ndarray:
         K, V, P, Q = self.sizes["keys"], self.sizes["values"], self.facts(times), self.questions(times)
         keys_NP, values_NP = 1 + different(rng, n, K, P), 1 + K + rng.integers(V, size=(n, P))
-        asked_NQ = rng.integers(P, size=(n, Q))
+        asked_NQ = different(rng, n, P, Q)
         ids_NL = np.zeros((n, self.length(times)), dtype=np.int64)
         put(ids_NL, 1, 2, keys_NP)
         put(ids_NL, 2, 2, values_NP)
@@ -127,7 +134,8 @@ class Recall(Task):
         put(ids_NL, 2 + 2 * P, 2, np.take_along_axis(values_NP, asked_NQ, 1))
         return ids_NL
 
-    def chance(self, times: int = 1) -> float: return one_of(self.facts(times), 1 / self.sizes["values"])
+    def chance(self, times: int = 1) -> float:
+        return one_of(self.facts(times), self.questions(times), 1 / self.sizes["values"])
 
 # %% ../nbs/01_tasks.ipynb #7a5c010c
 class Position(Task):
@@ -136,11 +144,9 @@ class Position(Task):
 
     def fitting(self) -> int: return (self.context_length - 1) // 2
 
-    def asked(self) -> int:
-        "The largest number that is asked for."
+    def asked(self, times: int = 1) -> int:
+        "The largest number that is asked for, whatever the length."
         return min(self.sizes["numbers"], self.facts())
-
-    def questions(self, times: int = 1) -> int: return (self.length(times) - 1 - self.facts(times)) // 2
 
     def answers(self, times: int = 1) -> np.ndarray:
         return self.facts(times) + 2 * (1 + np.arange(self.questions(times)))
@@ -151,14 +157,15 @@ class Position(Task):
     def draw(self, rng: np.random.Generator, n: int, times: int) -> np.ndarray:
         W, F = self.sizes["words"], self.facts(times)
         words_NF = 1 + rng.integers(W, size=(n, F))
-        asked_NQ = rng.integers(self.asked(), size=(n, self.questions(times)))
+        asked_NQ = different(rng, n, self.asked(), self.questions(times))
         ids_NL = np.zeros((n, self.length(times)), dtype=np.int64)
         put(ids_NL, 1, 1, words_NF)
         put(ids_NL, 1 + F, 2, 1 + W + asked_NQ)
         put(ids_NL, 2 + F, 2, np.take_along_axis(words_NF, asked_NQ, 1))
         return ids_NL
 
-    def chance(self, times: int = 1) -> float: return one_of(self.asked(), 1 / self.sizes["words"])
+    def chance(self, times: int = 1) -> float:
+        return one_of(self.asked(), self.questions(times), 1 / self.sizes["words"])
 
 # %% ../nbs/01_tasks.ipynb #7a5c010f
 class Copy(Task):
@@ -168,6 +175,7 @@ class Copy(Task):
     def fitting(self) -> int: return (self.context_length - 2) // 2
 
     def questions(self, times: int = 1) -> int:
+        "All of them, in their order."
         return self.facts(times) if 2 * self.facts(times) + 2 <= self.length(times) else 0
 
     def answers(self, times: int = 1) -> np.ndarray: return 2 + self.facts(times) + np.arange(self.questions(times))
@@ -183,18 +191,18 @@ class Copy(Task):
         put(ids_NL, 2 + F, 1, letters_NF)
         return ids_NL
 
-    def chance(self, times: int = 1) -> float: return one_of(self.facts(times), 1 / self.sizes["letters"])
+    def chance(self, times: int = 1) -> float:
+        return one_of(self.facts(times), self.questions(times), 1 / self.sizes["letters"])
 
 # %% ../nbs/01_tasks.ipynb #7a5c0112
 class Multihop(Task):
     "Arrows of a circle, then steps, a node, and the node they lead to: `n3 n5 n5 n1 n1 n3 2x n3 n1`."
     shown, world = "arrows", "nodes"
+    of_fact, of_question = 2, 3
 
-    def fitting(self) -> int: return (self.context_length - 1) // 5
+    def fitting(self) -> int: return 2 * (self.context_length - 1) // 7
 
     def fewest(self) -> int: return self.sizes["hops"] + 1   # or the steps would lead back
-
-    def questions(self, times: int = 1) -> int: return (self.length(times) - 1 - 2 * self.facts(times)) // 3
 
     def answers(self, times: int = 1) -> np.ndarray:
         return 2 * self.facts(times) + 3 * (1 + np.arange(self.questions(times)))
@@ -205,7 +213,7 @@ class Multihop(Task):
     def draw(self, rng: np.random.Generator, n: int, times: int) -> np.ndarray:
         A, Q, hops = self.facts(times), self.questions(times), self.sizes["hops"]
         circle_NA, told_NA = 1 + different(rng, n, self.sizes["nodes"], A), different(rng, n, A, A)
-        begin_NQ, steps_Q = rng.integers(A, size=(n, Q)), 1 + np.arange(Q) % hops
+        begin_NQ, steps_Q = different(rng, n, A, Q), 1 + np.arange(Q) % hops
         ids_NL = np.zeros((n, self.length(times)), dtype=np.int64)
         put(ids_NL, 1, 2, np.take_along_axis(circle_NA, told_NA, 1))
         put(ids_NL, 2, 2, np.take_along_axis(circle_NA, (told_NA + 1) % A, 1))
@@ -214,7 +222,9 @@ class Multihop(Task):
         put(ids_NL, 3 + 2 * A, 3, np.take_along_axis(circle_NA, (begin_NQ + steps_Q) % A, 1))
         return ids_NL
 
-    def chance(self, times: int = 1) -> float: return one_of(self.facts(times) - 1, 0)   # any node but the one named
+    def chance(self, times: int = 1) -> float:
+        A, before_Q = self.facts(times), np.arange(self.questions(times)) // self.sizes["hops"]   # as many steps
+        return float((A / (A - before_Q)).mean() / (A - 1))
 
 # %% ../nbs/01_tasks.ipynb #7a5c0115
 KINDS: dict[str, type[Task]] = dict(recall=Recall, position=Position, copy=Copy, multihop=Multihop)
