@@ -1461,10 +1461,10 @@ def noise_table(r: Results) -> pd.DataFrame:
 def evaluations_table(r: Results, runs: pd.DataFrame) -> pd.DataFrame:
     """What the replicated report's evaluation would have shown on these runs.
 
-    Empty without documents, for a grid, and without a seed that all arms finished."""
+    Empty without documents, for a grid, for a task, and without a seed that all arms finished."""
     done = runs[(runs.status == "done") & ~runs.arm.isin({"aa", *twins(runs)})]
     docs = of(r.docs, done)
-    if docs.empty or done.point.nunique() > 1: return pd.DataFrame()
+    if docs.empty or done.point.nunique() > 1 or r.of_a_task: return pd.DataFrame()
     arms = set(done.arm)
     most_in_a_seed = done.groupby("seed").arm.nunique().max()
     a_full_seed = most_in_a_seed == len(arms) >= 2

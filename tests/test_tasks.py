@@ -17,6 +17,7 @@ context_length = [16, 32]
 [overrides]
 n_steps = 30
 batch_size = 8
+valid_stories = 64
 """
 
 
@@ -79,7 +80,8 @@ def test_nothing_is_left_to_do_and_status_says_so(root, study, sh):
 
 def test_a_run_is_its_own_again(root, study, sh):
     first = study / "context_length-16" / "baseline" / "0.01-s0"
-    settings = dict(scale="smoke", corpus=TASK, context_length=16, n_steps=30, batch_size=8, threads=1, out="out/again")
+    shape = dict(context_length=16, n_steps=30, batch_size=8, valid_stories=64)
+    settings = dict(scale="smoke", corpus=TASK, threads=1, out="out/again", **shape)
     argv = [x for name, value in settings.items() for x in ("-p", name, str(value))]
     succeeded(sh("papermill", "nbs/train.ipynb", "out/again.ipynb", *argv, cwd=root))
     assert numbers(root / "out" / "again") == numbers(first)
@@ -87,7 +89,8 @@ def test_a_run_is_its_own_again(root, study, sh):
 
 def test_what_a_task_cannot_be_is_one_sentence(root, sh):
     def plan(corpus, more=""):
-        return sh("ablation", "plan", write(root, "odd", HEAD + f'corpus = "{corpus}"\narms = ["nope"]\nseeds = [0]\n{more}'), cwd=root)
+        text = HEAD + f'corpus = "{corpus}"\narms = ["nope"]\nseeds = [0]\n{more}'
+        return sh("ablation", "plan", write(root, "odd", text), cwd=root)
     refused(plan("task:recal"), "names no task", "Did you mean 'recall'?")
     refused(plan("task:recall:episodes=10"), "80 episodes", "episodes=80")
     refused(plan("task:recall", "[overrides]\nvocab_size = 99\n"), "vocab_size=99", "129 tokens")
