@@ -854,7 +854,7 @@ def beginning(r: Results, sure: list[str]) -> list[str]:
     """Where every page begins.
 
     The title, what is still to do, what was found and how fine that is."""
-    found = "\n".join(f"- {s}" for s in findings_in_words(r))
+    found = "\n".join(f"- {s}" for s in [*findings_in_words(r), *answers_found(r)])
     return [
         f"# Ablation study: {r.name}", *unfinished(r), *barely_trained(r),
         "## What was found", found,
@@ -1185,16 +1185,35 @@ def first_answers(r: Results) -> list[str]:
     told = first_stories(r)
     if told.empty: return []
     told = told[told.prompt == told.prompt.iloc[0]].set_index("arm")
-    lines = [f"{arm_label(arm)}: {told.text[arm]}" for arm in arm_order(told.index)]
+    lines = [f"- {arm_label(arm)}: {told.text[arm]}" for arm in arm_order(told.index)]
     words = "The first validation episode, and the answers of the lowest seed of each arm in their order:"
-    return [words, "\n".join(["```text", told.prompt.iloc[0], *lines, "```"])]
+    return [words, quoted(told.prompt.iloc[0]), "\n".join(lines)]
+
+def answer_words(x: Any) -> str:
+    "Accuracy of one arm, of a row of `answers_table`, and its difference to the baseline."
+    words = f"{arm_label(x.arm)} " + ("–" if pd.isna(x.accuracy) else f"{x.accuracy:.3f}")
+    if pd.isna(x.verdict): return words
+    if pd.isna(x.difference): return f"{words} ({x.verdict})"
+    return f"{words} ({interval_words(x.difference, x.lo, x.hi, digits=3)}, {x.verdict})"
+
+def answers_found(r: Results) -> list[str]:
+    "How many answers each arm has right, a sentence for each point of the grid; nothing for a text."
+    if not r.of_a_task: return []
+    lines = []
+    for p in points(r):
+        runs = r.main[r.main.point == p]
+        if not runs.status.eq("done").any(): continue
+        words = "; ".join(answer_words(x) for x in answers_table(runs).itertuples())
+        where = f" at {point_words(p)}" if p else ""
+        lines.append(f"Right answers{where} (chance {chances(runs)[0]:.3f}), against the baseline: {words}.")
+    return lines
 
 # %% ../nbs/23_report.ipynb #7a5c0603
 HOW_ANSWERS_READ = """\
 The share of answers that are the model's likeliest token. Chance is what naming any of the facts in question is \
-worth. A longer episode shows so many times the facts, as far as there are any, and asks as much more; the model is \
-the trained one. A difference to the baseline compares runs of one seed; above zero, the arm answers better. Verdicts \
-as for losses, *equivalent* within ±{margin:g}."""
+worth. A longer episode shows so many times the facts, as far as there are any; the model is the trained one. A \
+difference to the baseline compares runs of one seed; above zero, the arm answers better. Verdicts as for losses, \
+*equivalent* within ±{margin:g}."""
 
 @section("Answers", lambda r: r.of_a_task, answers_figures, answers_tables)
 def answers(r: Results) -> list[str]:
@@ -1408,7 +1427,7 @@ def shown_positions(r: Results) -> pd.DataFrame:
 
 @section(
     "Where in the context",
-    needs=lambda r: not shown_positions(r).empty,
+    needs=lambda r: not r.of_a_task and not shown_positions(r).empty,
     figures=lambda r: {"positions": positions_figure(drawn(r, shown_positions(r)), drawn(r, r.shown))},
     tables=lambda r: {"positions": positions_table(shown_positions(r))})
 def losses_by_position(r: Results) -> list[str]:
@@ -1456,7 +1475,7 @@ def noise_table(r: Results) -> pd.DataFrame:
     That of documents from one point of a grid."""
     first = r.shown.point == r.shown.point.iloc[0]
     docs = of(r.docs, r.shown[first])
-    return noise_budget(r.shown, None if docs.empty else docs, by=())
+    return noise_budget(r.shown, None if docs.empty or r.of_a_task else docs, by=())
 
 def evaluations_table(r: Results, runs: pd.DataFrame) -> pd.DataFrame:
     """What the replicated report's evaluation would have shown on these runs.

@@ -354,8 +354,10 @@ def accuracy_levels(runs: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for arm, g in runs[runs.status == "done"].groupby("arm"):
         levels = {c: mean_interval(g[c].dropna().astype(float)) for c in ACCURACIES.values()}
-        rows[arm] = {f"{c}{end}": v for c, level in levels.items()
-                     for end, v in (("", level.mean), ("_lo", level.lo), ("_hi", level.hi))}
+        rows[arm] = dict[str, float]()
+        for c, level in levels.items():
+            lo, hi = np.clip([level.lo, level.hi], 0, 1)   # where shares end
+            rows[arm] |= {c: level.mean, f"{c}_lo": lo, f"{c}_hi": hi}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 def answers_table(

@@ -65,6 +65,7 @@ def test_pages_speak_of_answers(study):
         page = (study / point / "report.md").read_text()
         assert "\n## Answers\n" in page
         assert "over all answers of the validation episodes" in page
+        assert "- Right answers (chance 0." in page.partition("## How fine")[0]
         assert "## Beside the report" not in page
         assert (study / point / "answers.svg").exists()
         table = pd.read_csv(study / point / "tables" / "answers.csv").set_index("arm")
