@@ -26,7 +26,8 @@ from rich.table import Table
 
 import ablation_nb
 from .config import (LARGEST, MODEL_FIELDS, PARTS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
-    arm_name, did_you_mean, flops_per_token, is_task, parse_arm, project_root, resolve_scale, run_config)
+    arm_name, did_you_mean, flops_per_token, is_task, parse_arm, parse_task,
+    project_root, resolve_scale, run_config)
 from .data import TokenData, cache_folder, corpus_name, prepare
 from .provenance import described, hash_of, module_text, write_json
 from .results import (busy, cut_short, differences, planned_looks, planned_seeds, read_json, read_rows,
@@ -299,6 +300,8 @@ def read_study(
     own_corpus = d.get("corpus", SCALES[scale].corpus)
     if is_task(own_corpus): corpus = corpus or own_corpus   # a question of its own, whatever text there is
     corpus = corpus or os.environ.get("ABLATION_CORPUS") or own_corpus
+    if is_task(corpus):
+        with about("corpus", corpus, wrong): parse_task(corpus)
     overrides = d.get("overrides", {})
     with about("overrides", overrides, wrong): base = run_config("baseline", scale, corpus, **overrides)
     if d.get("same_tokens"):

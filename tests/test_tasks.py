@@ -24,7 +24,9 @@ valid_stories = 64
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     "A copy of the project's notebooks and settings."
-    return copied(tmp_path_factory.mktemp("project"), "studies")
+    root = copied(tmp_path_factory.mktemp("project"), "studies")
+    (root / "out").mkdir()
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_what_a_task_cannot_be_is_one_sentence(root, sh):
     def plan(corpus, more=""):
         text = HEAD + f'corpus = "{corpus}"\narms = ["nope"]\nseeds = [0]\n{more}'
         return sh("ablation", "plan", write(root, "odd", text), cwd=root)
-    refused(plan("task:recal"), "names no task", "Did you mean 'recall'?")
-    refused(plan("task:recall:episodes=10"), "80 episodes", "episodes=80")
-    refused(plan("task:recall", "[overrides]\nvocab_size = 99\n"), "vocab_size=99", "129 tokens")
-    refused(plan("task:copy:length=40"), "context_length=32", "longer context")
+    refused(plan("task:recal"), "corpus = 'task:recal' is refused", "Did you mean 'recall'?", status=2)
+    refused(plan("task:recall:episodes=10"), "80 episodes", "episodes=80", status=2)
+    refused(plan("task:recall", "[overrides]\nvocab_size = 99\n"), "vocab_size=99", "129 tokens", status=2)
+    refused(plan("task:copy:length=40"), "context_length=32", "longer context", status=2)
