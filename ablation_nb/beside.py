@@ -64,14 +64,15 @@ def verdicts_on(cfg: RunConfig) -> list[str]:
     return words
 
 def studies_on(cfg: RunConfig) -> list[tuple[Path, Study]]:
-    "The study files at the scale of a run that name its arm, the shortest first."
-    found = []
+    "The study files at the scale and the learning rate of a run that name its arm, the shortest first."
+    found, usual = [], run_config(cfg.arm, cfg.scale, cfg.corpus).train.lr
     for file in sorted((project_root() / "studies").glob("*.toml")):
         try: study = read_study(file)
         except AblationError: continue   # `ablation plan` says what is wrong with it
         s = study.settings
-        if s["scale"] == cfg.scale and cfg.arm in s["arms"] and not s["grid"] and not s["overrides"]:
-            found.append((file, study))
+        at_its_rate = s["tune"] or cfg.train.lr in (s["lr"] or [usual])
+        alike = s["scale"] == cfg.scale and not s["grid"] and not s["overrides"]
+        if alike and at_its_rate and cfg.arm in s["arms"]: found.append((file, study))
     return sorted(found, key=lambda pair: len(pair[1].settings["arms"]) * len(pair[1].settings["seeds"]))
 
 # %% ../nbs/27_beside.ipynb #5e1b020a

@@ -30,7 +30,7 @@ from ablation_nb.config import (
 from .layers import CausalSelfAttention, Linear
 from ablation_nb.model import (
     FlexibleTransformerLM, drawn_parameter, flops_per_token, next_token_loss, parameter_count,
-    reference_attention, reference_block, reference_logits, reference_mask, reference_queries,
+    reference_attention, reference_block, reference_feed_forward, reference_logits, reference_mask, reference_queries,
 )
 
 # %% ../nbs/05_checks.ipynb #88936842
@@ -552,15 +552,6 @@ def check_placement(t: Case) -> tuple[bool, str]:
     least = f"RMS {min(r.mean().item() for r in rms):.3g} or more"
     return True, f"An input of RMS 10 leaves the blocks with {least}: nothing stands in the residual stream."
 
-# %% ../nbs/05_checks.ipynb #13240c68
-def feed_forward_by_hand(ffn: nn.Module, x: torch.Tensor, kind: str) -> torch.Tensor:
-    "The feed-forward layer `kind` with the weights of `ffn`, in float64."
-    part, z = FEED_FORWARDS[kind], x.cpu().double().numpy()
-    w = {n: p.detach().cpu().double().numpy().T for n, p in ffn.named_parameters()}
-    names = ("w1", "w3") if part.gated else ("w1",)
-    inner = [z @ w[f"{name}.weight"] for name in names]
-    return torch.from_numpy(part.formula(*inner) @ w["w2.weight"])
-
 # %% ../nbs/05_checks.ipynb #8170755a
 def check_gate(t: Case) -> tuple[bool, str]:
     "The feed-forward layers have the due matrices and width, and compute the due function."
@@ -577,11 +568,12 @@ def check_gate(t: Case) -> tuple[bool, str]:
         width = ffn.w1.weight.shape[0]
         if width != cfg.d_ff:
             return False, f"{layer} is {width} wide; '{t.arm}' demands {cfg.d_ff} at d_model={cfg.d_model}."
-        gap = off(ffn(x), feed_forward_by_hand(ffn, x, cfg.ffn))
+        def gap_to(kind: str, ffn: nn.Module = ffn) -> float:
+            return off(ffn(x), reference_feed_forward(as_numpy(x), weights_of(ffn, "f"), "f", replace(cfg, ffn=kind)))
+        gap = gap_to(cfg.ffn)
         worst = max(worst, gap)
         if not gap < t.tol:
-            ungated = off(ffn(x), feed_forward_by_hand(ffn, x, "silu")) < t.tol
-            why = ": its gate does not act" if ungated else ""
+            why = ": its gate does not act" if gap_to("silu") < t.tol else ""
             return False, f"{layer} is off {cfg.ffn} by {gap:.1%}{why}."
     origin = "the rule" if cfg.d_ff == rule else f"set by hand (the rule gives {rule})"
     width = f"{cfg.d_ff} wide, {origin} at d_model={cfg.d_model}"

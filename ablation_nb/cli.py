@@ -195,15 +195,13 @@ def show_proof(
     revision: str,  # the commit that was held against the code as it stands
 ) -> int:           # exit status
     "Say for which arms two versions agree; 1 if for any they do not."
-    from ablation_nb.config import ARMS, OWN_ARMS
     from ablation_nb.provenance import proofs_file
     if not proof:
         print(f"The code that makes numbers is that of {revision}, to the letter: there is nothing to prove.")
         return 0
     versions = f"{proof['old']} ({proof['commit']}) and {proof['new']}"
     print(f"Written to {os.path.relpath(proofs_file())}: {versions}, as the code stands.")
-    unknown = proof.get("unknown", [])
-    arms = [a for a in ARMS if a not in (*OWN_ARMS, *unknown)]
+    arms, unknown = proof["arms"], proof["unknown"]
     if unknown: print(f"{len(unknown)} arms came since, and have no older runs.")
     all_agree = True
     for kind in ("fp32", "bf16"):
@@ -412,7 +410,7 @@ def add_other_commands(sub: Any) -> None:
         from ablation_nb.provenance import proofs_file, prove
         from ablation_nb.ready import refuse_unwritable
         refuse_unwritable(proofs_file().parent)
-        return max([show_proof(prove(revision), revision) for revision in args.revisions or ["HEAD"]])
+        return max([show_proof(prove(revision, arms=args.arms), revision) for revision in args.revisions or ["HEAD"]])
     begin = add_command(
         sub, "new",
         "make a small project: notebooks, an arm of one's own, a study",
@@ -424,6 +422,9 @@ def add_other_commands(sub: Any) -> None:
     proof.add_argument(
         "revisions", nargs="*", metavar="revision",
         help="commits (default: HEAD)")
+    proof.add_argument(
+        "--arms", nargs="+", default=[], metavar="ARM",
+        help="arms to look at (default: all that both versions have)")
     keep = add_command(
         sub, "pack",
         "move the finished runs of studies into their archives",

@@ -621,7 +621,7 @@ for _arm in (
         source="Shazeer 2019, arXiv:1911.02150"),
     Arm("window", "Window", "attention sees a quarter of the context", dict(attention="window"),
         source="Beltagy et al. 2020, arXiv:2004.05150"),
-    Arm("softcap", "Softcap", "scores capped at 5 by a tanh (Gemma 2: at 50, which none reaches here)",
+    Arm("softcap", "Softcap", "scores capped at 5 by a tanh (Gemma 2 caps at 50)",
         dict(attention="softcap"), source="Gemma Team 2024, arXiv:2408.00118"),
     Arm("geglu", "GEGLU", "GELU for SiLU in the gate", dict(ffn="geglu"), source="Shazeer 2020, arXiv:2002.05202"),
     Arm("gelu", "GELU", "no gate: W2 GELU(W1 x), d_ff = 4 d", dict(ffn="gelu"),

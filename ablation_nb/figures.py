@@ -717,8 +717,8 @@ def effects_figure(
 MANY = 12   # arms: beyond, their curves are a tangle
 
 def families(arms: Iterable[str]) -> dict[str, list[str]]:
-    "Family -> its arms in order; those that change nothing come last, without the baseline."
-    of = {a: arm_family(a).partition(" and ")[0] for a in compared_arms(arms)}
+    "Family -> its arms in order; those that change nothing are controls, and the baseline is in none."
+    of = {a: "control" if arm_family(a) == "none" else arm_family(a).partition(" and ")[0] for a in compared_arms(arms)}
     names = [*FAMILY_COLOURS, *sorted({*of.values()} - {*FAMILY_COLOURS})]
     return {name: [a for a in of if of[a] == name] for name in names if name in of.values()}
 
@@ -757,9 +757,8 @@ def atlas_figure(
     y, places, labels = 0.0, list[float](), list[Any]()
     for family, effects in groups:
         colour = family_colour(effects.arm.iloc[0])
-        name = "control" if family == "none" else family
         beside = dict[str, Any](transform=ax.get_yaxis_transform(), ha="right", va="center")
-        ax.text(-.01, y, name, color=ink(colour), weight="bold", **beside)
+        ax.text(-.01, y, family, color=ink(colour), weight="bold", **beside)
         for row in effects.assign(colour=colour).itertuples():
             y += 1
             draw_atlas_row(ax, y, row)
@@ -897,7 +896,7 @@ def sensitivity_figure(
     panels = fig.subplots(-(-len(groups) // 2), 2).flatten()
     for ax, (family, arms) in zip(panels, groups.items()):
         draw_ladder(ax, runs[runs.arm.isin(["baseline", *arms])], chosen, limits)
-        ax.set(title="control" if family == "none" else family)
+        ax.set(title=family)
     for ax in panels[len(groups):]: ax.axis("off")
     return settled(fig)
 

@@ -254,16 +254,17 @@ def require_plain(folder: Path, config: Any) -> None:
     "Raise `AblationError` if a `transformers.LlamaConfig` asks for what our model has no place for."
     c = config
     cases = (
-        ("head_dim", c.head_dim, c.hidden_size // c.num_attention_heads),
-        ("hidden_act", c.hidden_act, c.hidden_act if c.hidden_act in GATES.values() else "silu"),
-        ("attention_bias", c.attention_bias, False),
-        ("mlp_bias", c.mlp_bias, False),
-        ("rope_type", rope_of(c)["rope_type"], "default"),
+        ("head_dim", c.head_dim, [c.hidden_size // c.num_attention_heads]),
+        ("hidden_act", c.hidden_act, [*GATES.values()]),
+        ("attention_bias", c.attention_bias, [False]),
+        ("mlp_bias", c.mlp_bias, [False]),
+        ("rope_type", rope_of(c)["rope_type"], ["default"]),
     )
-    for name, value, needed in cases:
-        if value == needed: continue
+    for name, value, allowed in cases:
+        if value in allowed: continue
+        needs = " or ".join(map(repr, allowed))
         raise AblationError(
-            f"{folder / 'config.json'} has {name}={value!r}, for which our model has no place; it needs {needed!r}.")
+            f"{folder / 'config.json'} has {name}={value!r}, for which our model has no place; it needs {needs}.")
 
 def require_tensors(
     folder: Path,                        # of the checkpoint, for the message

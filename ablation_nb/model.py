@@ -9,7 +9,7 @@ __all__ = ['BLOCK_LAYERS', 'USUAL', 'TransformerBlock', 'SandwichBlock', 'Parall
 
 # %% ../nbs/04_model.ipynb #3a49776c
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import nn
 
 from .config import AblationError, ModelConfig, initial_sd, part_of
 from .config import ffn_matrices, flops_per_token, parameter_count
-from .layers import CausalSelfAttention, KVCache, linear
+from .layers import CausalSelfAttention, KVCache, Layer, layer_of, linear
 from .layers import make_attention, make_feed_forward, make_head, make_norm, make_position
 
 _all_ = ["ffn_matrices", "flops_per_token", "parameter_count"]  # may be asked for here, too
@@ -65,7 +65,7 @@ class ParallelBlock(nn.Module):
         y = self.norm1(x)
         return x + self.attn(y, causal, *cached) + self.ffn(y)
 
-BLOCK_LAYERS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+BLOCK_LAYERS: dict[str, Layer] = {
     "pre": TransformerBlock,
     "post": TransformerBlock,
     "sandwich": SandwichBlock,
@@ -74,8 +74,7 @@ BLOCK_LAYERS: dict[str, Callable[[ModelConfig], nn.Module]] = {
 
 def make_block(cfg: ModelConfig) -> nn.Module:
     "The block that `cfg.placement` names."
-    layer = part_of(cfg, "placement").layer or BLOCK_LAYERS[cfg.placement]
-    return layer(cfg)
+    return layer_of(cfg, "placement", BLOCK_LAYERS)(cfg)
 
 # %% ../nbs/04_model.ipynb #daf63393
 USUAL = ModelConfig()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'TINY', 'TAKING', 'write_json', 'hash_of', 'described', 'identity_of', 'identity', 'code_only',
-           'imported_files', 'is_own', 'module_text', 'package_hash', 'code_hash', 'own_hash', 'numbers_of',
-           'numbers_in', 'kind_of', 'torch_version', 'fingerprint', 'close', 'proofs_file', 'read_proofs', 'behind',
-           'proven', 'code_now', 'same_code', 'version_here', 'prove', 'replaced', 'git_sha', 'device_name',
+           'imported_files', 'is_own', 'module_text', 'package_hash', 'code_hash', 'kept_answer', 'own_hash',
+           'numbers_of', 'numbers_in', 'kind_of', 'torch_version', 'fingerprint', 'close', 'proofs_file', 'read_proofs',
+           'behind', 'proven', 'code_now', 'same_code', 'version_here', 'prove', 'replaced', 'git_sha', 'device_name',
            'device_kind', 'torch_release', 'environment']
 
 # %% ../nbs/10_provenance.ipynb #15e42953
@@ -193,14 +193,25 @@ def package_hash() -> str:
 
 def code_hash(sources: list[str]) -> str:
     "Hash of sources as `code_only` leaves them. To parse them takes longest, so it is kept for their very text."
-    kept = cache_folder() / "code" / f"{hash_of([module_text('provenance'), *sources])}.json"
+    def is_hash(known: Any) -> bool: return isinstance(known, str) and len(known) == 12
+    key = [module_text("provenance"), *sources]
+    return kept_answer("code", key, lambda: hash_of([*map(code_only, sources)]), is_hash)
+
+def kept_answer(
+    kind: str,                       # of questions: a folder of the cache
+    key: Any,                        # all that the answer depends on, as JSON can hold it
+    compute: Callable[[], Any],      # the answer, as JSON can hold it
+    fits: Callable[[Any], bool],     # may what lies there be one?
+) -> Any:
+    "An answer from the cache, or else computed and kept there; without a place to keep it, it is computed again."
+    file = cache_folder() / kind / f"{hash_of(key)}.json"
     with suppress(OSError, ValueError):
-        known = json.loads(kept.read_text(encoding="utf-8"))
-        if isinstance(known, str) and len(known) == 12: return known
-    value = hash_of([*map(code_only, sources)])
-    with suppress(OSError):   # without a place to keep it, it is computed again
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, value)
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if fits(known): return known
+    value = compute()
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, value)
     return value
 
 @once
@@ -300,19 +311,14 @@ def fingerprint(
     "What this code computes of one arm. Half a second the first time, then from the cache."
     own = own_hash() if is_own(arm) else None
     version = [package_hash(), own, torch_version(), platform.platform(), arm, precision, TINY]
-    folder = cache_folder() / "fingerprints"
-    kept = folder / f"{hash_of(version)}.json"
-    try: return json.loads(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError): pass
-    with as_before():
-        try: numbers = numbers_of(arm, precision, tiny_text(folder / "text"), train_cells())
-        except AblationError: raise
-        except Exception as e:
-            why = f"does not get as far as the end of its training ({type(e).__name__}: {e})"
-            raise AblationError(f"nbs/train.ipynb {why}; mend it.") from None
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(kept, numbers)
-    return numbers
+    def computed() -> list[float]:
+        with as_before():
+            try: return numbers_of(arm, precision, tiny_text(cache_folder() / "fingerprints" / "text"), train_cells())
+            except AblationError: raise
+            except Exception as e:
+                why = f"does not get as far as the end of its training ({type(e).__name__}: {e})"
+                raise AblationError(f"nbs/train.ipynb {why}; mend it.") from None
+    return kept_answer("fingerprints", version, computed, lambda known: isinstance(known, list))
 
 def close(a: Sequence[float], b: Sequence[float]) -> bool:
     "Are two fingerprints equal to five significant digits?"
@@ -416,6 +422,8 @@ def numbers_source() -> str:
     functions = [inspect.getsource(f) for f in needed]
     return "\n".join([PROBE_NAMES, f"TINY = {TINY}", *functions])
 
+KNOWN = "import json; from ablation_nb.config import ARMS; print(json.dumps(list(ARMS)))"
+
 PROBE = """
 import ablation_nb.runs
 from ablation_nb.config import ARMS
@@ -430,12 +438,15 @@ def version_at(
     root: Path,      # a project of some version
     text: Path,      # the tiny text
     cache: Path,     # for what it prepares
+    arms: Sequence[str],
 ) -> dict:           # hash, numbers: arm -> precision -> fingerprint
     "What a version computes, in a process of its own."
-    arms = [a for a in ARMS if a not in OWN_ARMS]
-    code = numbers_source() + PROBE.format(arms=arms, text=str(text))
+    return asked_of(root, numbers_source() + PROBE.format(arms=list(arms), text=str(text)), ABLATION_CACHE=str(cache))
+
+def asked_of(root: Path, code: str, **env: str) -> Any:
+    "The JSON that some code prints last in a process of a version."
     kept = {k: v for k, v in os.environ.items() if not k.startswith("ABLATION_")}
-    env = kept | dict(PYTHONPATH=str(root), MPLBACKEND="agg", ABLATION_CACHE=str(cache), OMP_NUM_THREADS="1")
+    env = kept | dict(PYTHONPATH=str(root), MPLBACKEND="agg", OMP_NUM_THREADS="1") | env
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True)
     complaints = done.stderr.strip().splitlines() or ["?"]
     if done.returncode: raise AblationError(f"{root} does not train: {complaints[-1]}")
@@ -465,23 +476,28 @@ def as_toml(proof: dict) -> str:
 
 # %% ../nbs/10_provenance.ipynb #92006767
 @once
-def version_here(root: Path, code: str) -> dict:  # `code`: its hash
+def version_here(root: Path, code: str, arms: tuple[str, ...]) -> dict:  # `code`: its hash
     "What the code as it stands computes: once, however many versions are held against it."
-    with tempfile.TemporaryDirectory() as tmp: return version_at(root, tiny_text(Path(tmp, "text")), Path(tmp, "cache"))
+    with tempfile.TemporaryDirectory() as tmp:
+        return version_at(root, tiny_text(Path(tmp, "text")), Path(tmp, "cache"), arms)
 
 def prove(
     revision: str = "HEAD",      # of git: the version to compare with
     path: Path | None = None,    # of the proofs; None: those of the project
-) -> dict:                       # the proof, or {} where the text is the same; `unknown`: arms that came since
+    arms: Sequence[str] = (),    # to look at; empty: all
+) -> dict:                       # the proof, or {} where the text is the same; `arms` it is about, `unknown` ones
     "Run a committed version and the code as it stands, side by side, and write down for which arms they agree."
     root, path = project_root(), path or proofs_file()
     commit = git("rev-parse", "--short=12", "--verify", f"{revision}^{{commit}}")
     if not commit: raise AblationError(f"'{revision}' is no commit of {root}; name one, such as HEAD or HEAD~1.")
+    wanted = [a.name for name in arms for a in parse_arm(name)] or [a for a in ARMS if a not in OWN_ARMS]
     with tempfile.TemporaryDirectory() as tmp:
         then, text = take_out(commit, Path(tmp, "then")), tiny_text(Path(tmp, "text"))
+        known = asked_of(then, KNOWN)
+        both = tuple(a for a in wanted if a in known)
         with ThreadPoolExecutor(2) as pool:
-            now = pool.submit(version_here, root, package_hash())
-            old = version_at(then, text, Path(tmp, "cache"))
+            now = pool.submit(version_here, root, package_hash(), both)
+            old = version_at(then, text, Path(tmp, "cache"), both)
             new = now.result()
     if old["hash"] == new["hash"]: return {}
     import torch
@@ -491,7 +507,7 @@ def prove(
     others = [p for p in read_proofs(path) if (p["old"], p["new"]) != (proof["old"], proof["new"])]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, PROOFS_HEAD + "".join(map(as_toml, [*others, proof])))
-    return proof | dict(unknown=[a for a in new["numbers"] if a not in old["numbers"]])
+    return proof | dict(arms=list(both), unknown=[a for a in wanted if a not in known])
 
 # %% ../nbs/10_provenance.ipynb #296fb13b
 def git(*argv: str) -> str:

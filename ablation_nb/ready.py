@@ -7,8 +7,10 @@ __all__ = ['refuse_offline', 'answers', 'refuse_unwritable', 'ready_for']
 
 # %% ../nbs/08_ready.ipynb #5e1b0003
 import os, tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from .config import SCALES, AblationError, project_root, resolve_scale
 from .data import HUB_FILES, HUB_REPO, HUB_REVISION, cache_folder
@@ -60,9 +62,7 @@ def refuse_unwritable(folder: Path) -> None:
 
 # %% ../nbs/08_ready.ipynb #5e1b000c
 def ready_for(
-    scale: str,          # the notebook's parameters
-    corpus: str | None,  # None: the environment's ABLATION_CORPUS, or the scale's own
-    out: str | None,     # the run's folder; None: one under out/
+    now: Mapping[str, Any],  # `globals()` below the parameters cell; scale, corpus and out may be left out
 ) -> None:
     "No project, no network that the text needs, no place to write: what would stop a notebook's run is an error."
     root = project_root()
@@ -70,6 +70,6 @@ def ready_for(
         raise AblationError(
             f"{root} is in no project, so arms and outputs would be missed; go to the project's folder, "
             "or pass it to papermill: --cwd FOLDER.")
-    text = corpus or os.environ.get("ABLATION_CORPUS") or SCALES[resolve_scale(scale)].corpus
-    refuse_offline(text, "-p corpus ")
-    refuse_unwritable(root / (out or "out"))
+    own = SCALES[resolve_scale(now.get("scale", "auto"))].corpus
+    refuse_offline(now.get("corpus") or os.environ.get("ABLATION_CORPUS") or own, "-p corpus ")
+    refuse_unwritable(root / str(now.get("out") or "out"))

@@ -41,8 +41,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .config import AblationError, RunConfig, arm_label, arm_order, is_task, parse_arm, project_root
-from .config import run_config
+from .config import AblationError, arm_label, arm_order, is_task, parse_arm, project_root, run_config
 from .figures import (
     LENGTH_WORDS, MANY,
     ablation_comparison, answers_figure, atlas_figure, dynamics_figure, effects_figure, front_figure,
@@ -992,7 +991,7 @@ def misfits(r: Results) -> list[str]:
             words[str(e)] = None
             continue
         where = f" at {x.point}" if x.point else ""
-        ours = all_settings(RunConfig.from_dict(config).as_dict(), config["corpus"])
+        ours = all_settings(config, config["corpus"])
         theirs = all_settings(asked.as_dict(), r.plan["corpus"])
         for name, value in theirs.items():
             if ours.get(name) == value: continue
@@ -2132,10 +2131,12 @@ def confounded(effects: pd.DataFrame) -> str:
             "so what the line says of one may be the other's doing.")
 
 # %% ../nbs/23_report.ipynb #19120004
+RANKED = 6   # arms: fewer make no order worth the name
+
 def rank_table(effects: pd.DataFrame) -> pd.DataFrame:
     """How far each smaller size ranks the arms as the largest does; rows of `scale_effects`.
 
-    small, large (parameters) and the columns of `rank_agreement`; none for fewer than three arms in common."""
+    small, large (parameters) and the columns of `rank_agreement`; none for fewer than `RANKED` arms in common."""
     named = effects.rename(columns=dict(bits="mean", bits_se="se", pairs="n"))
     large = named[named.parameters == named.parameters.max()]
     smaller = named[named.parameters < named.parameters.max()].groupby(["parameters", "study"])
@@ -2144,7 +2145,7 @@ def rank_table(effects: pd.DataFrame) -> pd.DataFrame:
         for (size, _), own in smaller
     ]
     table = pd.DataFrame(rows, columns=["small", "large", "arms", "rho", "lo", "hi", "decided", "same_sign"])
-    return table[table.arms >= 3]
+    return table[table.arms >= RANKED]
 
 def rank_words(ranks: pd.DataFrame) -> list[str]:
     "A sentence for each row of `rank_table`."
@@ -2154,7 +2155,7 @@ def rank_words(ranks: pd.DataFrame) -> list[str]:
         if r.lo > 0: says = "rank the arms alike"
         elif r.hi < 0: says = "rank the arms the other way round"
         else: says = "cannot be said to rank the arms alike"
-        signs = f"of {count_words(r.decided, 'arm')} that both decide, {r.same_sign} have the same sign"
+        signs = f"of {count_words(r.decided, 'arm')} that both decide, the same sign: {r.same_sign}"
         words.append(f"{sizes} {says}: Spearman's ρ {interval_words(r.rho, r.lo, r.hi, digits=2)} "
                      f"over {r.arms} arms; {signs}.")
     return words
@@ -2167,11 +2168,12 @@ def settings_table(studies: list[Results]) -> pd.DataFrame:
     return table[differ]
 
 def ranked_alike(effects: pd.DataFrame) -> list[str]:
-    "The part of the page on ranks; empty without three arms in common."
+    "The part of the page on ranks; empty without enough arms in common."
     ranks = rank_table(effects)
     if ranks.empty: return []
     how = ("Both lists of effects were drawn again from their means and errors; the interval holds the middle 95 % of "
-           "the ranks' correlations. Noise makes ranks agree less than the truth does.")
+           "the ranks' correlations. It speaks of these arms and of noise, not of other arms; "
+           "noise makes ranks agree less than the truth does.")
     return ["## Does a small model rank the arms as the large one does?",
             "\n".join(f"- {w}" for w in rank_words(ranks)), how]
 

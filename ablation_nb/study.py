@@ -11,7 +11,7 @@ __all__ = ['TODO', 'Study', 'read_study', 'climb', 'Job', 'plan', 'text_key', 'p
 import itertools, math, os, re, sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -28,8 +28,8 @@ import ablation_nb
 from .config import (LARGEST, MODEL_FIELDS, PARTS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
     arm_name, did_you_mean, flops_per_token, is_task, parse_arm, parse_task,
     project_root, resolve_scale, run_config)
-from .data import TokenData, cache_folder, corpus_name, prepare
-from .provenance import described, hash_of, module_text, write_json
+from .data import TokenData, corpus_name, prepare
+from .provenance import described, kept_answer, module_text
 from .results import (busy, cut_short, differences, planned_looks, planned_seeds, read_json, read_rows,
     run_folder, run_state, why_not)
 
@@ -596,18 +596,12 @@ def seeds_wanted(
 
 def pairs_kept(losses: dict[str, list[float]], looks: tuple[int, ...], margin: float) -> dict[str, int]:
     "What `pairs_wanted` says. What it imports and simulates takes longer than most plans, so the answer is kept."
+    def simulated() -> dict[str, int]:
+        from ablation_nb.statistics import pairs_wanted
+        return pairs_wanted(losses, looks, margin)
+    def fits(known: Any) -> bool: return isinstance(known, dict) and known.keys() == losses.keys()
     made_by = [module_text("statistics"), np.__version__, version("scipy")]
-    kept = cache_folder() / "looks" / f"{hash_of([made_by, losses, looks, margin])}.json"
-    with suppress(OSError, AblationError):
-        known = read_json(kept)
-        if isinstance(known, dict) and known.keys() == losses.keys(): return known
-    from ablation_nb.statistics import pairs_wanted
-    wanted = pairs_wanted(losses, looks, margin)
-    with suppress(OSError):   # without a place to keep it, it is computed again
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, wanted)
-    return wanted
-
+    return kept_answer("looks", [made_by, losses, looks, margin], simulated, fits)
 
 # %% ../nbs/14_study.ipynb #c0380192
 TODO = ("absent", "partial", "waiting")

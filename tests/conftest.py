@@ -9,27 +9,35 @@ from pathlib import Path
 
 import forks
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parent.parent
-
 
 LONGEST = ("site", "training", "repository", "resuming", "doors", "visit", "study", "lab", "faults")  # by minutes
 LONG_NOTEBOOKS = ("23_report", "25_ledger", "32_visit", "07_step", "09_statistics")
 SHARE_NOTHING = ("test_notebooks", "test_faults")  # but what a whole session shares
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """What takes minutes begins first, so that no process is left with it at the end.
-    Tests of a file stay in one process, which makes their fixtures once, unless they share nothing."""
+    "What takes minutes begins first, so that no process is left with it at the end."
     places = {f"test_{name}": i for i, name in enumerate(LONGEST)}
 
     def place(item):
         if any(f"[{name}]" in item.name for name in LONG_NOTEBOOKS): return 1, 0
         return places.get(item.path.stem, len(LONGEST)), item.path.stem == "test_notebooks"
     items.sort(key=place)
-    for item in items:
-        if item.path.stem not in SHARE_NOTHING: item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+class ByFile(LoadScopeScheduling):
+    "Tests of a file go to one process, unless they share nothing."
+    def _split_scope(self, nodeid):
+        file = nodeid.split("::")[0]
+        return nodeid if Path(file).stem in SHARE_NOTHING else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
 
 
 def as_in_a_terminal():

@@ -40,7 +40,10 @@ def standing(sh, root):
     return json.loads(succeeded(sh("python", "-c", PLAN, cwd=root, PYTHONPATH=root)).stdout)
 
 
-def prove(sh, root, *commit): return sh("ablation", "prove", *commit, cwd=root, PYTHONPATH=root)
+ARMS = ("baseline", "no_norm", "post_norm", "nope", "silu", "layernorm", "relu2", "silu_matched", "aa")
+
+
+def prove(sh, root, *commit): return sh("ablation", "prove", *commit, "--arms", *ARMS, cwd=root, PYTHONPATH=root)
 
 
 def test_a_renamed_variable_leaves_the_runs_of_another_machine_standing(clone, sh):

@@ -213,7 +213,8 @@ for arm in ARMS:
     common = [k for k in a.keys() & b.keys() if a[k].shape == b[k].shape]
     assert len(common) >= 10, arm
     for k in common:
-        drawn_alike = initial_sd(k, a[k].shape, base.model) == initial_sd(k, a[k].shape, cfg.model)
+        is_gain = a[k].ndim == 1
+        drawn_alike = is_gain or initial_sd(k, a[k].shape, base.model) == initial_sd(k, a[k].shape, cfg.model)
         assert torch.equal(a[k], b[k]) == drawn_alike, (arm, k)   # a recipe may draw them larger or smaller
 """
 
