@@ -23,6 +23,7 @@ from torch import nn
 from .config import AblationError, TrainConfig, decay_of, part_of, project_root, trained_by_muon
 from .data import TokenData
 from .model import FlexibleTransformerLM, head_loss, next_token_loss
+from .tasks import Task
 
 # %% ../nbs/06_trainer.ipynb #6e581d8a
 FALLS: dict[str, Callable[[float], float]] = {  # share of the steps after the warm-up -> height, 1 at the peak
@@ -478,7 +479,7 @@ def evaluate(self: Trainer) -> float:
     "Mean loss over what is scored of the validation set, in nats per token; keeps the best, the first and the last."
     t, s = time.perf_counter(), self.state
     T, B = self.model.cfg.context_length, self.cfg.batch_size
-    if self.valid.task: self.token_losses = self.answer_losses()
+    if self.valid.task: self.token_losses = self.answer_losses(self.valid.task)
     else: self.token_losses = token_losses(self.forward, self.valid.valid, T, B, self.autocast, self.device)
     loss = float(self.token_losses.mean())
     s.setdefault("initial_val_loss", loss)
@@ -490,9 +491,9 @@ def evaluate(self: Trainer) -> float:
 
 # %% ../nbs/06_trainer.ipynb #7a5c0306
 @patch
-def answer_losses(self: Trainer) -> np.ndarray:
+def answer_losses(self: Trainer, task: Task) -> np.ndarray:
     "Loss of every answer of the validation episodes, one after the other; `right` keeps which were right."
-    T, B, task = self.model.cfg.context_length, self.cfg.batch_size, self.valid.task
+    T, B = self.model.cfg.context_length, self.cfg.batch_size
     episodes = self.valid.valid.reshape(-1, T)
     loss_NA, self.right = answer_scores(self.forward, episodes, task.answers(), B, self.autocast, self.device)
     return loss_NA.ravel()
@@ -602,21 +603,21 @@ def accuracies(self: Trainer) -> dict:
     if task is None: return {}
     for times in LONGER:
         ending = "" if times == 1 else f"_{times}x"
-        kept[f"accuracy{ending}"] = self.accuracy(times)
+        kept[f"accuracy{ending}"] = self.accuracy(task, times)
         kept[f"chance{ending}"] = task.chance(times)
     return kept
 
 @patch
-def accuracy(self: Trainer, times: int) -> float | None:
+def accuracy(self: Trainer, task: Task, times: int) -> float | None:
     "Share of right answers in episodes that are longer by a factor; None where positions end with the trained length."
     if times == 1: return float(self.right.mean())
-    scored = self.scores_beyond(times)
+    scored = self.scores_beyond(task, times)
     return None if scored is None else float(scored[1].mean())
 
 @patch
-def scores_beyond(self: Trainer, times: int) -> tuple[np.ndarray, np.ndarray] | None:
+def scores_beyond(self: Trainer, task: Task, times: int) -> tuple[np.ndarray, np.ndarray] | None:
     "`answer_scores` of as many validation episodes that are longer by a factor; None as for `accuracy`."
-    task, T, B = self.valid.task, self.model.cfg.context_length, self.cfg.batch_size
+    T, B = self.model.cfg.context_length, self.cfg.batch_size
     longer = self.model.stretched(times * T)
     if longer is None: return None
     episodes = task.episodes("valid", len(self.valid.valid_bytes), times)
@@ -634,7 +635,7 @@ def document_losses(self: Trainer) -> np.ndarray:
 @patch
 def position_losses(self: Trainer) -> np.ndarray:
     "Mean validation loss by position in windows of the trained length T, and of 2T: (2, 2T), NaN if there is none."
-    if self.valid.task: return self.place_losses()
+    if self.valid.task: return self.place_losses(self.valid.task)
     T, B = self.model.cfg.context_length, max(1, self.cfg.batch_size // 2)
     near = np.append(by_position(self.token_losses, T), np.full(T, np.nan))
     longer = self.model.stretched(2 * T)
@@ -644,11 +645,11 @@ def position_losses(self: Trainer) -> np.ndarray:
     return np.stack([near, by_position(far, 2 * T)])
 
 @patch
-def place_losses(self: Trainer) -> np.ndarray:
+def place_losses(self: Trainer, task: Task) -> np.ndarray:
     "The same of a task: NaN where nothing is asked."
-    task, T = self.valid.task, self.model.cfg.context_length
+    T = self.model.cfg.context_length
     loss = np.full((2, 2 * T), np.nan)
     loss[0, task.answers() - 1] = self.token_losses.reshape(self.right.shape).mean(0)
-    far = self.scores_beyond(2)
+    far = self.scores_beyond(task, 2)
     if far: loss[1, task.answers(2) - 1] = far[0].mean(0)
     return loss
