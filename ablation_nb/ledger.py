@@ -310,7 +310,7 @@ def is_usual(e: Evidence) -> bool:
 # %% ../nbs/25_ledger.ipynb #54975165
 def bearing(claim: Claim, sets: list[Evidence]) -> list[Evidence]:
     "The sets of runs that a claim may be held against, the most telling first."
-    over_points = claim.test == "trend" and claim.parameters["over"] != "lr"
+    over_points = claim.by == "grid" or (claim.test == "trend" and claim.parameters["over"] != "lr")
     ranked = []
     for e in sets:
         place_in_study = list(e.r.sets).index(e.setup)

@@ -827,6 +827,30 @@ def findings_in_words(
     sentences += [tuning_sentence(r), rates_sentence(r)]
     return [s for s in sentences if s]
 
+# %% ../nbs/23_report.ipynb #7a5c0605
+def chances(runs: pd.DataFrame) -> list[float]:
+    "What ignorance is worth at each length."
+    return [float(runs[c.replace("accuracy", "chance")].dropna().iloc[0]) for c in ACCURACIES.values()]
+
+def answer_words(x: Any) -> str:
+    "Accuracy of one arm, of a row of `answers_table`, and its difference to the baseline."
+    words = f"{arm_label(x.arm)} " + ("–" if pd.isna(x.accuracy) else f"{x.accuracy:.3f}")
+    if pd.isna(x.verdict): return words
+    if pd.isna(x.difference): return f"{words} ({x.verdict})"
+    return f"{words} ({interval_words(x.difference, x.lo, x.hi, digits=3)}, {x.verdict})"
+
+def answers_found(r: Results) -> list[str]:
+    "How many answers each arm has right, a sentence for each point of the grid; nothing for a text."
+    if not r.of_a_task: return []
+    lines = []
+    for p in points(r):
+        runs = r.main[r.main.point == p]
+        if not runs.status.eq("done").any(): continue
+        words = "; ".join(answer_words(x) for x in answers_table(runs).itertuples())
+        where = f" at {point_words(p)}" if p else ""
+        lines.append(f"Right answers{where} (chance {chances(runs)[0]:.3f}), against the baseline: {words}.")
+    return lines
+
 # %% ../nbs/23_report.ipynb #a0c37233
 def opening(r: Results) -> str:
     "What was found, how fine the study could see, and what was run."
@@ -1163,10 +1187,6 @@ def answers_figures(r: Results) -> Figures:
 def answers_tables(r: Results) -> Tables:
     return dict(answers=by_setup(r.sets, answers_table))
 
-def chances(runs: pd.DataFrame) -> list[float]:
-    "What ignorance is worth at each length."
-    return [float(runs[c.replace("accuracy", "chance")].dropna().iloc[0]) for c in ACCURACIES.values()]
-
 def above_chance(runs: pd.DataFrame) -> list[str]:
     "For each length, which arms answer better than who guesses, by their intervals over seeds."
     levels, lines = accuracy_levels(runs), []
@@ -1187,25 +1207,6 @@ def first_answers(r: Results) -> list[str]:
     lines = [f"- {arm_label(arm)}: {told.text[arm]}" for arm in arm_order(told.index)]
     words = "The first validation episode, and the answers of the lowest seed of each arm in their order:"
     return [words, quoted(told.prompt.iloc[0]), "\n".join(lines)]
-
-def answer_words(x: Any) -> str:
-    "Accuracy of one arm, of a row of `answers_table`, and its difference to the baseline."
-    words = f"{arm_label(x.arm)} " + ("–" if pd.isna(x.accuracy) else f"{x.accuracy:.3f}")
-    if pd.isna(x.verdict): return words
-    if pd.isna(x.difference): return f"{words} ({x.verdict})"
-    return f"{words} ({interval_words(x.difference, x.lo, x.hi, digits=3)}, {x.verdict})"
-
-def answers_found(r: Results) -> list[str]:
-    "How many answers each arm has right, a sentence for each point of the grid; nothing for a text."
-    if not r.of_a_task: return []
-    lines = []
-    for p in points(r):
-        runs = r.main[r.main.point == p]
-        if not runs.status.eq("done").any(): continue
-        words = "; ".join(answer_words(x) for x in answers_table(runs).itertuples())
-        where = f" at {point_words(p)}" if p else ""
-        lines.append(f"Right answers{where} (chance {chances(runs)[0]:.3f}), against the baseline: {words}.")
-    return lines
 
 # %% ../nbs/23_report.ipynb #7a5c0603
 HOW_ANSWERS_READ = """\
