@@ -12,7 +12,7 @@ __all__ = ['CLAIM_VERDICTS', 'KINDS', 'TESTS', 'WIDTH_WITH_NORM', 'OFFICIAL', 'M
            'between', 'ordered', 'largest', 'ranking', 'only', 'nothing_from', 'learnt', 'trains', 'finishes',
            'narrower', 'narrowest', 'trains_at_the_rate_of', 'trend', 'spread_interval', 'seed_spread', 'within_luck',
            'crowned', 'level', 'reached', 'settled_by', 'local_context', 'past_the_end', 'extrapolates', 'beyond',
-           'interacts', 'together', 'needed', 'without', 'less_sensitive']
+           'interacts', 'together', 'needed', 'without', 'less_sensitive', 'harder']
 
 # %% ../nbs/24_claims.ipynb #d5d9925b
 import math
@@ -52,7 +52,7 @@ CLAIM_VERDICTS = (
     "agrees with its table", "disagrees with its table")
 KINDS: dict[str, tuple[str, ...]] = dict(
     arithmetic=("computed", "its table"),
-    empirical=("runs", "rates", "sets", "level", "grid"),
+    empirical=("runs", "rates", "sets", "level", "grid", "texts"),
     opinion=())
 TESTS: dict[str, tuple[str, Callable]] = {}  # name -> what the test looks at, and the test itself
 
@@ -60,7 +60,8 @@ def settles(
     by: str,  # computed; its table: restated from the report's own;
               # runs: of one set; level: of one set, on the text that the row names;
               # sets: all sets of a study; rates: all of them, and the ladder of its rates;
-              # grid: of one set, all points of a study together
+              # grid: of one set, all points of a study together;
+              # texts: of one set, and of one on the text `than` with the same model, tokens and rates
 ) -> Callable[[Callable], Callable]:
     "Register a test."
     def register(f: Callable) -> Callable:
@@ -1118,3 +1119,16 @@ def less_sensitive(
              for a in (arm, *others)]
     words += [f"{arm_label(other)} minus {arm_label(arm)} {mean_words(gap)}" for other, gap in zip(others, gaps)]
     return lie_above(gaps, 0, [f"worst minus best {over}", *words], lost_runs(e, arm, *others))
+
+# %% ../nbs/24_claims.ipynb #7a5c0612
+@settles("texts")
+def harder(e: Evidence, other: Evidence, than: str, arm: str) -> Settled | None:
+    "Does a text need more bits per byte than another one, seed by seed, with one model and as many tokens?"
+    done = [x.runs[(x.runs.arm == arm) & (x.runs.status == "done")].set_index("seed").bits_per_byte for x in (e, other)]
+    pairs = pd.concat(done, axis=1, keys=["own", "other"], join="inner")
+    if pairs.empty: return None
+    more = mean_interval(pairs.own - pairs.other)
+    means = f"{arm_label(arm)} {pairs.own.mean():.3f} bits per byte, on {than} {pairs.other.mean():.3f}"
+    figures = f"{means}; difference {mean_words(more)} ({more.n} seeds)"
+    lost = [lost_runs(x, arm) for x in (e, other)]
+    return lie_above([more], 0, figures, "; ".join(filter(None, lost)))

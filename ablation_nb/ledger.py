@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OWN_KEYS', 'PREFACE', 'Claim', 'Advice', 'claims_file', 'ranges', 'read_claims', 'read_advice', 'is_trial',
-           'ledger_folders', 'settings_kept', 'studies_in', 'at_points', 'sets_of', 'bearing', 'answers',
-           'settle_claim', 'computed_verdict', 'settle_all', 'settle', 'claims_of', 'Weighed', 'Reading', 'weigh',
-           'readings', 'recommendations', 'item', 'write_ledger', 'count_of', 'advice_page', 'verdict_at',
+           'ledger_folders', 'settings_kept', 'studies_in', 'at_points', 'sets_of', 'bearing', 'differs_in_text',
+           'answers', 'settle_claim', 'computed_verdict', 'settle_all', 'settle', 'claims_of', 'Weighed', 'Reading',
+           'weigh', 'readings', 'recommendations', 'item', 'write_ledger', 'count_of', 'advice_page', 'verdict_at',
            'claims_table', 'section_of', 'tests_list', 'study_words', 'ledger_page']
 
 # %% ../nbs/25_ledger.ipynb #dff6e2bb
@@ -199,7 +199,7 @@ def check_test(row: dict, parameters: dict) -> None:
     if kind != row["kind"]:
         raise AblationError(f"test = '{test}' settles {kind} claims, "
                             f"and this one is called {row['kind']}.")
-    runs = [None] * (by in KINDS["empirical"])           # in place of the evidence
+    runs = [None] * ((by in KINDS["empirical"]) + (by == "texts"))   # in place of the evidence
     try: inspect.signature(f).bind(*runs, **parameters)
     except TypeError as e:
         message = str(e).replace("argument", "parameter")
@@ -321,6 +321,11 @@ def bearing(claim: Claim, sets: list[Evidence]) -> list[Evidence]:
         ranked.append((rank, e))
     return [e for _, e in sorted(ranked, key=lambda pair: pair[0])]
 
+def differs_in_text(claim: Claim, e: Evidence, x: Evidence) -> bool:
+    "Are these the same runs on the text that a claim compares with?"
+    alike = [(y.r.config["scale"], y.setup, y.r.config["model"], y.base.tokens.max()) for y in (e, x)]
+    return x.text == claim.parameters["than"] and alike[0] == alike[1] and points(x.r) == points(e.r)
+
 def answers(
     claim: Claim,
     sets: list[Evidence],
@@ -330,10 +335,12 @@ def answers(
     _, test = TESTS[claim.test]
     given = []
     for e in bearing(claim, sets):
-        answer = test(e, **claim.parameters)
-        if not answer: continue
-        if e.runs.seed.nunique() < 2: answer = answer._replace(verdict="undetermined", thin=True)
-        given.append((e, answer))
+        beside = [(x,) for x in sets if differs_in_text(claim, e, x)] if claim.by == "texts" else [()]
+        for others in beside:
+            answer = test(e, *others, **claim.parameters)
+            if not answer: continue
+            if e.runs.seed.nunique() < 2: answer = answer._replace(verdict="undetermined", thin=True)
+            given.append((e, answer))
     return sorted(given, key=lambda pair: pair[1].thin)
 
 # %% ../nbs/25_ledger.ipynb #9d0630e9
