@@ -72,7 +72,7 @@ def rounding_bounds(precision: str, tokens: int) -> Bounds:
     return Bounds(max(1e-5, (1 / 4 + 4 / root) * u), max(1e-4, (4 + 16 / root) * u), max(1e-4, 50 * u))
 
 # %% ../nbs/07_step.ipynb #07c0ffe3
-TOKENS = 256    # of different windows in the batch that is examined: two windows at least
+TOKENS = 256    # scored in different windows of the batch that is examined: two windows at least
 SHARPER = 8     # what is made larger before the logits, by this factor
 
 # %% ../nbs/07_step.ipynb #48d734b4
@@ -171,7 +171,8 @@ def random_buffers(left: Direction) -> Direction:
 def prepare_batch(t: Trainer, at: int) -> np.ndarray:
     "Let only the first windows of batch `at` differ; returns the share of each in the batch."
     B, T = t.cfg.batch_size, t.model.cfg.context_length
-    different = min(B, max(2, TOKENS // T))
+    scored = T if t.scored is None else len(t.scored)   # targets of a window
+    different = min(B, max(2, TOKENS // scored))
     which_B = np.minimum(np.arange(B), different - 1)
     t.starts[at] = t.starts[at][torch.from_numpy(which_B).to(t.device)]
     return np.bincount(which_B) / B
