@@ -12,7 +12,7 @@ __all__ = ['CLAIM_VERDICTS', 'KINDS', 'TESTS', 'WIDTH_WITH_NORM', 'OFFICIAL', 'M
            'between', 'ordered', 'largest', 'ranking', 'only', 'nothing_from', 'learnt', 'trains', 'finishes',
            'narrower', 'narrowest', 'trains_at_the_rate_of', 'trend', 'spread_interval', 'seed_spread', 'within_luck',
            'crowned', 'level', 'reached', 'settled_by', 'local_context', 'past_the_end', 'extrapolates', 'beyond',
-           'interacts', 'together']
+           'interacts', 'together', 'needed', 'without', 'less_sensitive', 'harder']
 
 # %% ../nbs/24_claims.ipynb #d5d9925b
 import math
@@ -33,7 +33,7 @@ from .model import (
     FlexibleTransformerLM, ffn_matrices, flops_per_token, parameter_count, reference_logits)
 from .report import (
     Results, count_words, evaluations_table, half_way_to_guessing,
-    of, on_the_ladder, points)
+    of, on_the_ladder, point_words, points)
 from .results import RUN
 from .statistics import (
     EARNABLE, Interval, mean_interval, noise_budget,
@@ -52,14 +52,16 @@ CLAIM_VERDICTS = (
     "agrees with its table", "disagrees with its table")
 KINDS: dict[str, tuple[str, ...]] = dict(
     arithmetic=("computed", "its table"),
-    empirical=("runs", "rates", "sets", "level"),
+    empirical=("runs", "rates", "sets", "level", "grid", "texts"),
     opinion=())
 TESTS: dict[str, tuple[str, Callable]] = {}  # name -> what the test looks at, and the test itself
 
 def settles(
     by: str,  # computed; its table: restated from the report's own;
               # runs: of one set; level: of one set, on the text that the row names;
-              # sets: all sets of a study; rates: all of them, and the ladder of its rates
+              # sets: all sets of a study; rates: all of them, and the ladder of its rates;
+              # grid: of one set, all points of a study together;
+              # texts: of one set, and of one on the text `than` with the same model, tokens and rates
 ) -> Callable[[Callable], Callable]:
     "Register a test."
     def register(f: Callable) -> Callable:
@@ -1061,3 +1063,72 @@ def together(e: Evidence) -> Settled | None:
     costs = f"{arm_label(whole)} together {cost[whole].mean():+.4f}, one by one {added.mean():+.4f}"
     lost = lost_runs(e, "baseline", whole, *parts[whole])
     return lie_above([more], 0, f"{costs}; difference {mean_words(more)} nats", lost)
+
+# %% ../nbs/24_claims.ipynb #7a5c0602
+@settles("grid")
+def needed(
+    e: Evidence,
+    arm: str,
+    others: list[str],
+    right: float,        # share of answers that counts as having learnt the task
+) -> Settled | None:
+    """Does an arm stay nearer to chance than to right answers at every point where another one learns the task?
+    One point where it learns the task shows that it lacks nothing."""
+    if "accuracy" not in e.runs or not has_arms(e, arm, *others): return None
+    at_points, words = [], []
+    for point, runs in e.runs.groupby("point", sort=False):
+        shares = {a: mean_interval(runs.accuracy[runs.arm == a]) for a in (arm, *others)}
+        chance = runs.chance.max()
+        best = max(others, key=lambda a: shares[a].mean)
+        at_points.append(without(shares[arm], shares[best], chance, right))
+        known = [f"{arm_label(a)} {mean_words(shares[a], '')}" for a in (arm, best)]
+        words.append(f"{point_words(point)}: {', '.join(known)}, chance {chance:.4f}")
+    lacks = "holds" in at_points and "fails" not in at_points and "undetermined" not in at_points
+    return answered(lacks, "fails" in at_points, words, lost_runs(e, arm, *others))
+
+def without(
+    own: Interval,
+    other: Interval,
+    chance: float,
+    right: float,  # as in `needed`
+) -> str:
+    "What one point says: a verdict, or '' where neither learns the task."
+    if own.lo > right: return "fails"
+    if other.hi <= right: return ""
+    near_chance = own.hi < (1 + chance) / 2
+    return "holds" if other.lo > right and near_chance else "undetermined"
+
+# %% ../nbs/24_claims.ipynb #7a5c0604
+@settles("grid")
+def less_sensitive(
+    e: Evidence,
+    over: str,          # a field of the grid
+    arm: str,
+    others: list[str],
+) -> Settled | None:
+    """Does the worst level of a field cost an arm less, beside its own best one, than it costs each other?
+    Seed by seed; the words say at which levels all runs of an arm learn."""
+    if over not in e.runs or e.runs[over].nunique() < 2 or not has_arms(e, arm, *others): return None
+    loss = e.runs.groupby(["arm", "seed", over]).final_val_loss.mean().unstack()
+    whole = loss[loss.notna().all(axis=1)]
+    cost = (whole.max(axis=1) - whole.min(axis=1)).unstack("arm").reindex(columns=[arm, *others])
+    gaps = [mean_interval((cost[other] - cost[arm]).dropna()) for other in others]
+    trained = learnt(e.r, e.runs).groupby([e.runs.arm, e.runs[over]]).all().unstack("arm")
+    def levels(a: str) -> str: return ", ".join(f"{level:g}" for level in trained.index[trained[a]]) or "none"
+    words = [f"{arm_label(a)}: {mean_words(mean_interval(cost[a].dropna()), '')} nats, learns at {levels(a)}"
+             for a in (arm, *others)]
+    words += [f"{arm_label(other)} minus {arm_label(arm)} {mean_words(gap)}" for other, gap in zip(others, gaps)]
+    return lie_above(gaps, 0, [f"worst minus best {over}", *words], lost_runs(e, arm, *others))
+
+# %% ../nbs/24_claims.ipynb #7a5c0612
+@settles("texts")
+def harder(e: Evidence, other: Evidence, than: str, arm: str) -> Settled | None:
+    "Does a text need more bits per byte than another one, seed by seed, with one model and as many tokens?"
+    done = [x.runs[(x.runs.arm == arm) & (x.runs.status == "done")].set_index("seed").bits_per_byte for x in (e, other)]
+    pairs = pd.concat(done, axis=1, keys=["own", "other"], join="inner")
+    if pairs.empty: return None
+    more = mean_interval(pairs.own - pairs.other)
+    means = f"{arm_label(arm)} {pairs.own.mean():.3f} bits per byte, on {than} {pairs.other.mean():.3f}"
+    figures = f"{means}; difference {mean_words(more)} ({more.n} seeds)"
+    lost = [lost_runs(x, arm) for x in (e, other)]
+    return lie_above([more], 0, figures, "; ".join(filter(None, lost)))

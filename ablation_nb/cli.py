@@ -418,7 +418,7 @@ def add_on_study(
     p.add_argument("file", help="the study file, e.g. studies/laptop.toml, or its name there")
     p.add_argument(
         "--corpus",
-        help="builtin, builtin:STORIES, tinystories, or a path to text (default: the study's own)")
+        help="builtin, builtin:STORIES, tinystories, task:NAME, or a path to text (default: the study's own)")
     p.add_argument(
         "--scale",
         help=f"{', '.join(SCALE_NAMES)} or auto (default: the study's own)")

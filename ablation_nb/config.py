@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'MAY_BE_ZERO', 'SCHEDULES', 'OPTIMIZERS', 'LARGEST', 'FEED_FORWARDS', 'NORMS', 'POSITIONS', 'SOFTCAP',
            'ATTENTIONS', 'BLOCKS', 'HEADS', 'WRITERS', 'INITS', 'PARTS', 'MODEL_FIELDS', 'TRAIN_FIELDS', 'ARMS',
-           'ARMS_FAULT', 'FAMILIES', 'SCALES', 'LATER', 'IS_THE_PACKAGE', 'OWN_ARMS', 'OWN_PARTS', 'AblationError',
-           'did_you_mean', 'unknown', 'ModelConfig', 'TrainConfig', 'adamw_first', 'sgd_first', 'muon_first',
-           'trained_by_muon', 'first_move', 'decay_of', 'is_of_type', 'check_types', 'check_value', 'swiglu_width',
-           'plain_width', 'matched_width', 'silu', 'gelu', 'unit_rms', 'FeedForward', 'Norm', 'Position', 'rope_angles',
-           'partial_pairs', 'partial_angles', 'alibi_bias', 'sine_vectors', 'Attention', 'Block', 'Head', 'pre_block',
-           'post_block', 'sandwich_block', 'parallel_block', 'glorot_sd', 'gpt2_sd', 'zero_out_sd', 'initial_sd',
-           'named_part', 'part_of', 'register_part', 'register_feed_forward', 'register_norm', 'check_parts_fit',
-           'ffn_matrices', 'block_weights', 'gains', 'parameter_count', 'flops_per_token', 'Arm', 'check_label',
-           'register_arm', 'arm_names', 'parse_arm', 'check_parts', 'arm_name', 'arm_label', 'arm_family', 'arm_order',
-           'compared_arms', 'Scale', 'torch_build', 'has_card', 'multiplies_bf16', 'resolve_scale', 'native_precision',
-           'model_config', 'train_config', 'demanded', 'known_fields', 'RunConfig', 'run_config', 'project_root',
-           'own_arms', 'fault_of', 'import_file']
+           'ARMS_FAULT', 'FAMILIES', 'SCALES', 'OF_EVERY_TASK', 'TASKS', 'LATER', 'IS_THE_PACKAGE', 'OWN_ARMS',
+           'OWN_PARTS', 'AblationError', 'did_you_mean', 'unknown', 'ModelConfig', 'TrainConfig', 'adamw_first',
+           'sgd_first', 'muon_first', 'trained_by_muon', 'first_move', 'decay_of', 'is_of_type', 'check_types',
+           'check_value', 'swiglu_width', 'plain_width', 'matched_width', 'silu', 'gelu', 'unit_rms', 'FeedForward',
+           'Norm', 'Position', 'rope_angles', 'partial_pairs', 'partial_angles', 'alibi_bias', 'sine_vectors',
+           'Attention', 'Block', 'Head', 'pre_block', 'post_block', 'sandwich_block', 'parallel_block', 'glorot_sd',
+           'gpt2_sd', 'zero_out_sd', 'initial_sd', 'named_part', 'part_of', 'register_part', 'register_feed_forward',
+           'register_norm', 'check_parts_fit', 'ffn_matrices', 'block_weights', 'gains', 'parameter_count',
+           'flops_per_token', 'Arm', 'check_label', 'register_arm', 'arm_names', 'parse_arm', 'check_parts', 'arm_name',
+           'arm_label', 'arm_family', 'arm_order', 'compared_arms', 'Scale', 'torch_build', 'has_card',
+           'multiplies_bf16', 'resolve_scale', 'native_precision', 'model_config', 'train_config', 'demanded',
+           'known_fields', 'TaskRule', 'is_task', 'parse_task', 'task_vocabulary', 'refuse_few_episodes', 'RunConfig',
+           'run_config', 'project_root', 'own_arms', 'fault_of', 'import_file']
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
 import difflib, importlib.util, math, os, re, sys, traceback
@@ -846,6 +847,68 @@ def known_fields(cls: Any, overrides: dict) -> dict:
         raise unknown(f"{cls.__name__} has no field '{k}'.", k, names, "Its fields")
     return {k: v for k, v in overrides.items() if v is not None}
 
+# %% ../nbs/00_config.ipynb #7a5c0002
+@dataclass(frozen=True)
+class TaskRule:
+    "A task: what may be set in its name, and how many tokens there are."
+    says: str                                      # what is asked
+    sizes: dict[str, int]                          # what may be set, with defaults; 0: as many as fit
+    vocabulary: Callable[[dict[str, int]], int]    # sizes -> entries, with that of `<|endoftext|>`
+
+OF_EVERY_TASK = dict(episodes=65_536, seed=0)      # of training, and of the generator
+
+TASKS = {
+    "recall": TaskRule("the value that stood beside a key", dict(pairs=0, keys=64, values=64),
+                       lambda s: 1 + s["keys"] + s["values"]),
+    "position": TaskRule("the n-th word", dict(length=0, words=64, numbers=32),
+                         lambda s: 1 + s["words"] + s["numbers"]),
+    "copy": TaskRule("the same letters once more", dict(length=0, letters=32),
+                     lambda s: 2 + s["letters"]),
+    "multihop": TaskRule("where a few steps along arrows lead", dict(arrows=0, nodes=64, hops=2),
+                         lambda s: 1 + s["nodes"] + s["hops"]),
+}
+
+def is_task(corpus: Any) -> bool:
+    "Is a corpus a task?"
+    return str(corpus).partition(":")[0] == "task"
+
+def parse_task(
+    corpus: str,                    # such as task:recall:keys=32
+) -> tuple[str, dict[str, int]]:    # the name of the task; all that may be set, defaults included
+    "What a task's corpus says; a name, a size or a value that is none is an error."
+    _, _, rest = corpus.partition(":")
+    name, *settings = rest.split(":")
+    if name not in TASKS: raise unknown(f"corpus='{corpus}' names no task.", name, TASKS, "Known tasks")
+    sizes = {**TASKS[name].sizes, **OF_EVERY_TASK}
+    given = dict[str, int]()
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in sizes: raise unknown(f"corpus='{corpus}' sets '{key}'.", key, sizes, f"task:{name} may set")
+        if key in given: raise AblationError(f"corpus='{corpus}' sets {key} twice; keep one of them.")
+        whole = value.isascii() and value.isdecimal() and int(value) <= LARGEST
+        if not whole or (int(value) == 0 and sizes[key] > 0):
+            raise AblationError(f"corpus='{corpus}' needs a whole number above zero for {key}, as in {key}=8.")
+        given[key] = int(value)
+    return name, sizes | given
+
+def task_vocabulary(
+    corpus: str,                      # a task
+    given: int | None = None,         # what a run asks for
+) -> int:
+    "Entries of a task's vocabulary; another number that is given is an error."
+    name, sizes = parse_task(corpus)
+    due = TASKS[name].vocabulary(sizes)
+    if given in (None, due): return due
+    raise AblationError(f"vocab_size={given!r} is not that of {corpus}, which has {due} tokens; leave vocab_size out.")
+
+def refuse_few_episodes(corpus: str, cfg: TrainConfig) -> None:
+    "No episode is trained on twice: a run that needs more than there are is an error."
+    needed, there = cfg.n_steps * cfg.batch_size, parse_task(corpus)[1]["episodes"]
+    if needed <= there: return
+    asked = re.sub(r":episodes=\d+", "", corpus)
+    needs = f"{cfg.n_steps} steps of {cfg.batch_size} need {needed:,} episodes"
+    raise AblationError(f"{needs}, and {corpus} has {there:,}; take more: {asked}:episodes={needed}.")
+
 # %% ../nbs/00_config.ipynb #38ebb88a
 LATER = ("attention", "head", "init", "init_scale", "optimizer", "momentum", "schedule", "decayed")
 
@@ -854,7 +917,7 @@ class RunConfig:
     "One run, completely."
     arm: str            # canonical name
     scale: str          # the scale that gave the defaults
-    corpus: str         # builtin | builtin:STORIES | tinystories | a path
+    corpus: str         # builtin | builtin:STORIES | tinystories | task:NAME | a path
     model: ModelConfig
     train: TrainConfig
 
@@ -887,7 +950,9 @@ def run_config(
     text = str(corpus or os.environ.get("ABLATION_CORPUS") or SCALES[name].corpus)
     model = {k: v for k, v in overrides.items() if k in MODEL_FIELDS}
     train = {k: v for k, v in overrides.items() if k in TRAIN_FIELDS}
+    if is_task(text): model["vocab_size"] = task_vocabulary(text, model.get("vocab_size"))
     made = model_config(ablation, name, **model), train_config(name, ablation, **train)
+    if is_task(text): refuse_few_episodes(text, made[1])
     return RunConfig(arm_name(ablation), name, text, *made)
 
 # %% ../nbs/00_config.ipynb #5bd79b49

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['END', 'LONGEST', 'SHORTEST_VALID', 'split_stories', 'read_stories', 'Source', 'write_through', 'write_atomic',
            'find_source', 'corpus_name', 'train_tokenizer', 'encode_stories', 'TokenData', 'cache_folder', 'prepare',
-           'refuse_short_validation', 'batch', 'story']
+           'refuse_short_validation', 'batch', 'episode_batch', 'story']
 
 # %% ../nbs/02_data.ipynb #c0e02caf
 import gzip, hashlib, io, json, os, re, secrets, shutil, time, unicodedata
@@ -22,8 +22,9 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from .config import AblationError, did_you_mean, project_root
+from .config import AblationError, did_you_mean, is_task, project_root, task_vocabulary
 from .stories import GRAMMAR, LISTS, NAMES, story
+from .tasks import SIDES, Task, find_task
 
 _all_ = ["story"]  # may be asked for here, too
 
@@ -170,6 +171,7 @@ class Source:
     train: Callable[[], Iterable[str]]  # begins the stream of training stories
     valid: Callable[[], Iterable[str]]  # begins that of validation stories
     files: tuple[tuple[str, int | None, str], ...] = ()  # (name, bytes, sha256) of the files read
+    task: Task | None = None                            # whose episodes these are, if they are
     official: bool = False  # a split that others made: training stories that leak into it are dropped, not refused
 
 # %% ../nbs/02_data.ipynb #24e9177c
@@ -282,7 +284,8 @@ def file_source(
     if not path.exists():
         hint = did_you_mean(str(path), ("builtin", "tinystories"))
         raise AblationError(f"There is no corpus '{path}'.{hint} "
-                            f"It must be builtin, builtin:STORIES, tinystories, or the path of a file or folder.")
+                            f"It must be builtin, builtin:STORIES, tinystories, task:NAME, or the path of a file or "
+                            f"folder.")
     sides = [_side(path, "train"), _side(path, "valid", "validation")] if path.is_dir() else [[path]]
     rows = {p: (p.name, p.stat().st_size, known_sha256(p, cache)) for p in chain(*sides)}
     contents = [[(_kind(p), rows[p][2]) for p in side] for side in sides]
@@ -325,14 +328,31 @@ def hub_source(cache: Path) -> Source:
         files=tuple((name, None, sha) for name, sha in HUB_FILES.items()), official=True,
     )
 
+# %% ../nbs/02_data.ipynb #7a5c0202
+VALID_EPISODES = 1_024   # of every task
+
+def task_source(task: Task) -> Source:
+    "The episodes of a task."
+    said = [task.episodes(side, 4).tolist() for side in SIDES]
+    key = _digest("task", task.name, task.sizes, task.context_length, VALID_EPISODES, said)
+    n = task.sizes["episodes"]
+    return Source(
+        f"{n:,} episodes of {task.context_length} tokens of {task.corpus}", key,
+        train=lambda: map(task.text, task.episodes("train", n)),
+        valid=lambda: map(task.text, task.episodes("valid", VALID_EPISODES)),
+        task=task,
+    )
+
 # %% ../nbs/02_data.ipynb #8e0fe401
 def find_source(
-    corpus: Path | str,  # builtin, builtin:STORIES, tinystories, or a path
+    corpus: Path | str,  # builtin, builtin:STORIES, tinystories, task:NAME, or a path
     cache: Path,         # where the index of hashes lies
+    context_length: int = 256,  # tokens of an episode, of a task
 ) -> Source:
     "What `corpus` means."
     name, colon, n = str(corpus).partition(":")
     if str(corpus) == "tinystories": return hub_source(cache)
+    if is_task(corpus): return task_source(find_task(str(corpus), context_length))
     if name != "builtin": return file_source(Path(corpus).expanduser(), cache)
     if not colon: return builtin_source()
     if not (n.isdecimal() and int(n) > 0):
@@ -343,7 +363,7 @@ def find_source(
 def corpus_name(
     corpus: Path | str,  # as given to `prepare`
 ) -> str:
-    "A short name for folders: builtin, tinystories, or the stem of the path, of small letters, digits, - and _."
+    "A short name for folders: builtin, tinystories, task-..., or the stem of the path; small letters, digits, - and _."
     if str(corpus).startswith("builtin:"): return "builtin"
     stem = Path(corpus).expanduser().resolve().name.split(".")[0]
     return re.sub(r"[^a-z0-9_]+", "-", stem.lower()).strip("-") or "corpus"
@@ -424,12 +444,17 @@ class TokenData:
     train: np.ndarray         # uint16 (N,): the training token stream
     valid: np.ndarray         # uint16 (M,): the validation token stream
     valid_starts: np.ndarray  # int64 (n_docs + 1,): where each story starts in `valid`; its <|endoftext|> belongs to it
-    valid_bytes: np.ndarray   # int64 (n_docs,): UTF-8 bytes of each validation story
+    valid_bytes: np.ndarray   # int64 (n_docs,): UTF-8 bytes of each validation story; of a task, those of its answers
 
     @property
     def data_hash(self) -> str: return self.manifest["data_hash"]
     @property
     def tokenizer_hash(self) -> str: return self.manifest["tokenizer_hash"]
+    @cached_property
+    def task(self) -> Task | None:
+        "The task whose episodes these are; None for a text."
+        named = self.manifest.get("task")
+        return find_task(**named) if named else None
     @cached_property
     def tokenizer(self) -> Tokenizer: return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
@@ -539,6 +564,7 @@ def build(
     progress: bool,   # show bars?
 ) -> None:
     "Fill `folder`: tokenizer, token files, and last of all the manifest."
+    if source.task: return build_task(source, source.task, folder)
     bar = lambda stories, what: tqdm(stories, what, disable=not progress, unit=" stories")
     train, valid, leaks = Tally(), Tally(), list[str]()
     held_out = {normalised_hash(s) for s in bar(valid(source.valid()), "hashing validation")}
@@ -560,22 +586,59 @@ def build(
         leaks_dropped=len(leaks), train=train.row(int(train_starts[-1])), valid=valid.row(int(valid_starts[-1])),
     )
 
+# %% ../nbs/02_data.ipynb #7a5c0205
+def task_tokenizer(task: Task) -> Tokenizer:
+    "A tokenizer of whole words, for who reads episodes; what is no word becomes token 0."
+    words = [END, *task.words()]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=END))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([END])
+    return tokenizer
+
+def refuse_shared(task: Task, train: np.ndarray, valid: np.ndarray) -> None:
+    "An episode that is on both sides is an error: there are too few that differ."
+    held_out = {row.tobytes() for row in valid}
+    shared = sum(row.tobytes() in held_out for row in train)
+    if not shared: return
+    raise AblationError(f"{task.corpus} at context_length={task.context_length} has too few different episodes: "
+                        f"{shared:,} of {len(train):,} for training are in the validation set too; make it larger.")
+
+def build_task(source: Source, task: Task, folder: Path) -> None:
+    "What `build` does, for a task."
+    T, train = task.context_length, task.episodes("train", task.sizes["episodes"])
+    valid = task.episodes("valid", VALID_EPISODES)
+    refuse_shared(task, train, valid)
+    tokenizer = task_tokenizer(task)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    np.append(train.ravel(), np.uint16(0)).tofile(folder / "train.bin")
+    valid.tofile(folder / "valid.bin")
+    np.save(folder / "valid_starts.npy", T * np.arange(len(valid) + 1))
+    size_V = np.array([0, *(len(w.encode()) for w in task.words())])
+    np.save(folder / "valid_bytes.npy", size_V[valid[:, task.answers()]].sum(1))
+    def row(ids: np.ndarray) -> dict: return dict(stories=len(ids), tokens=ids.size)
+    entries = tokenizer.get_vocab_size()
+    write_manifest(
+        folder, source, vocab_size=entries, tokenizer_entries=entries, note="", leaks_dropped=0,
+        train=row(train), valid=row(valid), task=dict(corpus=task.corpus, context_length=T))
+
 # %% ../nbs/02_data.ipynb #1a5c9558
 def cache_folder() -> Path:
     "Where what can be made again is kept: the environment's `ABLATION_CACHE`, else `.cache` in the project."
     return Path(os.environ.get("ABLATION_CACHE") or project_root() / ".cache").expanduser()
 
 def prepare(
-    corpus: Path | str = "builtin",    # builtin, builtin:STORIES, tinystories, or the path of a file or folder
-    vocab_size: int = 10_000,          # entries of the tokenizer, V
+    corpus: Path | str = "builtin",    # builtin, builtin:STORIES, tinystories, task:NAME, or a file's or folder's path
+    vocab_size: int | None = None,     # entries of the tokenizer, V; None: 10,000, or those of the task
     cache: Path | str | None = None,   # where prepared corpora lie; None: `cache_folder()`
     progress: bool = False,            # show progress bars?
+    context_length: int = 256,         # tokens of an episode, T; a text has no use for it
 ) -> TokenData:
     "The token files of `corpus`: made at the first call, found again at every later one."
-    check_vocab_size(vocab_size)
+    if is_task(corpus): vocab_size = task_vocabulary(str(corpus), vocab_size)
+    else: check_vocab_size(vocab_size := 10_000 if vocab_size is None else vocab_size)
     cache = Path(cache or cache_folder()).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
-    source = find_source(corpus, cache)
+    source = find_source(corpus, cache, context_length)
     folder = cache / f"{corpus_name(corpus)}-v{vocab_size}-{_digest(FORMAT, source.key, vocab_size)[:12]}"
     if data := load(folder): return data
     damaged = folder.exists()
@@ -603,7 +666,7 @@ def refuse_short_validation(
 ) -> None:
     "Validation text from which no report could be made is an error."
     n, stories = len(data.valid), len(data.valid_bytes)
-    if n >= SHORTEST_VALID: return
+    if n >= SHORTEST_VALID or data.task: return   # of a task, no windows are drawn
     raise AblationError(f"The {stories} validation stories have only {n} tokens, and a report needs {SHORTEST_VALID}; "
                         f"give more text, or score more of it (valid_stories={stories}).")
 
@@ -623,4 +686,21 @@ def batch(
     rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, i, 0, 0]))
     starts_B1 = rng.integers(places, size=(batch_size, 1))
     window_BT = tokens[starts_B1 + np.arange(context_length + 1)].astype(np.int64)
+    return window_BT[:, :-1], window_BT[:, 1:]
+
+# %% ../nbs/02_data.ipynb #7a5c0208
+def episode_batch(
+    tokens: np.ndarray,             # (N T + 1,) the episodes of a task
+    seed: int,                      # of the run
+    i: int,                         # number of the batch
+    batch_size: int,                # windows, B
+    context_length: int,            # tokens of an episode, T
+) -> tuple[np.ndarray, np.ndarray]: # x_BT, y_BT: int64; y is x shifted by one token
+    "Batch `i` of a task: a pure function of its arguments."
+    order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(tokens) // context_length)
+    mine_B = order[i * batch_size:(i + 1) * batch_size]
+    if len(mine_B) < batch_size:
+        there = f"the {len(order):,} that there are"
+        raise AblationError(f"Batch {i} of {batch_size} episodes is beyond {there}; take more.")
+    window_BT = tokens[mine_B[:, None] * context_length + np.arange(context_length + 1)].astype(np.int64)
     return window_BT[:, :-1], window_BT[:, 1:]

@@ -122,7 +122,8 @@ def already_done(cfg: RunConfig, folder: Path, env: dict) -> bool:
     "Does the folder hold this very run, from first step to last?"
     with LOOKING:
         if not has(folder / "result.json"): return False
-        data = prepare(env.get("ABLATION_CORPUS", cfg.corpus), cfg.model.vocab_size)
+        text, m = env.get("ABLATION_CORPUS", cfg.corpus), cfg.model
+        data = prepare(text, m.vocab_size, context_length=m.context_length)
         return run_state(folder, cfg, data) in FINISHED and not cut_short(folder)
 
 def error_in_notebook(name: str, words: str, check: str = "") -> dict:  # check: the one that raised it, if one did

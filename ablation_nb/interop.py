@@ -108,11 +108,12 @@ def tokenizer_file(
     wanted, name = env["tokenizer_hash"], config["corpus"]
     for tokenizer in cache_folder().glob("*/tokenizer.json"):
         if sha256_file(tokenizer) == wanted: return tokenizer
-    can_be_made = name.split(":")[0] in ("builtin", "tinystories") and "(files)" not in name
+    can_be_made = name.split(":")[0] in ("builtin", "tinystories", "task") and "(files)" not in name
     text = corpus or os.environ.get("ABLATION_CORPUS") or (name if can_be_made else None)
     if text:
         refuse_offline(text)
-        data = prepare(text, config["model"]["vocab_size"])
+        m = config["model"]
+        data = prepare(text, m["vocab_size"], context_length=m["context_length"])
         if data.tokenizer_hash == wanted: return data.folder / "tokenizer.json"
     raise AblationError(
         f"The tokenizer of {folder} is not in {cache_folder()}, and {text or 'no text'} does not make it; "

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['OWN_KEYS', 'PREFACE', 'Claim', 'Advice', 'claims_file', 'ranges', 'read_claims', 'read_advice', 'is_trial',
            'ledger_folders', 'notebook_studies', 'settings_kept', 'studies_in', 'at_points', 'sets_of', 'bearing',
-           'runs_of', 'answers', 'settle_claim', 'computed_verdict', 'settle_all', 'settle', 'claims_of', 'Weighed',
-           'Reading', 'weigh', 'readings', 'recommendations', 'item', 'write_ledger', 'count_of', 'advice_page',
-           'verdict_at', 'claims_table', 'section_of', 'tests_list', 'study_words', 'ledger_page']
+           'runs_of', 'differs_in_text', 'answers', 'settle_claim', 'computed_verdict', 'settle_all', 'settle',
+           'claims_of', 'Weighed', 'Reading', 'weigh', 'readings', 'recommendations', 'item', 'write_ledger',
+           'count_of', 'advice_page', 'verdict_at', 'claims_table', 'section_of', 'tests_list', 'study_words',
+           'ledger_page']
 
 # %% ../nbs/25_ledger.ipynb #dff6e2bb
 import inspect, re, sys
@@ -26,7 +27,8 @@ import pandas as pd
 from .claims import (
     CLAIM_VERDICTS, KINDS, MEANS, OFFICIAL, TESTS, Evidence, Settled,
     lr_words, tokens_of)
-from .config import AblationError, ModelConfig, arm_label, did_you_mean, model_config, parse_arm
+from .config import AblationError, ModelConfig, arm_label, did_you_mean, is_task, model_config
+from .config import parse_arm
 from .model import parameter_count
 from .report import Results, amount, beside_the_runs, points, read_results, span, write_text
 from .results import PACKED
@@ -198,7 +200,7 @@ def check_test(row: dict, parameters: dict) -> None:
     if kind != row["kind"]:
         raise AblationError(f"test = '{test}' settles {kind} claims, "
                             f"and this one is called {row['kind']}.")
-    runs = [None] * (by in KINDS["empirical"])           # in place of the evidence
+    runs = [None] * ((by in KINDS["empirical"]) + (by == "texts"))   # in place of the evidence
     try: inspect.signature(f).bind(*runs, **parameters)
     except TypeError as e:
         message = str(e).replace("argument", "parameter")
@@ -222,11 +224,11 @@ def check_text(row: dict, by: str) -> None:
     if by not in KINDS["empirical"]:
         raise AblationError(f"test = '{test}' looks at no runs "
                             "and has no use for 'corpus'; remove it.")
-    kept = rf"{OFFICIAL}|builtin(:\d+)?|.+ \(files\)"
+    kept = rf"{OFFICIAL}|builtin(:\d+)?|task:.+|.+ \(files\)"
     if not isinstance(text, str) or not re.fullmatch(kept, text):
         raise AblationError(f"corpus = {text!r} is no text that a run keeps; "
                             f"write '{OFFICIAL}' (the official one), "
-                            "'builtin', 'builtin:STORIES' or 'NAME (files)'.")
+                            "'builtin', 'builtin:STORIES', 'task:NAME' or 'NAME (files)'.")
 
 def check_subjects(row: dict, subjects: list[str]) -> None:
     "Is each subject of advice known, and spoken for or against, not both?"
@@ -309,6 +311,7 @@ def may_decide(claim: Claim, e: Evidence) -> bool:
     scale = e.r.config["scale"]
     if claim.setup and (claim.setup == "tuned") != (e.setup == "tuned"): return False
     if scale not in claim.scales or claim.corpus not in (None, e.text): return False
+    if is_task(e.text) and claim.corpus != e.text: return False   # a task speaks of itself alone
     if not within(e.runs, claim.fields): return False
     if timed(claim): return e.of_true_size
     if claim.by != "level": return True
@@ -325,7 +328,7 @@ def is_usual(e: Evidence) -> bool:
 # %% ../nbs/25_ledger.ipynb #54975165
 def bearing(claim: Claim, sets: list[Evidence]) -> list[Evidence]:
     "The sets of runs that a claim may be held against, the most telling first."
-    over_points = claim.test == "trend" and claim.parameters["over"] != "lr"
+    over_points = claim.by == "grid" or (claim.test == "trend" and claim.parameters["over"] != "lr")
     ranked = []
     for e in sets:
         place_in_study = list(e.r.sets).index(e.setup)
@@ -343,6 +346,11 @@ def runs_of(claim: Claim, e: Evidence) -> pd.DataFrame:
     runs = e.r.runs
     return runs[runs.arm.isin(["baseline", *named])] if named else runs
 
+def differs_in_text(claim: Claim, e: Evidence, x: Evidence) -> bool:
+    "Are these the same runs on the text that a claim compares with?"
+    alike = [(y.r.config["scale"], y.setup, y.r.config["model"], y.base.tokens.max()) for y in (e, x)]
+    return x.text == claim.parameters["than"] and alike[0] == alike[1] and points(x.r) == points(e.r)
+
 def answers(
     claim: Claim,
     sets: list[Evidence],
@@ -352,10 +360,12 @@ def answers(
     _, test = TESTS[claim.test]
     given = []
     for e in bearing(claim, sets):
-        answer = test(e, **claim.parameters)
-        if not answer: continue
-        if e.runs.seed.nunique() < 2: answer = answer._replace(verdict="undetermined", thin=True)
-        given.append((e, answer))
+        beside = [(x,) for x in sets if differs_in_text(claim, e, x)] if claim.by == "texts" else [()]
+        for others in beside:
+            answer = test(e, *others, **claim.parameters)
+            if not answer: continue
+            if e.runs.seed.nunique() < 2: answer = answer._replace(verdict="undetermined", thin=True)
+            given.append((e, answer))
     return sorted(given, key=lambda pair: pair[1].thin)
 
 # %% ../nbs/25_ledger.ipynb #9d0630e9

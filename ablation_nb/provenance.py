@@ -53,7 +53,7 @@ def described(cfg: RunConfig) -> dict:
 
     So is a field that came after the first runs, where it has its default: their identities stay what they were."""
     corpus = cfg.corpus
-    if corpus.split(":")[0] not in ("builtin", "tinystories"): corpus = f"{corpus_name(corpus)} (files)"
+    if corpus.split(":")[0] not in ("builtin", "tinystories", "task"): corpus = f"{corpus_name(corpus)} (files)"
     return {**cfg.spelled_out(), "corpus": corpus}
 
 def identity_of(config: dict, data_hash: str, tokenizer_hash: str) -> str:
@@ -66,7 +66,7 @@ def identity(cfg: RunConfig, data: TokenData) -> str:
     return identity_of(described(cfg), data.data_hash, data.tokenizer_hash)
 
 # %% ../nbs/10_provenance.ipynb #7cb050c4
-COMPUTING = ("config", "stories", "data", "layers", "model", "trainer", "runs")  # modules that make numbers
+COMPUTING = ("config", "stories", "tasks", "data", "layers", "model", "trainer", "runs")  # modules that make numbers
 
 def code_only(source: str) -> str:
     "Python source without comments, docstrings and empty lines."

@@ -4,28 +4,28 @@
 
 # %% auto #0
 __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BARELY', 'Figures', 'Tables', 'SECTIONS',
-           'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'ONE_SEED', 'FEW_SEEDS', 'FRONT', 'SEED_TOKENS', 'SIZES',
-           'HOW_SCALE_READS', 'no_stories', 'Results', 'read_results', 'at_own_rates', 'setups', 'most_arms', 'rate_of',
-           'setup_words', 'of', 'run_key', 'by_key', 'asked_for', 'rates_asked', 'seeds_asked', 'count_words', 'amount',
-           'joined', 'span_of', 'span', 'effect_sentence', 'points', 'point_words', 'power_sentence',
-           'equality_sentence', 'ran_words', 'effect_words', 'lost_words', 'by_verdict', 'set_sentence', 'tuning_words',
-           'comparable', 'one_rate', 'tuning_sentence', 'axis_of', 'level_text', 'finished_losses',
-           'half_way_to_guessing', 'not_learned', 'trend_words', 'moves', 'by_trend', 'along', 'swept', 'over_points',
-           'luck_sentence', 'together_sentence', 'on_the_ladder', 'rates_sentence', 'findings_in_words', 'opening',
-           'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts', 'fact_list', 'barely_trained',
-           'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown', 'stem_of', 'Section', 'section', 'findings',
-           'both_rates', 'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates',
-           'with_curves', 'curves_table', 'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words',
-           'dynamics', 'shown_positions', 'losses_by_position', 'combines', 'interaction_figures', 'interaction_tables',
-           'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set',
-           'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories',
-           'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files',
-           'point_labels', 'grid_files', 'write_text', 'write_report', 'find_study', 'standing', 'also_along',
-           'front_findings', 'finished_seeds', 'front_setting', 'front_table', 'front_picture', 'front_beside',
-           'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words', 'scale_effects', 'settings_of',
-           'verdicts_by_size', 'crossing_words', 'sides', 'turn_words', 'scale_sentence', 'scale_sentences',
-           'confounded', 'settings_table', 'ranked_alike', 'scale_parts', 'effects_shown', 'trends_shown',
-           'write_scale', 'front_scale']
+           'HOW_ANSWERS_READ', 'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'ONE_SEED', 'FEW_SEEDS', 'FRONT', 'SEED_TOKENS',
+           'SIZES', 'HOW_SCALE_READS', 'no_stories', 'Results', 'read_results', 'at_own_rates', 'setups', 'most_arms',
+           'rate_of', 'setup_words', 'of', 'run_key', 'by_key', 'asked_for', 'rates_asked', 'seeds_asked',
+           'count_words', 'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points', 'point_words',
+           'power_sentence', 'equality_sentence', 'ran_words', 'effect_words', 'lost_words', 'by_verdict',
+           'set_sentence', 'tuning_words', 'comparable', 'one_rate', 'tuning_sentence', 'axis_of', 'level_text',
+           'finished_losses', 'half_way_to_guessing', 'not_learned', 'trend_words', 'moves', 'by_trend', 'along',
+           'swept', 'over_points', 'luck_sentence', 'together_sentence', 'on_the_ladder', 'rates_sentence',
+           'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts',
+           'fact_list', 'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown', 'stem_of',
+           'Section', 'section', 'findings', 'answers', 'answers_over_grid', 'both_rates', 'losses_by_seed',
+           'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves', 'curves_table',
+           'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words', 'dynamics', 'shown_positions',
+           'losses_by_position', 'combines', 'interaction_figures', 'interaction_tables', 'interactions', 'noise_table',
+           'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables',
+           'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories',
+           'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files',
+           'write_text', 'write_report', 'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds',
+           'front_setting', 'front_table', 'front_picture', 'front_beside', 'study_question', 'read_sizes',
+           'find_study_in', 'size_of', 'rates_words', 'scale_effects', 'settings_of', 'verdicts_by_size',
+           'crossing_words', 'sides', 'turn_words', 'scale_sentence', 'scale_sentences', 'confounded', 'settings_table',
+           'ranked_alike', 'scale_parts', 'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, re
@@ -41,18 +41,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .config import AblationError, arm_label, arm_order, parse_arm, project_root, run_config
+from .config import AblationError, arm_label, arm_order, is_task, parse_arm, project_root, run_config
 from .figures import (
-    ablation_comparison, atlas_figure, dynamics_figure, effects_figure, front_figure,
-    MANY, interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
+    LENGTH_WORDS, MANY,
+    ablation_comparison, answers_figure, atlas_figure, dynamics_figure, effects_figure, front_figure,
+    interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
-    PROMPTS, RUN, every_field, load_doc_losses, load_metrics, load_position_losses, load_stories,
+    ACCURACIES, PROMPTS, RUN, every_field, load_doc_losses, load_metrics, load_position_losses, load_stories,
     main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
     paired_differences, pairs_wanted, pooled_sd, rank_agreement, signed, twins)
 from .tables import (
-    against_the_sum, certificate_table, compared, duration, dynamics_table, effects_along,
+    ALIKE, accuracy_levels, against_the_sum, answers_table,
+    certificate_table, compared, duration, dynamics_table, effects_along,
     factorial, for_reading, inert, interactions_table, interval_words, judged, ladder_table, md_table,
     overview_table, parts_combined, positions_table, precision_table, rates_long, rates_table,
     results_table, share_words, side_by_side, sureness_table, together_table, tuning_effects,
@@ -83,6 +85,8 @@ class Results:
     def margin(self) -> float:
         "Nats per token within which an effect counts as none."
         return self.plan.get("margin", .005)
+    @property
+    def of_a_task(self) -> bool: return is_task(self.config["corpus"])
     @cached_property
     def sets(self) -> dict:
         "Name -> runs that are compared with each other."
@@ -823,6 +827,30 @@ def findings_in_words(
     sentences += [tuning_sentence(r), rates_sentence(r)]
     return [s for s in sentences if s]
 
+# %% ../nbs/23_report.ipynb #7a5c0605
+def chances(runs: pd.DataFrame) -> list[float]:
+    "What ignorance is worth at each length."
+    return [float(runs[c.replace("accuracy", "chance")].dropna().iloc[0]) for c in ACCURACIES.values()]
+
+def answer_words(x: Any) -> str:
+    "Accuracy of one arm, of a row of `answers_table`, and its difference to the baseline."
+    words = f"{arm_label(x.arm)} " + ("–" if pd.isna(x.accuracy) else f"{x.accuracy:.3f}")
+    if pd.isna(x.verdict): return words
+    if pd.isna(x.difference): return f"{words} ({x.verdict})"
+    return f"{words} ({interval_words(x.difference, x.lo, x.hi, digits=3)}, {x.verdict})"
+
+def answers_found(r: Results) -> list[str]:
+    "How many answers each arm has right, a sentence for each point of the grid; nothing for a text."
+    if not r.of_a_task: return []
+    lines = []
+    for p in points(r):
+        runs = r.main[r.main.point == p]
+        if not runs.status.eq("done").any(): continue
+        words = "; ".join(answer_words(x) for x in answers_table(runs).itertuples())
+        where = f" at {point_words(p)}" if p else ""
+        lines.append(f"Right answers{where} (chance {chances(runs)[0]:.3f}), against the baseline: {words}.")
+    return lines
+
 # %% ../nbs/23_report.ipynb #a0c37233
 def opening(r: Results) -> str:
     "What was found, how fine the study could see, and what was run."
@@ -849,7 +877,7 @@ def beginning(r: Results, sure: list[str]) -> list[str]:
     """Where every page begins.
 
     The title, what is still to do, what was found and how fine that is."""
-    found = "\n".join(f"- {s}" for s in findings_in_words(r))
+    found = "\n".join(f"- {s}" for s in [*findings_in_words(r), *answers_found(r)])
     return [
         f"# Ablation study: {r.name}", *unfinished(r), *barely_trained(r),
         "## What was found", found,
@@ -981,7 +1009,7 @@ def misfits(r: Results) -> list[str]:
         fields = r.plan["overrides"] | of_point
         try:
             asked = run_config(
-                x.arm, r.plan["scale"], "builtin",
+                x.arm, r.plan["scale"], r.plan["corpus"] if is_task(r.plan["corpus"]) else "builtin",
                 seed=x.seed, lr=x.lr, **fields)
         except AblationError as e:
             words[str(e)] = None
@@ -1096,6 +1124,10 @@ seed; above zero, the arm's loss is the higher one. Verdicts: *worse* or \
 table at 5 %; *equivalent* if two one-sided tests place the difference \
 within ±{margin:g} nats; else *undetermined*."""
 
+ANSWERS_ONLY = (
+    "over the whole validation set after the last step",
+    "over all answers of the validation episodes after the last step")
+
 LOOKS = """\
 Seeds were added here until each verdict stood, and somebody looked at {looks} \
 pairs. The 5 % are shared out over looks and arms, for both tests together, so that any \
@@ -1126,7 +1158,8 @@ def findings(r: Results) -> list[str]:
 
     And how sure it is, where there are two seeds."""
     stems = comparison_stems(r)
-    parts = [HOW_TO_READ.format(margin=r.margin)]
+    how = HOW_TO_READ.replace(*ANSWERS_ONLY) if r.of_a_task else HOW_TO_READ
+    parts = [how.format(margin=r.margin)]
     for name, runs in r.sets.items():
         setup = setup_words(name)
         if len(r.sets) > 1: parts.append(f"### {setup.capitalize()}")
@@ -1136,6 +1169,7 @@ def findings(r: Results) -> list[str]:
         caption = f"{shows}: {setup}"
         parts.append(f"![{caption}]({stems[name]}.svg)")
         table = compared(results_table(runs, r.margin))
+        if r.of_a_task: table = table.drop(columns="bits_per_byte", errors="ignore")   # of what no text is
         if not r.timed.empty: table = table.drop(columns="seconds")   # arms were timed in turn, which is better
         parts.append(Shown(stem_of(r, name, "results"), for_reading(table)))
         if name not in comparable(r): continue
@@ -1145,6 +1179,67 @@ def findings(r: Results) -> list[str]:
         sureness = sureness_table(runs, of(r.docs, runs), r.margin)
         parts += ["How sure, and how fine:", Shown(stem_of(r, name, "sureness"), for_reading(sureness))]
     return parts
+
+# %% ../nbs/23_report.ipynb #7a5c0602
+def answers_figures(r: Results) -> Figures:
+    return {stem_of(r, name, "answers"): answers_figure(runs) for name, runs in r.sets.items()}
+
+def answers_tables(r: Results) -> Tables:
+    return dict(answers=by_setup(r.sets, answers_table))
+
+def above_chance(runs: pd.DataFrame) -> list[str]:
+    "For each length, which arms answer better than who guesses, by their intervals over seeds."
+    levels, lines = accuracy_levels(runs), []
+    known = levels[levels.accuracy_lo.notna()]
+    for (times, c), chance in zip(ACCURACIES.items(), chances(runs)):
+        better = [a for a in arm_order(known.index) if known.loc[a, f"{c}_lo"] > chance]
+        others = [a for a in arm_order(known.index) if known[c].notna()[a] and a not in better]
+        words = f"above chance ({chance:.3f}): {joined(map(arm_label, better)) if better else 'no arm'}"
+        if others: words += f"; not shown for {joined(map(arm_label, others))}"
+        lines.append(f"- {LENGTH_WORDS[times]}, {words}.")
+    return lines
+
+def first_answers(r: Results) -> list[str]:
+    "The first validation episode, and what the lowest seed of each arm answers."
+    told = first_stories(r)
+    if told.empty: return []
+    told = told[told.prompt == told.prompt.iloc[0]].set_index("arm")
+    lines = [f"- {arm_label(arm)}: {told.text[arm]}" for arm in arm_order(told.index)]
+    words = "The first validation episode, and the answers of the lowest seed of each arm in their order:"
+    return [words, quoted(told.prompt.iloc[0]), "\n".join(lines)]
+
+# %% ../nbs/23_report.ipynb #7a5c0603
+HOW_ANSWERS_READ = """\
+The share of answers that are the model's likeliest token. Chance is what naming any of the facts in question is \
+worth. A longer episode shows so many times the facts, as far as there are any; the model is the trained one. A \
+difference to the baseline compares runs of one seed; above zero, the arm answers better. Verdicts as for losses, \
+*equivalent* within ±{margin:g}."""
+
+@section("Answers", lambda r: r.of_a_task, answers_figures, answers_tables)
+def answers(r: Results) -> list[str]:
+    "Accuracy of each arm at the trained length and beyond."
+    parts = [HOW_ANSWERS_READ.format(margin=ALIKE)]
+    for name, runs in r.sets.items():
+        if len(r.sets) > 1: parts.append(f"### Answers, {setup_words(name)}")
+        parts.append(f"![Accuracy of each arm: {setup_words(name)}]({stem_of(r, name, 'answers')}.svg)")
+        parts.append(Shown(stem_of(r, name, "answers"), for_reading(compared(answers_table(runs)))))
+        if runs.seed.nunique() > 1: parts.append("\n".join(above_chance(runs)))
+    return parts + first_answers(r)
+
+def answers_over_grid(r: Results) -> list[str]:
+    "Accuracies of each arm, a column a point of the grid; nothing for a text."
+    if not r.of_a_task: return []
+    columns = {}
+    for p in points(r):
+        levels = accuracy_levels(r.main[r.main.point == p])
+        cells = [" / ".join("–" if pd.isna(v) else f"{v:.3f}" for v in row)
+                 for row in levels[[*ACCURACIES.values()]].astype(float).itertuples(index=False)]
+        columns[point_words(p)] = pd.Series(cells, levels.index)
+    table = pd.DataFrame(columns).fillna("–")
+    table = table.loc[arm_order(table.index)].rename_axis("arm").reset_index()
+    words = ("Mean accuracy at the trained length, at twice that and at four times; "
+             "intervals stand on the page of each point.")
+    return ["## Answers over the grid", words, Shown("answers", table)]
 
 # %% ../nbs/23_report.ipynb #5c1e0c10
 def tuned_and_fixed(r: Results) -> bool:
@@ -1332,7 +1427,7 @@ def shown_positions(r: Results) -> pd.DataFrame:
 
 @section(
     "Where in the context",
-    needs=lambda r: not shown_positions(r).empty,
+    needs=lambda r: not r.of_a_task and not shown_positions(r).empty,
     figures=lambda r: {"positions": positions_figure(drawn(r, shown_positions(r)), drawn(r, r.shown))},
     tables=lambda r: {"positions": positions_table(shown_positions(r))})
 def losses_by_position(r: Results) -> list[str]:
@@ -1380,15 +1475,15 @@ def noise_table(r: Results) -> pd.DataFrame:
     That of documents from one point of a grid."""
     first = r.shown.point == r.shown.point.iloc[0]
     docs = of(r.docs, r.shown[first])
-    return noise_budget(r.shown, None if docs.empty else docs, by=())
+    return noise_budget(r.shown, None if docs.empty or r.of_a_task else docs, by=())
 
 def evaluations_table(r: Results, runs: pd.DataFrame) -> pd.DataFrame:
     """What the replicated report's evaluation would have shown on these runs.
 
-    Empty without documents, for a grid, and without a seed that all arms finished."""
+    Empty without documents, for a grid, for a task, and without a seed that all arms finished."""
     done = runs[(runs.status == "done") & ~runs.arm.isin({"aa", *twins(runs)})]
     docs = of(r.docs, done)
-    if docs.empty or done.point.nunique() > 1: return pd.DataFrame()
+    if docs.empty or done.point.nunique() > 1 or r.of_a_task: return pd.DataFrame()
     arms = set(done.arm)
     most_in_a_seed = done.groupby("seed").arm.nunique().max()
     a_full_seed = most_in_a_seed == len(arms) >= 2
@@ -1448,7 +1543,7 @@ def report_tables(r: Results) -> Tables:
         overview=overview_table(runs),
         precision=precision_table(runs))
 
-@section("Beside the report that this study replicates", tables=report_tables)
+@section("Beside the report that this study replicates", lambda r: not r.of_a_task, tables=report_tables)
 def beside_the_report(r: Results) -> list[str]:
     "The replicated report's tables with ours."
     name, runs = last_set(r)
@@ -1549,7 +1644,7 @@ def quoted(text: str) -> str:
     plain = re.sub(r"([*_`#\[\]|~$\\])", r"\\\1", html.escape(text, quote=False))
     return "> " + plain.replace("\n", "\n> ")
 
-@section("What the models write", needs=lambda r: not first_stories(r).empty)
+@section("What the models write", needs=lambda r: not r.of_a_task and not first_stories(r).empty)
 def stories(r: Results) -> list[str]:
     "What the lowest seed of each arm makes of each prompt."
     texts = first_stories(r)
@@ -1613,6 +1708,7 @@ def grid_parts(r: Results) -> list[str]:
         "## Differences over the grid",
         f"![Difference of each arm to the baseline over {what}](overview.svg)",
         Shown("effects", grid_table(effects)),
+        *answers_over_grid(r),
         *(noise.parts(r) if noise.needs(r) else []),
         "## At each point",
         *point_sections(r, effects),

@@ -213,6 +213,7 @@ OPTIONAL = {f"{kind} or nothing": or_none(f) for kind, f in KINDS.items()}
 # %% ../nbs/11_results.ipynb #27666303
 COUNTED = ("parameters", "flops_per_token", "tokens", "seconds", "tokens_per_second")
 LAST = ("final_val_loss", "best_val_loss", "final_train_loss", "min_train_loss", "initial_val_loss", "bits_per_byte")
+ACCURACIES = {1: "accuracy", 2: "accuracy_2x", 4: "accuracy_4x"}  # of a task, by length in trained ones
 HASHES = ("identity", "data_hash", "tokenizer_hash", "package_hash")
 SHAPES: dict[str, dict[str, str]] = {  # file -> key, and what stands there
     "config.json": {

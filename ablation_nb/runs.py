@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
+import torch
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -31,6 +32,7 @@ from .results import LOSSES, METRICS, PROMPTS
 from .results import alone, differences, has, read_json, read_rows
 from .results import rows_fault, run_folder, run_state, why_not
 from .step import check_step
+from .tasks import Task
 from .trainer import Trainer, read_checkpoint, resolve_device, use_precision
 
 # %% ../nbs/12_runs.ipynb #879a73e6
@@ -122,7 +124,7 @@ class Run:
         use_precision(cfg.train.precision, resolve_device(cfg.train.device))
         blueprint(cfg.model)
         refuse_replaced(cfg)
-        self.data = prepare(cfg.corpus, cfg.model.vocab_size)
+        self.data = prepare(cfg.corpus, cfg.model.vocab_size, context_length=cfg.model.context_length)
         refuse_short(cfg, len(self.data.train))
         refuse_short_validation(self.data.first_stories(cfg.train.valid_stories))
         self.env = environment(cfg, self.data)
@@ -337,11 +339,20 @@ def finish(self: Run, result: dict) -> dict:
 
 @patch
 def stories(self: Run, prompts: Sequence[str] = PROMPTS, n: int = 120) -> dict[str, str]:
-    "What the model makes of each prompt, sampled with the run's seed: prompt -> text."
+    "What the model makes of each prompt, sampled with the run's seed: prompt -> text. Of a task, see `told`."
+    if self.data.task: return self.told(self.data.task)
     tok = self.data.tokenizer
     ids = [tok.encode(p).ids for p in prompts]
     texts = generate_batch(self.model, ids, n, seed=self.cfg.train.seed)
     return {p: tok.decode(text, skip_special_tokens=True) for p, text in zip(prompts, texts)}
+
+@patch
+@torch.no_grad()
+def told(self: Run, task: Task) -> dict[str, str]:
+    "What the model answers in the first validation episode: the episode -> its answers in their order."
+    ids_T = self.data.valid[:task.context_length].astype(np.int64)
+    logits_TV = self.model(torch.from_numpy(ids_T)[None])[0]
+    return {task.text(ids_T): task.text(logits_TV[task.answers() - 1].argmax(-1).numpy())}
 
 # %% ../nbs/12_runs.ipynb #fa015f18
 OPTIONS = dict(  # parameters of train.ipynb besides the config fields

@@ -19,7 +19,7 @@ import torch
 from .checks import Check, listed, outcome, shaken_copy
 from .config import (SCHEDULES, ModelConfig, TrainConfig, decay_of, first_move, parse_arm, train_config,
                                 trained_by_muon)
-from .data import batch
+from .data import batch, episode_batch
 from .model import reference_logits
 from .trainer import Trainer
 
@@ -30,12 +30,14 @@ def definition_loss(
     ids_BT: np.ndarray,                   # inputs
     targets_BT: np.ndarray,               # the tokens that came next
     share_B: np.ndarray,                  # of each window in the mean; they sum to 1
+    scored: np.ndarray | None = None,     # places of the targets that count, in each window; None: all
 ) -> float:                               # nats per token
     "Mean loss of some windows by the definition, in float64."
     z_BTV = reference_logits(weights, cfg, ids_BT)
     z_BTV = z_BTV - z_BTV.max(-1, keepdims=True)
     due_BT = np.take_along_axis(z_BTV, targets_BT[..., None], -1)[..., 0]
     nll_BT = np.log(np.exp(z_BTV).sum(-1)) - due_BT
+    if scored is not None: nll_BT = nll_BT[:, scored]
     return float(nll_BT.mean(1) @ share_B)
 
 Direction = Mapping[str, torch.Tensor]  # float64, by names of weights; a weight that is not named stays where it is
@@ -70,7 +72,7 @@ def rounding_bounds(precision: str, tokens: int) -> Bounds:
     return Bounds(max(1e-5, (1 / 4 + 4 / root) * u), max(1e-4, (4 + 16 / root) * u), max(1e-4, 50 * u))
 
 # %% ../nbs/07_step.ipynb #07c0ffe3
-TOKENS = 256    # of different windows in the batch that is examined: two windows at least
+TOKENS = 256    # scored in different windows of the batch that is examined: two windows at least
 SHARPER = 8     # what is made larger before the logits, by this factor
 
 # %% ../nbs/07_step.ipynb #48d734b4
@@ -94,12 +96,14 @@ class FirstStep:
     filled: Direction = field(default_factory=dict)   # what was put into the buffers for the same step again
     buffers: Direction = field(default_factory=dict)  # what they held after it
     moved: Direction = field(default_factory=dict)    # and the weights
+    scored: np.ndarray | None = None  # places of the targets that count, of a task; None: all
     arm: str = "baseline"     # what the run claims to be
     usual: TrainConfig = field(default_factory=TrainConfig)   # what its fields are where an arm does not set them
 
     @property
     def bounds(self) -> Bounds:
-        return rounding_bounds(self.train.precision, self.ids.size)
+        count = self.ids.shape[1] if self.scored is None else len(self.scored)
+        return rounding_bounds(self.train.precision, len(self.ids) * count)
 
     @cached_property
     def gradient(self) -> Direction:
@@ -142,7 +146,7 @@ class FirstStep:
 def loss_at(s: FirstStep, d: Direction, h: float = 0.0) -> float:
     "The definition's loss at the weights that a step used plus `h` times `d`."
     moved = {name: w + h * d[name] if name in d else w for name, w in s.used.items()}
-    return definition_loss(moved, s.model, s.ids, s.targets, s.share)
+    return definition_loss(moved, s.model, s.ids, s.targets, s.share, s.scored)
 
 def slope(s: FirstStep, d: Direction, h: float = 1e-4) -> float:
     "By what the definition's loss rises a unit along `d`, a direction of length 1."
@@ -182,7 +186,8 @@ def random_buffers(left: Direction) -> Direction:
 def prepare_batch(t: Trainer, at: int) -> np.ndarray:
     "Let only the first windows of batch `at` differ; returns the share of each in the batch."
     B, T = t.cfg.batch_size, t.model.cfg.context_length
-    different = min(B, max(2, TOKENS // T))
+    scored = T if t.scored is None else len(t.scored)   # targets of a window
+    different = min(B, max(2, TOKENS // scored))
     which_B = np.minimum(np.arange(B), different - 1)
     t.starts[at] = t.starts[at][torch.from_numpy(which_B).to(t.device)]
     return np.bincount(which_B) / B
@@ -212,6 +217,7 @@ def take_step(
             moments=moments,
             loss=loss,
             norm=norm,
+            scored=t.data.task.answers() - 1 if t.data.task else None,
             arm=arm,
             usual=usual or train_config())
         if "momentum_buffer" in moments: step_again(t, s, step)
@@ -237,10 +243,11 @@ def check_batches(t: Trainer) -> tuple[bool, str]:
     "The first, the second, the middle and the last batch are those that text and seed give."
     cfg, T = t.cfg, t.model.cfg.context_length
     key = cfg.seed if cfg.order is None else cfg.order
+    due_batch = episode_batch if t.data.task else batch
     numbers = sorted({0, 1 % cfg.n_steps, cfg.n_steps // 2, cfg.n_steps - 1})
     for i in numbers:
         mine = t.batch(torch.tensor([i], device=t.device))
-        due = batch(t.data.train, key, i, cfg.batch_size, T)
+        due = due_batch(t.data.train, key, i, cfg.batch_size, T)
         if all(np.array_equal(a.cpu().numpy(), b) for a, b in zip(mine, due)): continue
         return False, f"Batch {i} is not the one that seed {key} gives."
     return True, f"Batches {', '.join(map(str, numbers))} are those that seed {key} gives."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TODO', 'OUT', 'Study', 'read_study', 'NotebookStudy', 'code_of', 'short_run', 'kernel_of', 'climb', 'Job', 'plan',
-           'prepared', 'rate_of_run', 'job_tokens', 'flops', 'show_plan', 'on_random_tokens', 'torch_threads',
-           'estimate', 'seconds_a_run', 'spoken', 'spread_seen', 'power_words', 'contrasts', 'progress_of', 'steps_of',
-           'status', 'status_table']
+           'text_key', 'prepared', 'rate_of_run', 'job_tokens', 'flops', 'show_plan', 'on_random_tokens',
+           'torch_threads', 'estimate', 'seconds_a_run', 'spoken', 'spread_seen', 'power_words', 'contrasts',
+           'progress_of', 'steps_of', 'status', 'status_table']
 
 # %% ../nbs/14_study.ipynb #47f5beab
 import ast, itertools, json, math, os, platform, re, sys, tempfile
@@ -27,7 +27,8 @@ from rich.table import Table
 
 import ablation_nb
 from .config import (LARGEST, MODEL_FIELDS, PARTS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
-    arm_name, did_you_mean, flops_per_token, parse_arm, project_root, resolve_scale, run_config)
+    arm_name, did_you_mean, flops_per_token, is_task, parse_arm, parse_task,
+    project_root, resolve_scale, run_config)
 from .data import TokenData, corpus_name, prepare
 from ablation_nb.provenance import (
     Draw, NotebookCode, NotebookRun, code_cells, described, kept_answer, module_text, names_assigned, notebook_code,
@@ -61,14 +62,15 @@ class Study:
         return run_folder(self.outputs / point, cfg)
 
     def prepared(self) -> dict:
-        "The tokens of the study, by vocabulary size; prepared if they are not yet."
-        first = self.settings["arms"][0]
-        sizes = {self.run(first, p).model.vocab_size for p in self.points}
-        return {v: prepare(self.corpus, v, progress=sys.stderr.isatty()) for v in sizes}
+        "The tokens of the study, by `text_key`; prepared if they are not yet."
+        runs = [self.run(self.settings["arms"][0], p) for p in self.points]
+        shapes = {text_key(cfg): (cfg.model.vocab_size, cfg.model.context_length) for cfg in runs}
+        shown = sys.stderr.isatty()
+        return {key: prepare(self.corpus, V, progress=shown, context_length=T) for key, (V, T) in shapes.items()}
 
     def made_by(self, cfg: RunConfig, ready: dict) -> TokenData:
         "What a run stands on besides its settings, of what `prepared` returned: its tokens."
-        return ready[cfg.model.vocab_size]
+        return ready[text_key(cfg)]
 
 # %% ../nbs/14_study.ipynb #26fc0130
 # key, value, what is wrong with it -> the error, which names the file too
@@ -340,7 +342,10 @@ def read_study(
     with about("scale", d.get("scale"), wrong): own_scale = resolve_scale(d.get("scale", "auto"))
     scale = asked or own_scale
     own_corpus = d.get("corpus", SCALES[scale].corpus)
+    if is_task(own_corpus): corpus = corpus or own_corpus   # a question of its own, whatever text there is
     corpus = corpus or os.environ.get("ABLATION_CORPUS") or own_corpus
+    if is_task(corpus):
+        with about("corpus", corpus, wrong): parse_task(corpus)
     overrides = d.get("overrides", {})
     with about("overrides", overrides, wrong): base = run_config("baseline", scale, corpus, **overrides)
     if d.get("same_tokens"):
@@ -725,9 +730,15 @@ def plan(
         if w.known: planned.add(folder)
     return jobs, tuning
 
+def text_key(cfg: RunConfig) -> Any:
+    "What tells the token files of a study apart: the vocabulary, and of a task the length of its episodes too."
+    V, T = cfg.model.vocab_size, cfg.model.context_length
+    return (V, T) if is_task(cfg.corpus) else V
+
 def prepared(study: Study) -> dict:
-    "What the runs of the study stand on besides their settings: tokens by vocabulary size, or a notebook's code."
+    "What the runs of the study stand on besides their settings: tokens by `text_key`, or a notebook's code."
     return study.prepared()
+
 
 # %% ../nbs/14_study.ipynb #be95090f
 def job_at(folder: Path, cfg: RunConfig, wanted: Wanted, data: TokenData) -> Job:
@@ -755,6 +766,7 @@ def tuning_losses(study: Study, ready: dict, arm: str, point: str, lr: float) ->
         folders[str(seed)] = folder = study.folder(cfg, point)
         if run_state(folder, cfg, study.made_by(cfg, ready)) not in ("done", "diverged"): return None
     return {seed: final_loss(folder) for seed, folder in folders.items()}
+
 
 # %% ../nbs/14_study.ipynb #9a170202
 def test_losses(study: Study, ready: dict, arm: str, point: str, lr: float | None) -> list[float]:
@@ -912,7 +924,7 @@ def estimate(study: Study, jobs: list[Job], ready: dict, workers: int, threads: 
         if j.point in seconds_a_flop: continue
         seconds_a_flop[j.point] = seconds_per_step(j.cfg, threads) / flops(j) * j.cfg.train.n_steps
     def seconds_of(j: Job) -> float:
-        scored = tokens_scored(j, ready[j.cfg.model.vocab_size])
+        scored = tokens_scored(j, ready[text_key(j.cfg)])
         return flops(j) * seconds_a_flop[j.point] * (1 + scored / job_tokens(j))
     steps = sum(map(seconds_of, todo))
     at_once = min(workers, cards_used(todo) or workers)
@@ -941,6 +953,8 @@ def spread_seen(study: Study) -> tuple[float, str] | None:
         try: kept = read_json(folder / "study.json")
         except (OSError, AblationError): continue
         if any(kept.get(k) != study.settings[k] for k in ("scale", "overrides", "grid")): continue
+        both = kept.get("corpus"), study.settings["corpus"]
+        if any(map(is_task, both)) and both[0] != both[1]: continue
         effects = pd.read_csv(table)
         rows = effects[effects.n.ge(2) & effects.sd.gt(0) & effects.n_diverged.eq(0)]
         if "setup" in rows: rows = rows[rows.setup.eq("tuned") == bool(study.settings["tune"])]
