@@ -32,7 +32,7 @@ dev: .venv/.dev  ## what notebooks, tests and the site need besides
 	touch $@
 
 .venv/.dev: .venv/.installed requirements-dev.txt
-	@echo "Installing JupyterLab, Sphinx, tests and linters into .venv: about 0.5 GB more, a minute or two."
+	@echo "Installing JupyterLab, Sphinx, tests and linters into .venv: about 0.6 GB more, a minute or two."
 	$(PIP) --require-hashes --requirement requirements-dev.txt
 	touch $@
 

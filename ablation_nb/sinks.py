@@ -133,10 +133,11 @@ class WandbLog:
     def __init__(self, study: Path, name: str, key: str, settings: dict) -> None:
         import wandb
         quiet = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         self.run = wandb.init(
             project=study.name, name=name, id=key, resume="allow", config=settings,
-            mode=os.environ.get("WANDB_MODE", "offline"), dir=project_root(), reinit="create_new", settings=quiet)
-        self.last = self.run.step - 1   # 0 where it knows of none
+            mode=mode, dir=project_root(), reinit="create_new", settings=quiet)
+        self.last: float = self.run.step - 1   # 0 where it knows of none
 
     def add(self, rows: list[dict]) -> None:
         for row in rows: self.run.log(numbers_told(row), step=row["step"])
