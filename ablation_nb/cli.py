@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRIC_COLUMNS', 'SCALE_NAMES', 'WORKERS', 'PROVE', 'show_cost', 'show_status', 'report', 'mend_settings',
-           'metric_table', 'result_table', 'run', 'show_proof', 'pack_studies', 'export', 'show_comparison',
-           'make_study', 'make_project', 'bring_home', 'add_command', 'as_sentence', 'add_on_study',
+           'metric_table', 'result_table', 'run', 'show_proof', 'pack_studies', 'export', 'probe_runs', 'probe_words',
+           'show_comparison', 'make_study', 'make_project', 'bring_home', 'add_command', 'as_sentence', 'add_on_study',
            'add_study_commands', 'add_run_options', 'add_other_commands', 'add_compare', 'add_visit', 'add_visit_run',
            'check_numbers', 'ShowVersion', 'main']
 
@@ -298,6 +298,36 @@ def export(args: argparse.Namespace) -> int:
     print(f"Exported: {written}")
     return 0
 
+def probe_runs(args: argparse.Namespace) -> int:
+    "Ask trained models what they can do: one run, or all of a study whose weights are there."
+    from ablation_nb.config import AblationError
+    from ablation_nb.ready import refuse_unwritable
+    from ablation_nb.results import run_folders
+    asked = Path(args.run)
+    refuse_unwritable(asked)
+    from ablation_nb.probe import probe
+    one = (asked / "config.json").exists()
+    folders = [asked] if one else [f for f in run_folders(asked) if (f / "weights.safetensors").exists()]
+    if not folders:
+        raise AblationError(f"{asked} holds no run whose weights are there: weights are not committed. "
+                            "Run the study here, then probe it.")
+    for k, folder in enumerate(folders, 1):
+        found = probe(folder, args.corpus)
+        print(f"[{k}/{len(folders)}] {os.path.relpath(folder)}: {probe_words(found)}", flush=True)
+    print(f"Written to probe.json of each run. Next: ablation report {asked.name}" if not one
+          else f"Written to {os.path.relpath(asked / 'probe.json')}.")
+    return 0
+
+def probe_words(found: dict) -> str:  # as `probe` returns it
+    "What one model can do, in a line."
+    def number(v: float | None, digits: int) -> str: return "–" if v is None else f"{v:.{digits}f}"
+    back = ", ".join(number(v, 1) for v in found["back"])
+    early, late, beyond = (number(found[k], 3) for k in ("early", "late", "beyond"))
+    return (f"copies {number(found['copied'], 3)}, "
+            f"recalls {number(found['recalled'], 3)} of {found['repeats']:.0f} rare pairs, "
+            f"position to {number(found['position_error'], 1)} tokens, looks back {back}; "
+            f"loss {early} early, {late} late, {beyond} beyond the trained length")
+
 # %% ../nbs/33_cli.ipynb #9a170802
 def show_comparison(args: argparse.Namespace) -> int:
     "Print and write what a file of anybody's numbers says."
@@ -520,6 +550,12 @@ def add_other_commands(sub: Any) -> None:
         help="hf: Hugging Face, in the layout of Llama (default)")
     away.add_argument("folder", help="the folder to write; it must not exist yet")
     away.add_argument("--corpus", help="the run's text, if its tokenizer is not in the cache")
+    ask = add_command(
+        sub, "probe",
+        "ask trained models what they can do: copy, recall, tell where they are, look back",
+        probe_runs)
+    ask.add_argument("run", help="the folder of a run, or of a study, e.g. outputs/laptop, where it was made")
+    ask.add_argument("--corpus", help="the run's text, if it is not found by its name")
 
 # %% ../nbs/33_cli.ipynb #f82d9874
 def add_compare(sub: Any) -> None:

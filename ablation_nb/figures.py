@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ARM_COLOURS', 'FAMILY_COLOURS', 'DARKER', 'DASHED', 'STYLE', 'LENGTH_WORDS', 'MANY', 'family_colour', 'arm_colour',
            'ink', 'line_style', 'plot_losses', 'plot_schedule', 'plot_intervals', 'difference_rows', 'plot_differences',
-           'our_style', 'ablation_comparison', 'plot_accuracy', 'answers_figure', 'effects_figure', 'families',
-           'atlas_figure', 'sensitivity_figure', 'plot_gaps', 'plot_gradients', 'plot_runs', 'dynamics_figure',
-           'plot_by_position', 'positions_figure', 'interactions_figure', 'sweep_figure', 'scale_figure', 'save_figure',
-           'plot_setups', 'front_figure']
+           'our_style', 'ablation_comparison', 'plot_accuracy', 'answers_figure', 'plot_levels', 'abilities_figure',
+           'effects_figure', 'families', 'atlas_figure', 'sensitivity_figure', 'plot_gaps', 'plot_gradients',
+           'plot_runs', 'dynamics_figure', 'plot_by_position', 'positions_figure', 'interactions_figure',
+           'sweep_figure', 'scale_figure', 'save_figure', 'plot_setups', 'front_figure']
 
 # %% ../nbs/21_figures.ipynb #b3bf2984
 import hashlib, io, itertools, textwrap
@@ -702,6 +702,48 @@ def answers_figure(
     fig = new_figure(15, 2 + .5 * len(arms))
     for ax, times in zip(fig.subplots(1, len(ACCURACIES)), ACCURACIES): plot_accuracy(ax, done, arms, times)
     for ax in fig.axes[1:]: ax.set(yticklabels=[])
+    return settled(fig)
+
+# %% ../nbs/21_figures.ipynb #17c00001
+def plot_levels(
+    ax: Axes,            # to draw on
+    runs: pd.DataFrame,  # finished runs
+    column: str,         # what of them
+    arms: Sequence[str], # from top to bottom
+    digits: int,         # of the words at the right
+) -> None:
+    "One number of each run: seeds, mean, 95 % interval, a row an arm."
+    values = runs[column].dropna().astype(float)
+    left, right = min(0, values.min()), max(0, values.max())
+    pad = .06 * max(right - left, 1e-3)
+    ax.set(xlim=(left - pad * (left < 0), right + pad))
+    for y, arm in enumerate(arms):
+        own = runs[runs.arm == arm][column].dropna().to_numpy(dtype=float)
+        if not len(own): continue
+        level = mean_interval(own)
+        words = f"{level.mean:.{digits}f}"
+        row = SimpleNamespace(colour=arm_colour(arm), mean=level.mean, lo=level.lo, hi=level.hi, words=words)
+        draw_interval(ax, y, row, own)
+    name_arms(ax, arms)
+    ax.set(ylim=(len(arms) - .5, -.6))
+
+@our_style()
+def abilities_figure(
+    runs: pd.DataFrame,                       # a row a run, at most one an arm and seed
+    panels: Mapping[str, tuple[str, int]],    # column -> title, digits
+) -> Figure:
+    "A panel for each thing that models were asked: what each arm can do."
+    done = done_runs(runs)
+    arms, across = arm_order(done.arm), 2
+    down = -(-len(panels) // across)
+    fig = new_figure(13, down * (1.3 + .5 * len(arms)))
+    axes = fig.subplots(down, across, squeeze=False).flatten()
+    for ax, (column, (title, digits)) in zip(axes, panels.items()):
+        plot_levels(ax, done, column, arms, digits)
+        ax.set(title=title)
+    for ax in axes[len(panels):]:
+        ax.axis("off")
+        ax.text(0, .9, "seeds ○, mean ◆, 95 % interval", va="top", color="#555555", transform=ax.transAxes)
     return settled(fig)
 
 # %% ../nbs/21_figures.ipynb #0696d576

@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from .config import ATTENTIONS, AblationError, ModelConfig, RunConfig, arm_label, part_of
+from .config import ATTENTIONS, AblationError, ModelConfig, arm_label, part_of
 from .data import cache_folder, prepare, sha256_file
 from .model import FlexibleTransformerLM
+from .probe import named_text, settings_in, weights_in
 from .ready import refuse_offline
-from .results import has, read_json
+from .results import read_json
 
 # %% ../nbs/30_interop.ipynb #e674cfc8
 LLAMA = dict(  # field -> the values that Llama has, and what that is in words
@@ -108,8 +109,7 @@ def tokenizer_file(
     wanted, name = env["tokenizer_hash"], config["corpus"]
     for tokenizer in cache_folder().glob("*/tokenizer.json"):
         if sha256_file(tokenizer) == wanted: return tokenizer
-    can_be_made = name.split(":")[0] in ("builtin", "tinystories", "task") and "(files)" not in name
-    text = corpus or os.environ.get("ABLATION_CORPUS") or (name if can_be_made else None)
+    text = named_text(folder, corpus)
     if text:
         refuse_offline(text)
         m = config["model"]
@@ -175,20 +175,10 @@ def model_card(folder: Path) -> str:
 # %% ../nbs/30_interop.ipynb #f97a1b73
 def exportable(folder: Path) -> ModelConfig:
     "The model of a finished run that a Llama can hold; raises `AblationError` for any other folder."
-    no_run, place = f"{folder} is not the folder of a run", "Such folders lie under outputs/<study>/<arm>/."
-    if not has(folder / "config.json"): raise AblationError(f"{no_run}: it holds no config.json. {place}")
-    settings = read_json(folder / "config.json")
-    if "arm" not in settings: raise AblationError(f"{no_run}: its config.json names no arm. {place}")
-    cfg = RunConfig.from_dict(settings).model
+    cfg = settings_in(folder).model
     require_llama(cfg)
-    done = has(folder / "result.json") and read_json(folder / "result.json")["status"] == "done"
-    if not done: raise AblationError(f"{folder} holds no finished run; finish it first, or export another.")
-    weights = folder / "weights.safetensors"
-    if not weights.exists():
-        way_out = "Train this run again with fresh=True to have them."
-        raise AblationError(f"{weights} is not here: weights are not committed. {way_out}")
+    weights_in(folder)
     return cfg
-
 def renamed_weights(folder: Path, cfg: ModelConfig) -> dict[str, torch.Tensor]:
     "The weights of a run under the names of Llama."
     file, names = folder / "weights.safetensors", llama_names(cfg)

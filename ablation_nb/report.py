@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BARELY', 'Figures', 'Tables', 'SECTIONS',
-           'HOW_ANSWERS_READ', 'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'ONE_SEED', 'FEW_SEEDS', 'FRONT', 'SEED_TOKENS',
-           'SIZES', 'HOW_SCALE_READS', 'no_stories', 'Results', 'read_results', 'at_own_rates', 'setups', 'most_arms',
-           'rate_of', 'setup_words', 'of', 'run_key', 'by_key', 'asked_for', 'rates_asked', 'seeds_asked',
+           'HOW_ANSWERS_READ', 'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'HOW_PROBED', 'ONE_SEED', 'FEW_SEEDS', 'FRONT',
+           'SEED_TOKENS', 'SIZES', 'HOW_SCALE_READS', 'no_stories', 'Results', 'read_results', 'at_own_rates', 'setups',
+           'most_arms', 'rate_of', 'setup_words', 'of', 'run_key', 'by_key', 'asked_for', 'rates_asked', 'seeds_asked',
            'count_words', 'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points', 'point_words',
            'power_sentence', 'equality_sentence', 'ran_words', 'effect_words', 'lost_words', 'by_verdict',
            'set_sentence', 'tuning_words', 'comparable', 'one_rate', 'tuning_sentence', 'axis_of', 'level_text',
@@ -17,15 +17,16 @@ __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BAREL
            'Section', 'section', 'findings', 'answers', 'answers_over_grid', 'both_rates', 'losses_by_seed',
            'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves', 'curves_table',
            'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words', 'dynamics', 'shown_positions',
-           'losses_by_position', 'combines', 'interaction_figures', 'interaction_tables', 'interactions', 'noise_table',
-           'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables',
-           'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories',
-           'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files',
-           'write_text', 'write_report', 'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds',
-           'front_setting', 'front_table', 'front_picture', 'front_beside', 'study_question', 'read_sizes',
-           'find_study_in', 'size_of', 'rates_words', 'scale_effects', 'settings_of', 'verdicts_by_size',
-           'crossing_words', 'sides', 'turn_words', 'scale_sentence', 'scale_sentences', 'confounded', 'settings_table',
-           'ranked_alike', 'scale_parts', 'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
+           'losses_by_position', 'probed', 'asked_of', 'ability_words', 'what_models_can', 'combines',
+           'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
+           'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
+           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
+           'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files', 'write_text', 'write_report',
+           'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'front_setting', 'front_table',
+           'front_picture', 'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words',
+           'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words',
+           'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike', 'scale_parts',
+           'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, re
@@ -44,21 +45,22 @@ from matplotlib.figure import Figure
 from .config import AblationError, arm_label, arm_order, is_task, parse_arm, project_root, run_config
 from .figures import (
     LENGTH_WORDS, MANY,
-    ablation_comparison, answers_figure, atlas_figure, dynamics_figure, effects_figure, front_figure,
+    abilities_figure, ablation_comparison, answers_figure, atlas_figure, dynamics_figure, effects_figure, front_figure,
     interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
-    ACCURACIES, PROMPTS, RUN, every_field, load_doc_losses, load_metrics, load_position_losses, load_stories,
+    ACCURACIES, PROMPTS, RUN, every_field, load_doc_losses, load_metrics, load_position_losses, load_probes,
+    load_stories,
     main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
     paired_differences, pairs_wanted, pooled_sd, rank_agreement, signed, twins)
 from .tables import (
-    ALIKE, accuracy_levels, against_the_sum, answers_table,
+    ALIKE, QUESTIONS, abilities, abilities_for_reading, accuracy_levels, against_the_sum, answers_table,
     certificate_table, compared, duration, dynamics_table, effects_along,
     factorial, for_reading, inert, interactions_table, interval_words, judged, ladder_table, md_table,
     overview_table, parts_combined, positions_table, precision_table, rates_long, rates_table,
     results_table, share_words, side_by_side, sureness_table, together_table, tuning_effects,
-    effects_at_size, in_bits, tex_table, trends_over_size)
+    effects_at_size, in_bits, tex_table, trends_over_size, with_abilities)
 
 # %% ../nbs/23_report.ipynb #43633bb3
 def no_stories() -> pd.DataFrame:
@@ -80,6 +82,7 @@ class Results:
     refused: dict            # folder of a run that is not trusted -> why
     texts: pd.DataFrame = field(default_factory=no_stories)  # a row a story and run
     clock: dict = field(default_factory=dict)  # speed.json; empty if no arm was timed
+    probes: pd.DataFrame = field(default_factory=pd.DataFrame)  # a row a run that was probed
 
     @property
     def margin(self) -> float:
@@ -183,7 +186,8 @@ def read_results(
         tuning=tuning,
         refused=refused,
         texts=long(load_stories),
-        clock=beside_the_runs(folder, "speed.json"))
+        clock=beside_the_runs(folder, "speed.json"),
+        probes=long(load_probes))
 
 # %% ../nbs/23_report.ipynb #e0aa3fe2
 def at_own_rates(r: Results) -> pd.DataFrame:
@@ -1441,6 +1445,57 @@ def losses_by_position(r: Results) -> list[str]:
         words,
         Shown("positions", positions_table(shown_positions(r))),
     ]
+
+# %% ../nbs/23_report.ipynb #17d00001
+def probed(r: Results) -> pd.DataFrame:
+    "The runs of the fullest set that were probed, with what their models can do."
+    return with_abilities(r.shown, r.probes)
+
+def asked_of(runs: pd.DataFrame) -> dict[str, tuple[str, int]]:
+    "The questions that were answered, as panels."
+    return {name: (q.says, q.digits) for name, q in QUESTIONS.items() if runs[name].notna().any()}
+
+HOW_PROBED = """\
+Each of {runs} trained models was asked, in fp32, on {windows} windows of {length} tokens of validation text. \
+It copies if it names the tokens of a random row when the row comes again. It recalls if it names what followed \
+a token the last time, where the pair is rare in the training text; of all else it names {elsewhere:.0%}. \
+Its position is read linearly off what a block hands on: who knows nothing errs by {ignorant:g} tokens. \
+A head that looks at all before it alike looks back by half of that way. \
+Late and early are the last and the first quarter of the window."""
+
+def ability_words(table: pd.DataFrame) -> list[str]:  # of `abilities`
+    "For each question the baseline's level, and each verdict with its arms, the largest difference first."
+    lines = []
+    for name, own in table.groupby("question", sort=False):
+        q, base = QUESTIONS[name], own[own.arm == "baseline"]
+        known = own[own.verdict.notna() & ~own.arm.isin(["baseline", "aa"])]
+        if base.empty or known.empty: continue
+        known = known.loc[known.difference.abs().sort_values(ascending=False, kind="stable").index]
+        said = []
+        for verdict in dict.fromkeys(known.verdict):
+            arms = [f"{arm_label(e.arm)} {interval_words(e.difference, e.lo, e.hi, digits=q.digits)}"
+                    for e in known[known.verdict == verdict].itertuples()]
+            said.append(f"**{verdict}**: {', '.join(arms)}")
+        level = base.iloc[0]
+        told = interval_words(level.level_mean, level.level_lo, level.level_hi, "", q.digits)
+        lines.append(f"- {q.says} (baseline {told}): {'; '.join(said)}.")
+    return ["\n".join(lines)] if lines else []
+
+@section(
+    "What the models can do",
+    needs=lambda r: not probed(r).empty,
+    figures=lambda r: {"abilities": abilities_figure(drawn(r, probed(r)), asked_of(probed(r)))},
+    tables=lambda r: {"abilities": abilities(probed(r))})
+def what_models_can(r: Results) -> list[str]:
+    "What was asked of trained models, and what each arm lost or won by it."
+    runs, probes = probed(r), of(r.probes, r.shown)
+    length = probes.context_length.max()
+    how = HOW_PROBED.format(
+        runs=len(runs), windows=probes.windows.max(), length=length,
+        elsewhere=probes.elsewhere.mean(), ignorant=length / 4)
+    table = abilities(runs)
+    return [how + at_setup(r, r.fullest), "![What the models can do](abilities.svg)",
+            Shown("abilities", abilities_for_reading(table)), *ability_words(table)]
 
 # %% ../nbs/23_report.ipynb #6149f2ab
 def combines(r: Results) -> bool:

@@ -29,13 +29,14 @@ from .provenance import (
 if TYPE_CHECKING or "nbdev" in sys.modules: import pandas as pd
 
 # %% auto #0
-__all__ = ['PACKED', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'PROMPTS', 'RUN', 'RECORD', 'DRAWN_BY',
-           'SETTINGS', 'Archive', 'has', 'content', 'Damaged', 'read_json', 'read_array', 'read_rows', 'is_row',
-           'steps_due', 'rows_fault', 'read_checked', 'standing_at', 'run_folders', 'who', 'cut_short', 'load_runs',
-           'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses', 'mean_and_range',
-           'curves_of', 'done_runs', 'main_lr', 'gaps', 'planned_seeds', 'planned_looks', 'point_fields', 'fault',
-           'why_not', 'trusted_runs', 'differences', 'notebook_differences', 'run_state', 'run_folder', 'Busy', 'alone',
-           'busy', 'pack_runs', 'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
+__all__ = ['PACKED', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'PROMPTS', 'OF_RUN', 'RUN', 'RECORD',
+           'DRAWN_BY', 'SETTINGS', 'Archive', 'has', 'content', 'Damaged', 'read_json', 'read_array', 'read_rows',
+           'is_row', 'steps_due', 'rows_fault', 'read_checked', 'standing_at', 'run_folders', 'who', 'cut_short',
+           'load_runs', 'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses',
+           'whose', 'load_probes', 'mean_and_range', 'curves_of', 'done_runs', 'main_lr', 'gaps', 'planned_seeds',
+           'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences', 'notebook_differences',
+           'run_state', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs', 'sha256_of', 'made_of', 'written_files',
+           'keep_record', 'is_current']
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -442,6 +443,26 @@ def load_position_losses(study: Path | str, folders: Folders = None) -> pd.DataF
         return dict(length=trained * 2**level, position=position, loss=d[level, position].astype(float))
     return load_arrays(study, folders, "position_losses.npy", ["length", "position", "loss"], rows)
 
+OF_RUN = ("identity", "package_hash", "final_val_loss")   # of env.json and result.json: what tells runs apart
+
+def whose(folder: Path) -> dict:  # of a finished run
+    "What tells which run stands in a folder."
+    kept = {**read_json(folder / "env.json"), **read_json(folder / "result.json")}
+    return {k: kept.get(k) for k in OF_RUN}
+
+def load_probes(study: Path | str, folders: Folders = None) -> pd.DataFrame:
+    """What trained models were found to be able to do, a row a run that was probed; damaged or foreign files count not.
+
+    Columns: point, arm, lr, seed, and what `ablation_nb.probe.probe` returns."""
+    import pandas as pd
+    rows = []
+    for f in folders or run_folders(study):
+        if not has(f / "probe.json") or not has(f / "result.json"): continue
+        with suppress(AblationError):
+            found = read_json(f / "probe.json")
+            if isinstance(found, dict) and found.get("of") == whose(f): rows.append({**found, **who(study, f)})
+    return pd.DataFrame(rows, columns=None if rows else WHO)
+
 # %% ../nbs/11_results.ipynb #a0f9250f
 RUN = ["arm", "lr", "seed"]  # what tells the runs of one frame apart
 
@@ -822,7 +843,8 @@ def without_pictures(notebook: bytes) -> bytes:
 # %% ../nbs/11_results.ipynb #6bb63ee8
 RUN_FILES = ("config.json", "doc_losses.npy", "env.json", "metrics.jsonl",
              "position_losses.npy", "result.json", "run.ipynb")
-KEPT_FILES = (*RUN_FILES, "items.npy")  # and a number for each item, of somebody's notebook
+# And a number for each item, of somebody's notebook; and what a model was found to be able to do.
+KEPT_FILES = (*RUN_FILES, "items.npy", "probe.json")
 RUN_LOCKS = (".engine.lock", ".lock")  # of who executes the run's notebook, and of who trains
 Alone = Callable[[Path, str], AbstractContextManager]  # holds a lock of a folder; an AblationError where it is held
 
