@@ -1424,6 +1424,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'ablation_nb.statistics.twins': ('statistics.html#twins', 'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.unpaired_interval': ( 'statistics.html#unpaired_interval',
                                                                                       'ablation_nb/statistics.py'),
+                                        'ablation_nb.statistics.unsigned': ('statistics.html#unsigned', 'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.verdicts': ('statistics.html#verdicts', 'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.which': ('statistics.html#which', 'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.window_losses': ( 'statistics.html#window_losses',

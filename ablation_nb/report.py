@@ -53,7 +53,7 @@ from .results import (
     main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
-    paired_differences, pairs_wanted, pooled_sd, rank_agreement, signed, twins)
+    paired_differences, pairs_wanted, pooled_sd, rank_agreement, signed, twins, unsigned)
 from .tables import (
     ALIKE, QUESTIONS, abilities, abilities_for_reading, accuracy_levels, against_the_sum, answers_table,
     certificate_table, compared, duration, dynamics_table, effects_along,
@@ -420,7 +420,7 @@ def power_sentence(
     several = "point" in rows and rows.point.nunique() > 1
     def words(x: pd.Series) -> str:
         where = f" at {point_words(x.point)}" if several else ""
-        return f"{x.detectable:.4f} ({arm_label(x.arm)}{where})"
+        return f"{unsigned(x.detectable)} ({arm_label(x.arm)}{where})"
     def any_of(numbers: pd.Series) -> str:
         distinct = sorted({int(n) for n in numbers})
         return " or ".join(map(str, distinct))
@@ -618,7 +618,7 @@ def not_learned(runs: pd.DataFrame, arm: str) -> str:
     own, base = finished_losses(runs, arm), finished_losses(runs, "baseline")
     half_way = half_way_to_guessing(base.mean(), runs.vocab_size.max())
     if not len(own) or not own.min() > half_way: return ""
-    return f"it does not learn: its loss is {own.mean():.2f}, the baseline's {base.mean():.2f}"
+    return f"it does not learn: its loss is {unsigned(own.mean(), 2)}, the baseline's {unsigned(base.mean(), 2)}"
 
 # %% ../nbs/23_report.ipynb #5c1e0b08
 def level_words(
@@ -672,7 +672,7 @@ def trend_words(arm: str, trend: pd.DataFrame) -> str:
     "' It rises: +0.2 for each doubling.' and the like; empty where no trend could be measured."
     if arm not in trend.index: return ""
     slope = trend.loc[arm]
-    if slope.n < 2 or slope.verdict not in SPOKEN: return ""
+    if slope.n < 2 or slope.verdict not in SPOKEN or pd.isna(slope["mean"]): return ""
     return f" It {TRENDS[slope.verdict]}: {effect_words(slope)} for each doubling."
 
 def moves(arm: str, effects: pd.DataFrame) -> str:

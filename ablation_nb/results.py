@@ -368,9 +368,9 @@ def row_of(study: Path | str, folder: Path) -> dict:
         if not isinstance(result, dict): raise Damaged(folder / "result.json", "is no table")
     except Damaged: return dict(name, status="damaged", folder=at)
     if is_notebook(config): result["final_val_loss"] = loss_in(result, config)
+    fields = {**config["model"], **config["train"]} if is_notebook(config) else every_field(config)
     return {
-        **config["model"],
-        **config["train"],
+        **fields,
         **name,
         "scale": config["scale"],
         "corpus": config["corpus"],

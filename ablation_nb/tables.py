@@ -29,7 +29,7 @@ from .results import ACCURACIES, RUN, gaps
 from .statistics import (
     add_factors, crossed_effects, equivalence_power, factorial_effects, family_effects,
     holm, look_levels, looks_behind, mean_interval, off_ladder, paired_differences, paired_effects, paired_trend,
-    pairing_gain, ratio_interval, share_words, signed, smallest_effect, studies_trend, turning_size, verdicts)
+    pairing_gain, ratio_interval, share_words, signed, smallest_effect, studies_trend, turning_size, verdicts, unsigned)
 
 
 # %% ../nbs/22_tables.ipynb #5c1d0a09
@@ -304,7 +304,7 @@ def interval_words(
     "A mean with its interval; without one, the mean alone."
     def words(v: float) -> str:
         if sign: return signed(v, digits)
-        return f"{v:.{digits}f}"
+        return unsigned(v, digits)
     if np.isnan(mean): return "–"
     if np.isnan(lo): return words(mean)
     return f"{words(mean)} [{words(lo)}, {words(hi)}]"
