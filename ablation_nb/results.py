@@ -357,6 +357,11 @@ def final_loss(folder: Path) -> Any:
     "The same of a run that has ended; None where it diverged."
     return loss_in(read_json(folder / "result.json"), read_json(folder / "config.json"))
 
+def every_field(config: dict) -> dict:  # of a config.json
+    "All fields of model and training by name; a field that came after the run has its default."
+    defaults = {f.name: f.default for of in (ModelConfig, TrainConfig) for f in fields(of)}
+    return {**defaults, **config["model"], **config["train"]}
+
 def row_of(study: Path | str, folder: Path) -> dict:
     "A run as a row of `load_runs`."
     name = dict(study=Path(study).resolve().name, **who(study, folder))
@@ -368,9 +373,9 @@ def row_of(study: Path | str, folder: Path) -> dict:
         if not isinstance(result, dict): raise Damaged(folder / "result.json", "is no table")
     except Damaged: return dict(name, status="damaged", folder=at)
     if is_notebook(config): result["final_val_loss"] = loss_in(result, config)
-    fields = {**config["model"], **config["train"]} if is_notebook(config) else every_field(config)
+    own = {**config["model"], **config["train"]} if is_notebook(config) else every_field(config)
     return {
-        **fields,
+        **own,
         **name,
         "scale": config["scale"],
         "corpus": config["corpus"],
@@ -537,11 +542,6 @@ def point_fields(point: str) -> dict:
     return dict(re.findall(r"([a-z][a-z0-9]*(?:_[a-z0-9]+)*)-([^_]+)", point))
 
 # %% ../nbs/11_results.ipynb #5c1e0a05
-def every_field(config: dict) -> dict:  # of a config.json
-    "All fields of model and training by name; a field that came after the run has its default."
-    defaults = {f.name: f.default for of in (ModelConfig, TrainConfig) for f in fields(of)}
-    return {**defaults, **config["model"], **config["train"]}
-
 def run_name(lr: float, seed: int, rated: bool = True) -> str:
     "The name of a run's folder: `<lr>-s<seed>`, or `s<seed>` for a notebook that is given no rate."
     return f"{lr:g}-s{seed}" if rated else f"s{seed}"
