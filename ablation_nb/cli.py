@@ -127,12 +127,13 @@ def report(study: "Study", console: "Console") -> int:
     return 0
 
 def mend_settings(study: "Study") -> None:
-    "Write the study's own files again where they are damaged."
+    "Write the study's own files again where they are damaged, or ask a notebook's runs for something else by now."
     from ablation_nb.results import Damaged, read_checked
     files = [study.outputs / name for name in ("study.json", "tuning.json")]
     try:
-        for f in files:
-            if f.exists(): read_checked(f)
+        kept = {f.name: read_checked(f) for f in files if f.exists()}
+        outdated = "metric" in study.settings and kept.get("study.json", study.settings) != study.settings
+        if outdated: raise Damaged(files[0], "is not what the study file says")
     except Damaged:
         from ablation_nb.engine import mend
         mend(study)

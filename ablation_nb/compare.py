@@ -167,7 +167,8 @@ def compare_setting(
     if rows.arm.nunique() == 1: raise AblationError(f"There is no arm besides '{baseline}'{where}; add one to compare.")
     runs = as_runs(numbers, rows)
     effects = paired_effects(runs, "loss", baseline, by=())
-    if not effects.n.any():
+    seeds = {own: set(rows.seed[(rows.arm == baseline) == own]) for own in (True, False)}
+    if seeds[True].isdisjoint(seeds[False]):
         raise AblationError(f"No seed was run by both '{baseline}' and another arm{where}; runs are compared by seed.")
     judged = verdicts(effects, NO_MARGIN if margin is None else margin, controls=controls, looks=looks)
     verdict = judged.verdict if margin else judged.verdict.replace("equivalent", "undetermined")
@@ -197,8 +198,8 @@ def compare_setting(
 def digits_of(table: pd.DataFrame) -> int:
     "Decimals that the narrowest interval of a comparison earns; of a table without one, what its differences need."
     widths = (table.hi - table.lo).dropna() / 2
-    sizes = [w for w in (*widths, *table.difference.abs().dropna()) if w > 0]
-    least = min([w for w in widths if w > 0] or sizes or [1e-3])
+    sizes = [w for w in (*widths, *table.difference.abs().dropna()) if 0 < w < np.inf]
+    least = min([w for w in widths if 0 < w < np.inf] or sizes or [1e-3])
     return int(np.clip(1 - math.floor(math.log10(least)), 0, 9))
 
 def words_for(table: pd.DataFrame) -> pd.DataFrame:
@@ -240,9 +241,11 @@ def remarks(
     way = "higher" if numbers.higher else "lower"
     unit = f" in {numbers.unit}" if numbers.unit else ""
     contrasts = table[table.verdict != ""]
-    family = contrasts[~contrasts.arm.isin(controls)].groupby("setting", sort=False).size().max()
+    families = contrasts[~contrasts.arm.isin(controls)].groupby("setting", sort=False).size()
     says = [f"{numbers.metric}{unit}; {way} is better. Differences to `{baseline}` at the same seed, with Student's "
-            f"95 % interval. p is corrected by Holm over the arms of a setting ({family}), and over no more than that."]
+            "95 % interval."]
+    if len(families): says[0] += (f" p is corrected by Holm over the arms of a setting ({families.max()}), "
+                                  "and over no more than that.")
     if margin is None:
         says.append("No margin was declared, so no arm can be called equivalent: --margin gives the smallest "
                     "difference that matters.")
@@ -284,13 +287,17 @@ def comparison_figure(numbers: Numbers, table: pd.DataFrame, baseline: str, marg
 # %% ../nbs/26_compare.ipynb #26c00018
 def as_drawn(words: str) -> str: return words.replace("$", r"\$")   # no formula of matplotlib's
 
+def in_short(name: str, most: int = 28) -> str:
+    "A name for a picture."
+    return as_drawn(name if len(name) <= most else f"{name[:most - 1]}…")
+
 def rows_to_draw(numbers: Numbers, table: pd.DataFrame, baseline: str) -> tuple[pd.DataFrame, list[np.ndarray]]:
     "What `plot_intervals` asks for: the arms of a setting, and the differences of their seeds."
     arms, digits = table[table.verdict != ""], digits_of(table)
     runs = as_runs(numbers, numbers.rows[numbers.rows.setting == table.setting.iloc[0]])
     pairs = paired_differences(runs.assign(loss=runs.value), "loss", baseline, by=())
     rows = pd.DataFrame(dict(
-        label=arms.arm.map(as_drawn),
+        label=arms.arm.map(in_short),
         colour=arms.arm.map(arm_colour),
         mean=arms.difference, lo=arms.lo, hi=arms.hi,
         words=[f"{signed(r.difference, digits)} {r.verdict}" for r in arms.itertuples()]))

@@ -185,7 +185,7 @@ def result_taken(cfg: NotebookRun, folder: Path, seconds: float) -> dict:
     return dict(
         status="diverged" if lost else "done", metric=cfg.metric, value=value, seconds=seconds,
         **dict(diverged_at=own["diverged_at"]) if lost and isinstance(own.get("diverged_at"), int) else {},
-        own=own, checks=checks, numbers=numbers_left(folder, own),
+        own=own, checks=checks, numbers=numbers_left(folder, own, cfg.described()),
         identity=read_json(folder / "env.json")["identity"])
 
 def own_result(file: Path, cfg: NotebookRun) -> dict:

@@ -21,7 +21,7 @@ from .config import ARMS, MODEL_FIELDS, AblationError, ModelConfig, RunConfig, T
 from .config import is_of_type, parameter_count, parse_arm, project_root
 from .data import TokenData, sha256_file
 from .provenance import (
-    NotebookCode, NotebookRun, notebook_identity,
+    GIVEN, NotebookCode, NotebookRun, notebook_identity,
     code_now, device_kind, fingerprint, identity, identity_of, hash_of, own_hash,
     proofs_file, same_code, torch_release, write_json)
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING or "nbdev" in sys.modules: import pandas as pd
 # %% auto #0
 __all__ = ['PACKED', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'PROMPTS', 'OF_RUN', 'RUN', 'RECORD',
            'DRAWN_BY', 'SETTINGS', 'Archive', 'has', 'content', 'Damaged', 'read_json', 'read_array', 'read_rows',
-           'is_row', 'steps_due', 'rows_fault', 'read_checked', 'standing_at', 'run_folders', 'who', 'cut_short',
-           'load_runs', 'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses',
-           'whose', 'load_probes', 'mean_and_range', 'curves_of', 'done_runs', 'main_lr', 'gaps', 'planned_seeds',
-           'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences', 'notebook_differences',
-           'run_state', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs', 'sha256_of', 'made_of', 'written_files',
-           'keep_record', 'is_current']
+           'rows_left', 'is_row', 'steps_due', 'rows_fault', 'read_checked', 'standing_at', 'run_folders', 'who',
+           'cut_short', 'load_runs', 'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses',
+           'load_position_losses', 'whose', 'load_probes', 'mean_and_range', 'curves_of', 'done_runs', 'main_lr',
+           'gaps', 'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences',
+           'notebook_differences', 'run_state', 'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs',
+           'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -120,7 +120,7 @@ def read_array(path: Path) -> np.ndarray:
     try: array = np.lib.format.read_array(io.BytesIO(content(path)), allow_pickle=False)
     except AblationError: raise
     except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError): array = np.array("damaged")
-    if array.dtype.kind != "f": raise Damaged(path, "is no array of numbers")
+    if array.dtype.kind not in "fiub": raise Damaged(path, "is no array of numbers")
     return array
 
 # %% ../nbs/11_results.ipynb #695b3bcb
@@ -138,6 +138,24 @@ def read_rows(path: Path) -> list[dict]:
         except (ValueError, RecursionError): break
         if not is_row(row): break
         rows.append(row)
+    return rows
+
+def rows_left(
+    path: Path,      # of a metrics file that somebody's notebook wrote
+) -> list[dict]:     # steps rise
+    """The rows of anybody's log: what has a step, with its numbers; other lines and other values are passed over.
+
+    Where the step goes back, as after a resume, what was logged from there on before counts no more."""
+    rows: list[dict] = []
+    if not has(path): return rows
+    for line in content(path).decode("utf-8", errors="replace").splitlines():
+        try: row = json.loads(line)
+        except (ValueError, RecursionError): continue
+        if not isinstance(row, dict) or not is_number(row.get("step")): continue
+        numbers = {k: v for k, v in row.items() if type(v) in (int, float)}
+        back = rows and row["step"] < rows[-1]["step"]
+        while back and rows and rows[-1]["step"] >= row["step"]: rows.pop()
+        rows.append(numbers)
     return rows
 
 def is_row(value: Any) -> bool:
@@ -347,15 +365,33 @@ def is_notebook(config: dict) -> bool:  # the content of a config.json
     "Is it a run of somebody's notebook?"
     return "notebook" in config
 
-def loss_in(result: dict, config: dict) -> float | None:
-    "The number that statistics compare, less being better: a final loss, or the metric of a notebook with its sign."
-    if not is_notebook(config): return result["final_val_loss"]
-    value = result.get("value")
-    return -value if value is not None and config["better"] == "higher" else value
+def value_in(
+    result: dict,   # of a notebook's run
+    metric: str,    # which need not be the one that was asked for when it ran
+) -> float | None:
+    "The metric in what a notebook left; None where it left none, or diverged."
+    value = result.get("own", {}).get(metric) if result.get("status") == "done" else None
+    return float(value) if value is not None and is_number(value) else None
 
-def final_loss(folder: Path) -> Any:
+def loss_in(result: dict, asked: dict) -> float | None:  # asked: a config.json, or a study.json
+    "The number that statistics compare, less being better: a final loss, or the metric of a notebook with its sign."
+    if not is_notebook(asked): return result["final_val_loss"]
+    value = value_in(result, asked["metric"])
+    return -value if value is not None and asked["better"] == "higher" else value
+
+def final_loss(
+    folder: Path,   # of a run
+    asked: dict,    # of the study: which number of a notebook counts, and which way is better
+) -> Any:
     "The same of a run that has ended; None where it diverged."
-    return loss_in(read_json(folder / "result.json"), read_json(folder / "config.json"))
+    return loss_in(read_json(folder / "result.json"), asked)
+
+def asked_by_study(study: Path | str, config: dict) -> dict:  # config: of a notebook's run
+    "Which number counts, and which way is better: as its study.json says, or where there is none as the run was told."
+    file = Path(study) / "study.json"
+    try: plan = read_json(file) if file.exists() else {}
+    except Damaged: plan = {}
+    return plan if isinstance(plan, dict) and {"notebook", "metric", "better"} <= plan.keys() else config
 
 def every_field(config: dict) -> dict:  # of a config.json
     "All fields of model and training by name; a field that came after the run has its default."
@@ -372,8 +408,10 @@ def row_of(study: Path | str, folder: Path) -> dict:
         if not isinstance(env, dict): raise Damaged(folder / "env.json", "is no table")
         if not isinstance(result, dict): raise Damaged(folder / "result.json", "is no table")
     except Damaged: return dict(name, status="damaged", folder=at)
-    if is_notebook(config): result["final_val_loss"] = loss_in(result, config)
-    own = {**config["model"], **config["train"]} if is_notebook(config) else every_field(config)
+    own = {} if is_notebook(config) else every_field(config)   # a notebook's parameters may have any name
+    if is_notebook(config):
+        asked = asked_by_study(study, config)
+        result |= dict(value=value_in(result, asked["metric"]), final_val_loss=loss_in(result, asked))
     return {
         **own,
         **name,
@@ -597,31 +635,49 @@ def notebook_result_fault(folder: Path, config: dict, result: dict) -> str | Non
     if result["metric"] != config["metric"]:
         return f"its result.json has the metric '{result['metric']}', its settings '{config['metric']}'"
     if result["status"] == "done" and result["value"] is None: return f"its result.json has no {config['metric']}"
-    if result["numbers"] != numbers_left(folder, result.get("own", {})):
+    if result["value"] != value_in(result, config["metric"]):
+        return f"its result.json says two things of its {config['metric']}"
+    if result["numbers"] != numbers_left(folder, result.get("own", {}), config):
         return "its result.json, metrics.jsonl and items.npy are not those that it ended with"
     return None
 
-TIMES = ("seconds", "time", "duration", "elapsed", "date")   # in a name: no two runs share such a number
+TIMES = {"seconds", "time", "duration", "elapsed", "date", "timestamp", "datetime"}   # words: no two runs share these
 
-def numbers_left(folder: Path, own: dict) -> str:  # `own`: what the notebook's result.json said
-    "Hash of every number that a notebook's run left, times apart: two runs of one model have one."
-    rows = [less_times(row) for row in read_rows(folder / "metrics.jsonl")]
+def is_time(name: str) -> bool:
+    "Does a name say that its number is a time? `train_time` and `wallTime` do, `sentiment` does not."
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    return not TIMES.isdisjoint(re.findall(r"[a-z]+", words))
+
+def numbers_left(
+    folder: Path,
+    own: dict,       # what the notebook's result.json said
+    config: dict,    # of its config.json
+) -> str:
+    """Hash of every number that a notebook's run left: two runs of one model have one.
+
+    Words, times and what the run was given are left out: they differ where the model does not. The metric counts.
+    """
+    given = {*GIVEN, "lr", *config.get("model", {})}
+    def counted(value: Any) -> Any:
+        "The numbers of a table, a list, or one; None for words."
+        if isinstance(value, list): return [counted(v) for v in value]
+        if isinstance(value, (bool, int, float)): return value
+        if not isinstance(value, dict): return None
+        return {k: counted(v) for k, v in value.items() if not is_time(k) and k not in given}
+    rows = counted(rows_left(folder / "metrics.jsonl"))
     items = read_array(folder / "items.npy").tolist() if has(folder / "items.npy") else []
-    return hash_of([less_times(own), rows, items])
-
-def less_times(values: dict) -> dict:
-    "What a row says apart from times."
-    return {k: v for k, v in values.items() if not any(word in k.lower() for word in TIMES)}
+    return hash_of([own.get(config["metric"]), counted(own), rows, items])
 
 def numbers_of_short_run(folder: Path) -> list[float]:
     "The numbers that a notebook left in its folder `out`: of the result, of each row, and mean and spread of items."
     if not has(folder / "result.json"): return []
-    rows = [read_json(folder / "result.json"), *read_rows(folder / "metrics.jsonl")]
-    values = [v for row in rows for v in less_times(row).values()]
-    numbers = [float(v) for v in values if isinstance(v, (int, float))]
-    if not has(folder / "items.npy"): return numbers
-    items = read_array(folder / "items.npy")
-    return [*numbers, float(items.mean()), float(items.std())]
+    rows = [read_json(folder / "result.json"), *rows_left(folder / "metrics.jsonl")]
+    numbers = [v for row in rows for k, v in row.items() if isinstance(v, (int, float)) and not is_time(k)]
+    items = read_array(folder / "items.npy").astype(float) if has(folder / "items.npy") else np.array([])
+    if items.size: numbers += [items.mean(), items.std()]
+    return [float(v) if math.isfinite(v) else BEYOND for v in numbers]
+
+BEYOND = 1e300   # stands for a number that JSON does not know
 
 def result_fault(folder: Path, config: dict, env: dict) -> str | None:
     "Where the result of a run disagrees with its identity, its model, its log or its losses."
@@ -777,7 +833,14 @@ def run_state(
     only_begun = not has(ended) and not has(folder / "config.json")
     if only_begun: return "partial"
     if why_not(folder): return "damaged"
+    if has(ended) and lacks_metric(folder, cfg): return "stale"
     return read_json(ended)["status"] if has(ended) else "partial"
+
+def lacks_metric(folder: Path, cfg: RunConfig | NotebookRun | None) -> bool:
+    "Did a notebook end without the number that is now asked of it?"
+    if not isinstance(cfg, NotebookRun): return False
+    result = read_json(folder / "result.json")
+    return result["status"] == "done" and value_in(result, cfg.metric) is None
 
 def run_folder(study: Path, cfg: RunConfig | NotebookRun) -> Path:
     "Where a study keeps a run: `<study>/<arm>/<lr>-s<seed>`."

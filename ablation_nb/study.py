@@ -745,7 +745,7 @@ def job_at(folder: Path, cfg: RunConfig, wanted: Wanted, data: TokenData) -> Job
     "The run as its folder has it."
     state, why = run_state(folder, cfg, data), ""
     if state in ("done", "diverged") and cut_short(folder): state = "partial"
-    if state == "stale": why = " and ".join(differences(read_json(folder / "env.json"), cfg, data))
+    if state == "stale": why = " and ".join(differences(read_json(folder / "env.json"), cfg, data)) or "metric"
     if state == "damaged": why = why_not(folder) or ""
     return Job(cfg, wanted.point, wanted.role, folder, state, why)
 
@@ -765,7 +765,7 @@ def tuning_losses(study: Study, ready: dict, arm: str, point: str, lr: float) ->
         cfg = study.run(arm, point, lr, seed)
         folders[str(seed)] = folder = study.folder(cfg, point)
         if run_state(folder, cfg, study.made_by(cfg, ready)) not in ("done", "diverged"): return None
-    return {seed: final_loss(folder) for seed, folder in folders.items()}
+    return {seed: final_loss(folder, study.settings) for seed, folder in folders.items()}
 
 
 # %% ../nbs/14_study.ipynb #9a170202
@@ -778,7 +778,7 @@ def test_losses(study: Study, ready: dict, arm: str, point: str, lr: float | Non
         rate_known = lr is not None or not study.settings["tune"]
         state = run_state(folder, cfg, study.made_by(cfg, ready)) if rate_known else "absent"
         if state == "diverged": loss = math.inf
-        elif state == "done" and not cut_short(folder): loss = final_loss(folder)
+        elif state == "done" and not cut_short(folder): loss = final_loss(folder, study.settings)
         losses.append(loss)
     return losses
 

@@ -428,6 +428,20 @@ def test_a_grid_and_seeds_until_decided(tmp_path, sh):
     assert "not complete" not in report
 
 
+def test_a_report_is_of_the_study_file_as_it_stands(tmp_path, sh):
+    "Margin, unit, direction and fewer seeds need no new run; the tuning and the plan read them too."
+    root = coin(tmp_path / "coin")
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    changed = COIN_STUDY.replace("higher", "lower").replace("[0, 1, 2]", "[0, 1]") + 'unit = "points"\n'
+    (root / "coin.toml").write_text(changed)
+    said = succeeded(sh("ablation", "report", "coin.toml", cwd=root)).stdout
+    assert "score in points, lower is better" in said
+    assert verdicts(root / "outputs" / "coin")["more"] == "worse"
+    report = (root / "outputs" / "coin" / "report.md").read_text()
+    assert "`more/s2`, because the study does not ask for it" in report
+    assert "Nothing is left to do." in succeeded(sh("ablation", "plan", "coin.toml", cwd=root)).stdout
+
+
 def test_a_run_may_say_that_it_diverged(tmp_path, sh):
     code = COIN + 'if ablation == "less": json.dump({"status": "diverged"}, open(f"{out}/result.json", "w"))\n'
     root = coin(tmp_path / "coin", code)
