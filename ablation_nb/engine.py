@@ -31,7 +31,7 @@ from .provenance import (
     NotebookCode, NotebookRun, code_cells, device_name, notebook_environment, package_hash,
     torch_version, values_set, write_json)
 from .results import (
-    KEPT_FILES, Busy, Damaged, alone, cut_short, has, numbers_left, read_array, read_checked, read_json, run_state)
+    KEPT_FILES, Busy, Damaged, alone, cut_short, has, numbers_left, read_array, read_json, run_state)
 from .runs import OPTIONS
 from .study import (OUT, SPOILT, TODO, Job, NotebookStudy, Study, code_of, kernel_of,
     on_random_tokens, place_of, plan, prepared,
@@ -581,11 +581,8 @@ def write_changed(path: Path, value: dict) -> None:
     write_json(path, value)
 
 def mend(study: Study) -> None:
-    "Write `study.json` and `tuning.json` again where they are damaged: from the study file, and from the runs."
-    try:
-        for name in ("study.json", "tuning.json"):
-            if (study.outputs / name).exists(): read_checked(study.outputs / name)
-    except Damaged: write_down(study, plan(study)[1])
+    "Write `study.json` and `tuning.json` again: from the study file, and from the runs."
+    write_down(study, plan(study)[1])
 
 # %% ../nbs/15_engine.ipynb #ac22529c
 class Terminated(BaseException):
