@@ -1696,6 +1696,7 @@ def first_stories(r: Results) -> pd.DataFrame:
 
 def quoted(text: str) -> str:
     "What a model wrote, as a quotation in which nothing is markup."
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", text)   # no control character is a letter
     plain = re.sub(r"([*_`#\[\]|~$\\])", r"\\\1", html.escape(text, quote=False))
     return "> " + plain.replace("\n", "\n> ")
 

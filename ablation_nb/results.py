@@ -977,7 +977,7 @@ def refuse_parts(study: Path, folders: list[Path]) -> None:
 def empty_folders(study: Path, files: dict[str, bytes], alone: Alone) -> None:
     "Remove the packed runs from their folders, besides one executed notebook an arm."
     folders = packed_folders(study)
-    shown = set({f.parent: f for f in reversed(run_folders(study))}.values())   # the first run of each arm
+    shown = set({f.parent.name: f for f in reversed(run_folders(study))}.values())   # the first run of each arm
     for f in sorted(f for f in folders if f.is_dir()):
         with held(f, alone) as free:
             if not free or not is_as_packed(f, files, f.relative_to(study).as_posix()): continue

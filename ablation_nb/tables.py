@@ -284,7 +284,8 @@ def results_table(
         effects = effects.rename(columns={"mean": "difference"})[AGAINST]
     means = arm_means(runs, ["final_val_loss", "bits_per_byte", "seconds"])
     table = means.set_index("arm").join([counts_and_levels(runs), effects]).reset_index()
-    table["perplexity_ratio"] = np.exp(table.difference.astype(float))
+    with np.errstate(over="ignore"):   # of a loss without bounds it has none
+        table["perplexity_ratio"] = np.exp(table.difference.astype(float))
     return table[[
         "arm", "lr",
         "final_val_loss", "loss_lo", "loss_hi",
