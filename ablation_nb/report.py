@@ -324,7 +324,7 @@ def count_words(n: int, what: str) -> str:
 def amount(n: float) -> str:
     "A count as one says it, large ones to three digits: 22.7M, 1.2B."
     if n >= 999.5e6: return f"{n / 1e9:.3g}B"
-    if n >= 1e5: return f"{n / 1e6:.3g}M"
+    if n >= 1e4: return f"{n / 1e6:.3g}M"
     return f"{n:,.0f}"
 
 def joined(words: Iterable[str]) -> str:
