@@ -485,6 +485,7 @@ class Underway:
     ended: dict[Path, tuple[str, str]] = field(default_factory=dict)
     root: Path = field(default_factory=project_root)
     followers: Sequence[Callable[[Path, bool], None]] = ()   # are told of the folders of runs: under way, and ended
+    stood: dict[Path, tuple | None] = field(default_factory=dict)   # whose env.json a run found in its folder
 
     def plan_again(self) -> tuple[list[Job], dict]:
         "The plan as it is now; what the tuning found is written down."
@@ -499,8 +500,23 @@ class Underway:
     def begin(self, j: Job) -> None:
         "Hand a run to the pool."
         fresh = "stale" if j.state in SPOILT else False
+        self.stood.setdefault(j.folder, version(j.folder / "env.json"))
         future = self.submit(execute, j.cfg, j.folder, self.root, self.env, fresh)
         self.futures[future] = j
+
+    def tell(self, j: Job, ended: bool = False) -> None:
+        """Tell the followers of a run, once it has begun.
+
+        Until then its folder may hold another run, which this one replaces: it may have to wait for its turn."""
+        goes_on = j.state == "partial" and not isinstance(j.cfg, NotebookRun)   # with the env.json that is there
+        if not goes_on and version(j.folder / "env.json") == self.stood[j.folder]: return
+        for follow in self.followers: follow(j.folder, ended)
+
+def version(file: Path) -> tuple[int, int] | None:
+    "What tells a file from the one that is written in its place; None where there is none."
+    try: s = file.stat()
+    except OSError: return None
+    return s.st_mtime_ns, s.st_ino
 
 # %% ../nbs/15_engine.ipynb #9225129a
 @patch
@@ -527,11 +543,12 @@ def receive(self: Underway, future: Future) -> None:
     result = result_of(future)
     if result["status"] == "busy":
         self.show.busy(j.folder)
+        self.stood[j.folder] = None   # what stands there now is the other engine's, which is at it
         time.sleep(1)
         self.begin(j)
         return
     self.ended[j.folder] = (result["status"], result.get("why", ""))
-    for follow in self.followers: follow(j.folder, True)
+    self.tell(j, ended=True)
     self.show.finished(j, result)
     asks_on = j.role == "tune" or "until" in self.study.settings
     if asks_on: self.begin_new()
@@ -642,8 +659,7 @@ def work_off(
         while underway.futures:
             for f in wait(underway.futures, timeout=1, return_when=FIRST_COMPLETED).done: underway.receive(f)
             show.tick()
-            for j in underway.futures.values():
-                for follow in followers: follow(j.folder, False)
+            for j in underway.futures.values(): underway.tell(j)
             # what did not reach its next step is cut off: its last checkpoint stands
             if time_limit and time.time() > started + time_limit + 5: NURSERY.stop()
         jobs, tuning = underway.plan_again()

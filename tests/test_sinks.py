@@ -6,6 +6,7 @@ import mlflow
 import pytest
 import wandb
 from conftest import ROOT, refused, succeeded
+from mlflow.entities import RunStatus
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_strangers import COIN, COIN_STUDY, coin
 from wandb.proto.wandb_internal_pb2 import Record
@@ -198,3 +199,47 @@ def test_mlflow_takes_a_number_of_any_name(tmp_path, monkeypatch, name):
     (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
     assert len(run.data.metrics) == 3
     assert 2.0 in run.data.metrics.values()
+
+
+SLOW = """
+import time
+for i in range(3):
+    with open(f"{out}/metrics.jsonl", "a") as f: print(json.dumps(dict(step=i, loss=LOSS + i)), file=f)
+    time.sleep(PAUSE)
+"""
+
+
+def test_runs_that_wait_to_be_made_again_are_told_of_once_they_have_begun(tmp_path, sh):
+    "Each makes its rows while others wait, whose folders still hold what other code made."
+    def run(loss, pause, *options):
+        code = COIN + SLOW.replace("LOSS", str(loss)).replace("PAUSE", str(pause))
+        root = coin(tmp_path / "coin", code, study=STUDY)
+        asked = "run", "coin.toml", "--workers", 1, "--log", "tensorboard", "--log", "mlflow", *options
+        succeeded(sh("ablation", *asked, cwd=root, MLFLOW_TRACKING_URI=""))
+        return root
+    run(100, 0)
+    root = run(200, 0.5, "--rerun-stale")
+    for name in NAMES:
+        events = EventAccumulator(str(root / "outputs" / "coin" / name / "tensorboard"))
+        events.Reload()
+        assert [(e.step, e.value) for e in events.Scalars("loss")] == [(0, 200), (1, 201), (2, 202)]
+    files = list(root.glob("mlruns/*/*/metrics/loss"))
+    found = sorted([line.split()[1:] for line in file.read_text().splitlines()] for file in files)
+    assert found == [[[f"{loss + i}.0", str(i)] for i in range(3)] for loss in (100, 200) for _ in NAMES]
+    ends = [file.read_text() for file in root.glob("mlruns/*/*/meta.yaml")]
+    assert all(f"status: {RunStatus.FINISHED}" in text for text in ends), "those of the other code stand as they were"
+
+
+def test_a_run_whose_time_is_up_before_it_begins_is_told_of_by_nobody(tmp_path, sh):
+    root = coin(tmp_path / "coin", COIN + SLOW.replace("LOSS", "1").replace("PAUSE", "0"), study=STUDY)
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    def codes():
+        files = root.glob("outputs/coin/*/*/env.json")
+        return {(f.parent, json.loads(f.read_text())["package_hash"]) for f in files}
+    before = codes()
+    coin(root, COIN + SLOW.replace("LOSS", "2").replace("PAUSE", "9"), study=STUDY)
+    asked = "run", "coin.toml", "--workers", 1, "--rerun-stale", "--time-limit", 5, "--log", "tensorboard"
+    sh("ablation", *asked, cwd=root)
+    begun = {folder for folder, _ in codes() - before}
+    assert len(begun) < len(NAMES)
+    assert {f.parent for f in root.glob("outputs/coin/*/*/tensorboard")} == begun
