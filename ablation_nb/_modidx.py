@@ -227,6 +227,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ablation_nb.cli.corpus_option': ('cli.html#corpus_option', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.cost_of_notebook': ('cli.html#cost_of_notebook', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.export': ('cli.html#export', 'ablation_nb/cli.py'),
+                                 'ablation_nb.cli.finite_numbers': ('cli.html#finite_numbers', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.go_to_project': ('cli.html#go_to_project', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.has_one_rate': ('cli.html#has_one_rate', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.let_ctrl_c_raise': ('cli.html#let_ctrl_c_raise', 'ablation_nb/cli.py'),

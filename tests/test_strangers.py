@@ -394,6 +394,19 @@ def states(sh, root):
     return {r["state"] for r in rows}
 
 
+def test_a_loss_that_is_none_is_null_in_the_list_of_runs(tmp_path, sh):
+    row = dict(step=3, train_loss=float("nan"), val_loss=float("inf"), seconds=float("inf"), tokens=5)
+    code = f"open(f'{{out}}/metrics.jsonl', 'w').write({json.dumps(row)!r})\n1 / 0"
+    root = coin(tmp_path / "coin", code, study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    refused(sh("ablation", "run", "coin.toml", cwd=root), "ZeroDivisionError")
+    said = succeeded(sh("ablation", "status", "coin.toml", "--json", cwd=root)).stdout
+    constants = []
+    rows = json.loads(said, parse_constant=constants.append)
+    assert not constants, "NaN and Infinity are no JSON"
+    assert {r["step"] for r in rows} == {3}
+    assert {(r["train_loss"], r["val_loss"]) for r in rows} == {(None, None)}
+
+
 def test_runs_stand_as_long_as_what_made_them_does(tmp_path, sh):
     root = tmp_path / "coin"
     study = COIN_STUDY + 'files = ["table.csv"]\n'
