@@ -7,7 +7,7 @@ __all__ = ['A_RUN', 'ON_A_CARD', 'HERE_ONLY', 'ELSEWHERE', 'CERTIFICATES', 'exec
            'local_pool', 'dask_pool', 'Progress', 'work_off']
 
 # %% ../nbs/15_engine.ipynb #e6910003
-import json, logging, math, os, queue, shutil, signal, sys, threading, time
+import json, logging, math, os, queue, re, shutil, signal, sys, threading, time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -31,7 +31,7 @@ from .provenance import (
     NotebookCode, NotebookRun, code_cells, device_name, notebook_environment, package_hash,
     torch_version, values_set, write_json)
 from .results import (
-    KEPT_FILES, Busy, Damaged, alone, cut_short, has, numbers_left, read_array, read_json, run_state)
+    KEPT_FILES, Busy, alone, cut_short, has, numbers_left, read_json, run_state)
 from .runs import OPTIONS
 from .study import (OUT, SPOILT, TODO, Job, NotebookStudy, Study, code_of, kernel_of,
     on_random_tokens, place_of, plan, prepared,
@@ -110,10 +110,11 @@ def execute(
             return read_json(folder / "result.json")
     except Busy: return dict(status="busy")
     except PapermillExecutionError as e:
-        return error_in_notebook(e.ename, e.evalue, failed_check(folder / "run.ipynb"))
+        if isinstance(cfg, NotebookRun): return error_of_theirs(e.ename, e.evalue, failed_check(folder / "run.ipynb"))
+        return error_in_notebook(e.ename, e.evalue)
     except DeadKernelError:
         return dict(status="stopped" if late() else "failed", why="its kernel was killed, perhaps for want of memory")
-    except Exception as e: return dict(status="failed", why=f"{type(e).__name__}: {e}")
+    except Exception as e: return dict(status="failed", why=in_a_line(f"{type(e).__name__}: {e}"))
 
 # %% ../nbs/15_engine.ipynb #71c4b79b
 FINISHED = ("done", "diverged")   # states of a run that counts
@@ -126,13 +127,24 @@ def already_done(cfg: RunConfig, folder: Path, env: dict) -> bool:
         data = prepare(text, m.vocab_size, context_length=m.context_length)
         return run_state(folder, cfg, data) in FINISHED and not cut_short(folder)
 
-def error_in_notebook(name: str, words: str, check: str = "") -> dict:  # check: the one that raised it, if one did
-    "The status that an exception in the notebook stands for; our own errors speak for themselves."
-    said = words if name == "AssertionError" and words else f"{name}: {words}".removesuffix(": ")
-    if check: return dict(status="failed", why=f"its {check} failed: {said}")
+def error_in_notebook(name: str, words: str) -> dict:
+    "The status that an exception in train.ipynb stands for; our own errors speak for themselves."
     status = {"Stopped": "stopped", "Busy": "busy"}.get(name, "failed")
     ours = name in ("Stopped", "Busy", "AblationError")
-    return dict(status=status, why=words if ours else f"{name}: {words}")
+    return dict(status=status, why=words if ours else in_a_line(f"{name}: {words}"))
+
+def error_of_theirs(name: str, words: str, check: str = "") -> dict:  # check: the one that raised it, if one did
+    "The same of somebody's notebook, whose errors stand for nothing else, whatever their names."
+    words = in_a_line(words)
+    said = words if check and name == "AssertionError" and words else f"{name}: {words}".removesuffix(": ")
+    return dict(status="failed", why=f"its {check} failed: {said}" if check else said)
+
+MOST = 300   # characters of what somebody's code says
+
+def in_a_line(words: str, most: int = MOST) -> str:
+    "The first line of words, and ` ...` where there is more. An error's whole stands in the run's run.ipynb."
+    first, _, more = words.strip().partition("\n")
+    return f"{first[:most].rstrip()} ..." if more or len(first) > most else first
 
 # %% ../nbs/15_engine.ipynb #20f20002
 def execute_notebook(cfg: NotebookRun, folder: Path, root: Path, env: dict) -> dict:
@@ -152,19 +164,28 @@ def execute_notebook(cfg: NotebookRun, folder: Path, root: Path, env: dict) -> d
         run_notebook(notebook, folder / "run.ipynb", notebook.parent, parameters, own_env, kernel_of(notebook))
         try:
             with LOOKING: result = result_taken(cfg, folder, time.time() - started)
+            write_or_say(folder / "result.json", result, f"{cfg.notebook} left a result.json")
         except AblationError as e: return dict(status="failed", why=str(e))
-        write_json(folder / "result.json", result)
     return result
 
 def begin_notebook(cfg: NotebookRun, folder: Path, now: NotebookCode, goes_on: bool) -> None:
     "Empty the folder but for what a run goes on from, and write down who the run is."
     env = notebook_environment(cfg, now, device_name(resolve_device("auto")))
-    for name in ("result.json", *KEPT_FILES): (folder / name).unlink(missing_ok=True)
-    if goes_on: (folder / OUT / "result.json").unlink(missing_ok=True)
-    else: shutil.rmtree(folder / OUT, ignore_errors=True)
+    for name in ("result.json", *KEPT_FILES): remove(folder / name)
+    remove(folder / OUT / "result.json" if goes_on else folder / OUT)
     (folder / OUT).mkdir(parents=True, exist_ok=True)
-    write_json(folder / "env.json", env)
+    write_or_say(folder / "env.json", env, f"A short run of {cfg.notebook} left numbers")
     write_json(folder / "config.json", cfg.described())
+
+def write_or_say(file: Path, value: dict, what: str) -> None:
+    "Write a JSON file. What JSON or UTF-8 does not know, such as NaN, is an error that begins with `what`."
+    try: write_json(file, value)
+    except ValueError as e: raise AblationError(f"{what} that cannot be kept as JSON: {in_a_line(str(e))}.") from None
+
+def remove(path: Path) -> None:
+    "Remove what somebody left under a name: a file, a link or a folder, if there is anything."
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)
 
 # %% ../nbs/15_engine.ipynb #20f20003
 def result_taken(cfg: NotebookRun, folder: Path, seconds: float) -> dict:
@@ -172,46 +193,70 @@ def result_taken(cfg: NotebookRun, folder: Path, seconds: float) -> dict:
     own = own_result(folder / OUT / "result.json", cfg)
     lost = own.get("status") == "diverged"
     value = None if lost else metric_in(own, cfg)
-    for name in ("metrics.jsonl", "items.npy"):
-        if (folder / OUT / name).is_file(): shutil.copyfile(folder / OUT / name, folder / name)
-    if (folder / "items.npy").is_file():
-        try: items = read_array(folder / "items.npy")
-        except Damaged: items = np.array([math.nan])
-        if items.ndim != 1 or not np.isfinite(items).all():
-            raise AblationError(f"{cfg.notebook} left an items.npy that is no list of finite numbers, one an item.")
+    items = items_left(folder / OUT / "items.npy", cfg)
     checks = checks_said(folder / "run.ipynb")
     said_no = [check["name"] for check in checks if not check["passed"]]
-    if said_no: raise AblationError(f"{cfg.notebook} went on though its {said_no[0]} gave False; let that be an error.")
+    if said_no:
+        raise AblationError(f"{cfg.notebook} went on though its {said_no[0]} gave False or an error; let that end it.")
+    rows = folder / OUT / "metrics.jsonl"
+    if rows.is_dir(): raise AblationError(f"{cfg.notebook} left a folder as its metrics.jsonl; let it be a file.")
+    if rows.exists(): shutil.copyfile(rows, folder / rows.name)
+    if items is not None: np.save(folder / "items.npy", items)
     return dict(
         status="diverged" if lost else "done", metric=cfg.metric, value=value, seconds=seconds,
-        **dict(diverged_at=own["diverged_at"]) if lost and isinstance(own.get("diverged_at"), int) else {},
+        **dict(diverged_at=own["diverged_at"]) if lost and type(own.get("diverged_at")) is int else {},
         own=own, checks=checks, numbers=numbers_left(folder, own, cfg.described()),
         identity=read_json(folder / "env.json")["identity"])
 
 def own_result(file: Path, cfg: NotebookRun) -> dict:
     "What a notebook wrote as its result; what JSON does not know, such as NaN, is None."
-    try: own = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    try: own = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None, parse_float=finite)
     except FileNotFoundError:
         raise AblationError(f"{cfg.notebook} left no result.json in its folder `out`; "
                             f"let it write {{\"{cfg.metric}\": ...}} there.") from None
-    except (OSError, ValueError) as e:
-        raise AblationError(f"{cfg.notebook} left a result.json that is not JSON: {e}.") from None
+    except OSError as e:
+        raise AblationError(f"{cfg.notebook} left a result.json that cannot be read ({e.strerror}).") from None
+    except (ValueError, RecursionError) as e:
+        raise AblationError(f"{cfg.notebook} left a result.json that is not JSON: {in_a_line(str(e))}.") from None
     if isinstance(own, dict): return own
     raise AblationError(f"{cfg.notebook} left a result.json that is no table; let it write {{\"{cfg.metric}\": ...}}.")
 
 def metric_in(own: dict, cfg: NotebookRun) -> float:
     "The metric in a notebook's result: a finite number, or an error."
     if cfg.metric not in own:
-        held = ", ".join(own) or "nothing"
-        guess = did_you_mean(cfg.metric, own)
+        held = in_a_line(", ".join(repr(k)[1:-1] for k in own) or "nothing")
+        guess = did_you_mean(cfg.metric, [k for k in own if k.isprintable() and len(k) < MOST])
         raise AblationError(f"{cfg.notebook} left a result.json without '{cfg.metric}'.{guess} It holds: {held}.")
     value = own[cfg.metric]
     if value is None or isinstance(value, float) and not math.isfinite(value):
         raise AblationError(f"{cfg.notebook} left a {cfg.metric} that is not finite; "
                             'a run that diverged says "status": "diverged" in its result.json.')
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise AblationError(f"{cfg.notebook} left {value!r} as its {cfg.metric}; let it write a number.")
-    return float(value)
+        raise AblationError(f"{cfg.notebook} left {in_a_line(repr(value))} as its {cfg.metric}; let it write a number.")
+    try: return float(value)
+    except OverflowError:
+        raise AblationError(f"{cfg.notebook} left a {cfg.metric} that is too large for a number in 64 bits.") from None
+
+def finite(digits: str) -> float | None:
+    "A number of a JSON file; None for one such as 1e999, which is too large."
+    value = float(digits)
+    return value if math.isfinite(value) else None
+
+def items_left(file: Path, cfg: NotebookRun) -> np.ndarray | None:
+    "The numbers of an evaluation's items, in 64 bits; None where a notebook left none."
+    if not file.exists(): return None
+    left = f"{cfg.notebook} left an items.npy"
+    try: items = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError): items = None
+    if not isinstance(items, np.ndarray): raise AblationError(f"{left} that is no file of numpy.save with numbers.")
+    if items.dtype.kind not in "biuf":
+        raise AblationError(f"{left} that holds {items.dtype}; let it hold a number an item.")
+    if items.ndim != 1: raise AblationError(f"{left} of shape {items.shape}; let it be a list, with a number an item.")
+    if not items.size: raise AblationError(f"{left} that is empty; let it hold a number an item, or write none.")
+    with np.errstate(over="ignore"): numbers = items.astype(np.float64)
+    lost = int((~np.isfinite(numbers)).sum())
+    if lost: raise AblationError(f"{left} in which {lost} of {items.size} numbers are not finite.")
+    return numbers
 
 # %% ../nbs/15_engine.ipynb #20f20004
 def checks_said(notebook: Path) -> list[dict]:
@@ -219,10 +264,20 @@ def checks_said(notebook: Path) -> list[dict]:
     checks = []
     for number, cell in enumerate(check_cells(notebook), 1):
         words = [words_of_output(o) for o in cell.get("outputs", [])]
-        given = [w for w, o in zip(words, cell.get("outputs", [])) if o["output_type"] == "execute_result"]
+        refuted = any(map(says_no, cell.get("outputs", [])))
         says = "; ".join(line.strip() for line in "".join(words).splitlines() if line.strip())
-        checks.append(dict(name=f"check {number}", passed="False" not in given, says=says))
+        checks.append(dict(name=f"check {number}", passed=not refuted, says=in_a_line(says, 1000)))
     return checks
+
+# of Python and numpy, and of an array or a tensor of one element
+NO = re.compile("|".join([
+    r"(\w+\.)*False_?", r"(\w+\.)*([Aa]rray|[Tt]ensor)\(\[*False\]*(, \w+=.*)?\)",
+    r"<tf\.Tensor: .*numpy=\[*False\]*>"]))
+
+def says_no(output: dict) -> bool:
+    "Is an output of a check its value, and that value False, or an error?"
+    if output["output_type"] == "error": return True
+    return output["output_type"] == "execute_result" and NO.fullmatch(words_of_output(output).strip()) is not None
 
 def check_cells(notebook: Path) -> list[dict]:
     "The cells of a notebook that are tagged `check`."
@@ -230,7 +285,7 @@ def check_cells(notebook: Path) -> list[dict]:
     return [c for c in cells if "check" in c["metadata"].get("tags", []) and c["cell_type"] == "code"]
 
 def failed_check(notebook: Path) -> str:
-    "The name of the check that raised an error in an executed notebook; empty where none did."
+    "The name of the check whose error ended an executed notebook; empty where none did."
     for number, cell in enumerate(check_cells(notebook), 1):
         if any(o["output_type"] == "error" for o in cell.get("outputs", [])): return f"check {number}"
     return ""
@@ -485,6 +540,7 @@ class Underway:
     ended: dict[Path, tuple[str, str]] = field(default_factory=dict)
     root: Path = field(default_factory=project_root)
     followers: Sequence[Callable[[Path, bool], None]] = ()   # are told of the folders of runs: under way, and ended
+    stood: dict[Path, tuple | None] = field(default_factory=dict)   # whose env.json a run found in its folder
 
     def plan_again(self) -> tuple[list[Job], dict]:
         "The plan as it is now; what the tuning found is written down."
@@ -499,8 +555,23 @@ class Underway:
     def begin(self, j: Job) -> None:
         "Hand a run to the pool."
         fresh = "stale" if j.state in SPOILT else False
+        self.stood.setdefault(j.folder, version(j.folder / "env.json"))
         future = self.submit(execute, j.cfg, j.folder, self.root, self.env, fresh)
         self.futures[future] = j
+
+    def tell(self, j: Job, ended: bool = False) -> None:
+        """Tell the followers of a run, once it has begun.
+
+        Until then its folder may hold another run, which this one replaces: it may have to wait for its turn."""
+        goes_on = j.state == "partial" and not isinstance(j.cfg, NotebookRun)   # with the env.json that is there
+        if not goes_on and version(j.folder / "env.json") == self.stood[j.folder]: return
+        for follow in self.followers: follow(j.folder, ended)
+
+def version(file: Path) -> tuple[int, int] | None:
+    "What tells a file from the one that is written in its place; None where there is none."
+    try: s = file.stat()
+    except OSError: return None
+    return s.st_mtime_ns, s.st_ino
 
 # %% ../nbs/15_engine.ipynb #9225129a
 @patch
@@ -527,11 +598,12 @@ def receive(self: Underway, future: Future) -> None:
     result = result_of(future)
     if result["status"] == "busy":
         self.show.busy(j.folder)
+        self.stood[j.folder] = None   # what stands there now is the other engine's, which is at it
         time.sleep(1)
         self.begin(j)
         return
     self.ended[j.folder] = (result["status"], result.get("why", ""))
-    for follow in self.followers: follow(j.folder, True)
+    self.tell(j, ended=True)
     self.show.finished(j, result)
     asks_on = j.role == "tune" or "until" in self.study.settings
     if asks_on: self.begin_new()
@@ -639,8 +711,7 @@ def work_off(
         while underway.futures:
             for f in wait(underway.futures, timeout=1, return_when=FIRST_COMPLETED).done: underway.receive(f)
             show.tick()
-            for j in underway.futures.values():
-                for follow in followers: follow(j.folder, False)
+            for j in underway.futures.values(): underway.tell(j)
             # what did not reach its next step is cut off: its last checkpoint stands
             if time_limit and time.time() > started + time_limit + 5: NURSERY.stop()
         jobs, tuning = underway.plan_again()

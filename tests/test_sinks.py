@@ -4,12 +4,14 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import wandb
 from conftest import ROOT, refused, succeeded
+from mlflow.entities import RunStatus
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_strangers import COIN, COIN_STUDY, coin
 from wandb.proto.wandb_internal_pb2 import Record
 
-from ablation_nb.sinks import MLflowLog
+from ablation_nb.sinks import Follower, MLflowLog, TensorBoardLog, WandbLog
 
 ROWS = [dict(step=s, loss=1 / s) for s in (1, 2, 5)]
 STUDY = COIN_STUDY.replace("[0, 1, 2]", "[0]")
@@ -121,3 +123,123 @@ def test_a_tracker_that_is_not_installed_is_said_before_the_first_run(tmp_path, 
     done = sh("ablation", "run", "coin.toml", "--log", name, cwd=root, anew=True, PYTHONPATH=f"{lacking}:{ROOT}")
     refused(done, f"pip install 'ablation_nb[{name}]'", status=2)
     assert not (root / "outputs").exists()
+
+
+UNEVEN = [   # of two epochs, whose steps begin anew; validation has a row of its own
+    dict(step=0, loss=4.0), dict(step=1, loss=3.0), dict(step=1, val=3.5),
+    dict(step=0, loss=2.0), dict(step=1, loss=1.0), dict(step=1, loss=0.5), dict(step=1, val=1.5)]
+TO_W_AND_B = [   # its own steps only rise; where they are others, the row's own stands beside
+    (0, dict(loss=4.0)), (1, dict(loss=3.0, val=3.5)),
+    (2, dict(loss=2.0, step=0)), (3, dict(loss=1.0, step=1)), (4, dict(loss=0.5, step=1)), (5, dict(val=1.5, step=1))]
+
+
+def followed(open_log, folder, rows, a_time):
+    "Follow a run's rows as they come, so many at a time, to its end."
+    run = folder / "base" / "s0"
+    run.mkdir(parents=True)
+    (run / "env.json").write_text(json.dumps(dict(identity="i", package_hash="h")))
+    (run / "config.json").write_text(json.dumps(dict(arm="base", model={}, train={})))
+    said = []
+    follow = Follower(open_log, folder, said.append)
+    for i in range(0, len(rows), a_time):
+        with open(run / "metrics.jsonl", "a") as f:
+            for row in rows[i:i + a_time]: print(json.dumps(row), file=f)
+        follow(run)
+    (run / "result.json").write_text(json.dumps(dict(status="done", value=3)))
+    follow(run, True)
+    assert not said
+
+
+def of(name, rows): return [(r["step"], r[name]) for r in rows if name in r]
+
+
+AT_ONCE_OR_SINGLY = pytest.mark.parametrize("a_time", [1, 3, 7])
+
+
+@AT_ONCE_OR_SINGLY
+def test_tensorboard_takes_steps_that_come_twice_or_begin_anew(tmp_path, a_time):
+    followed(TensorBoardLog, tmp_path / "mine", UNEVEN, a_time)
+    events = EventAccumulator(str(tmp_path / "mine" / "base" / "s0" / "tensorboard"))
+    events.Reload()
+    for name in ("loss", "val"):
+        assert [(e.step, e.value) for e in events.Scalars(name)] == of(name, UNEVEN)
+
+
+@AT_ONCE_OR_SINGLY
+def test_mlflow_takes_steps_that_come_twice_or_begin_anew(tmp_path, monkeypatch, a_time):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    followed(MLflowLog, tmp_path / "mine", UNEVEN, a_time)
+    client = mlflow.MlflowClient((tmp_path / "mlruns").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    for name in ("loss", "val"):
+        assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] == of(name, UNEVEN)
+
+
+@AT_ONCE_OR_SINGLY
+def test_wandb_takes_steps_that_come_twice_or_begin_anew(tmp_path, monkeypatch, a_time):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("ablation_nb.sinks.project_root", lambda: tmp_path)
+    followed(WandbLog, tmp_path / "mine", UNEVEN, a_time)
+    wandb.teardown()   # its process has written all
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    rows = []
+    for r in records(file):
+        if r.WhichOneof("record_type") != "history": continue
+        values = {i.key or i.nested_key[0]: json.loads(i.value_json) for i in r.history.item}
+        rows.append((r.history.step.num, {k: v for k, v in values.items() if k in ("loss", "val", "step")}))
+    assert rows == TO_W_AND_B
+
+
+@pytest.mark.parametrize("name", ["loss (train)", "../up", "/at", "a//b", "ü", "x" * 300, ""])
+def test_mlflow_takes_a_number_of_any_name(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    followed(MLflowLog, tmp_path / "mine", [{"step": 3, name: 2.0, "n": 10**400}], 1)
+    client = mlflow.MlflowClient((tmp_path / "mlruns").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    assert len(run.data.metrics) == 3
+    assert 2.0 in run.data.metrics.values()
+
+
+SLOW = """
+import time
+for i in range(3):
+    with open(f"{out}/metrics.jsonl", "a") as f: print(json.dumps(dict(step=i, loss=LOSS + i)), file=f)
+    time.sleep(PAUSE)
+"""
+
+
+def test_runs_that_wait_to_be_made_again_are_told_of_once_they_have_begun(tmp_path, sh):
+    "Each makes its rows while others wait, whose folders still hold what other code made."
+    def run(loss, pause, *options):
+        code = COIN + SLOW.replace("LOSS", str(loss)).replace("PAUSE", str(pause))
+        root = coin(tmp_path / "coin", code, study=STUDY)
+        asked = "run", "coin.toml", "--workers", 1, "--log", "tensorboard", "--log", "mlflow", *options
+        succeeded(sh("ablation", *asked, cwd=root, MLFLOW_TRACKING_URI=""))
+        return root
+    run(100, 0)
+    root = run(200, 0.5, "--rerun-stale")
+    for name in NAMES:
+        events = EventAccumulator(str(root / "outputs" / "coin" / name / "tensorboard"))
+        events.Reload()
+        assert [(e.step, e.value) for e in events.Scalars("loss")] == [(0, 200), (1, 201), (2, 202)]
+    files = list(root.glob("mlruns/*/*/metrics/loss"))
+    found = sorted([line.split()[1:] for line in file.read_text().splitlines()] for file in files)
+    assert found == [[[f"{loss + i}.0", str(i)] for i in range(3)] for loss in (100, 200) for _ in NAMES]
+    ends = [file.read_text() for file in root.glob("mlruns/*/*/meta.yaml")]
+    assert all(f"status: {RunStatus.FINISHED}" in text for text in ends), "those of the other code stand as they were"
+
+
+def test_a_run_whose_time_is_up_before_it_begins_is_told_of_by_nobody(tmp_path, sh):
+    root = coin(tmp_path / "coin", COIN + SLOW.replace("LOSS", "1").replace("PAUSE", "0"), study=STUDY)
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    def codes():
+        files = root.glob("outputs/coin/*/*/env.json")
+        return {(f.parent, json.loads(f.read_text())["package_hash"]) for f in files}
+    before = codes()
+    coin(root, COIN + SLOW.replace("LOSS", "2").replace("PAUSE", "9"), study=STUDY)
+    asked = "run", "coin.toml", "--workers", 1, "--rerun-stale", "--time-limit", 5, "--log", "tensorboard"
+    sh("ablation", *asked, cwd=root)
+    begun = {folder for folder, _ in codes() - before}
+    assert len(begun) < len(NAMES)
+    assert {f.parent for f in root.glob("outputs/coin/*/*/tensorboard")} == begun

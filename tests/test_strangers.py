@@ -5,6 +5,7 @@ import signal
 
 import forks
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, refused, succeeded
@@ -279,6 +280,14 @@ def test_what_cannot_run_is_said_before_the_first_run(tmp_path, sh, words, chang
     ("left no result.json", "value = 3"),
     ("left a result.json that is not JSON", 'open(f"{out}/result.json", "w").write("{")'),
     ("ZeroDivisionError: division by zero", "1 / 0"),
+    ("ValueError: one ...", 'raise ValueError("one\\n" * 500)'),
+    ("Busy: 3", "class Busy(Exception): pass\nraise Busy(3)"),
+    ("left a score that is too large for a number in 64 bits", COIN.replace('"score": value', '"score": 10**400')),
+    ("left a result.json that cannot be read (Is a directory)", 'import os\nos.mkdir(f"{out}/result.json")'),
+    ("left no result.json", 'import os\nos.symlink("nowhere", f"{out}/result.json")'),
+    ("left a result.json that cannot be kept as JSON: 'utf-8' codec can't encode",
+     COIN.replace('"score": value', '"score": value, "note": "\\ud800"')),
+    ("left a folder as its metrics.jsonl", COIN + 'import os\nos.mkdir(f"{out}/metrics.jsonl")'),
 ])
 def test_a_result_that_cannot_count_fails_the_run_in_a_sentence(tmp_path, sh, words, code):
     root = coin(tmp_path / "coin", code, study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
@@ -287,9 +296,115 @@ def test_a_result_that_cannot_count_fails_the_run_in_a_sentence(tmp_path, sh, wo
     assert not list(root.glob("outputs/coin/*/*/result.json"))
 
 
+ITEMS = COIN + """
+import numpy as np
+np.save(f"{out}/items.npy", np.array(ARRAY))
+"""
+
+
+@pytest.mark.parametrize("words, array", [
+    ("that is empty; let it hold a number an item, or write none.", "[]"),
+    ("of shape (2, 2); let it be a list", "[[1, 2], [3, 4]]"),
+    ("in which 2 of 3 numbers are not finite.", "[1, np.nan, np.inf]"),
+])
+def test_items_that_cannot_be_compared_fail_the_run_in_a_sentence(tmp_path, sh, words, array):
+    code = ITEMS.replace("ARRAY", array)
+    root = coin(tmp_path / "coin", code, study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    done = refused(sh("ablation", "run", "coin.toml", cwd=root), f"coin.ipynb left an items.npy {words}")
+    assert done.stderr.count("\n") == 3, done.stderr
+    assert not list(root.glob("outputs/coin/*/*/items.npy"))
+
+
+@pytest.mark.parametrize("array, kept", [
+    ("[True, False, seed]", [1, 0, 0]), ("[True, False]", [1, 0]), ("[0.5, 2], dtype=np.float16", [0.5, 2]),
+])
+def test_items_of_any_kind_of_number_are_kept_as_floats_of_64_bits(tmp_path, sh, array, kept):
+    code = ITEMS.replace("ARRAY", array)
+    root = coin(tmp_path / "coin", code, study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    items = np.load(root / "outputs" / "coin" / "more" / "s0" / "items.npy")
+    assert items.dtype == np.float64
+    assert items.tolist() == kept
+    assert states(sh, root) == {"done"}
+
+
+def test_a_number_that_no_float_holds_beside_the_metric_hurts_nothing(tmp_path, sh):
+    own = '{"score": 1, "a": 1e999, "b": NaN, "c": [{"d": Infinity}]}'
+    code = COIN + f'open(f"{{out}}/result.json", "w").write({own!r})'
+    root = coin(tmp_path / "coin", code, study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    result = json.loads((root / "outputs" / "coin" / "more" / "s0" / "result.json").read_text())
+    assert result["own"] == dict(score=1, a=None, b=None, c=[dict(d=None)])
+    assert states(sh, root) == {"done"}
+
+
+@pytest.mark.parametrize("check", ["np.array([1, 2]).sum() == 4", "torch.tensor(3) == 4"])
+def test_a_check_that_gives_false_fails_the_run(tmp_path, sh, check):
+    words = "coin.ipynb went on though its check 1 gave False or an error; let that end it."
+    refused(sh("ablation", "run", "coin.toml", cwd=checked(tmp_path / "coin", check)), words)
+
+
+def test_a_check_whose_error_is_let_pass_fails_the_run(tmp_path, sh):
+    root = checked(tmp_path / "coin", "assert 3 == 4, 'other'", "raises-exception")
+    refused(sh("ablation", "run", "coin.toml", cwd=root), "its check 1 failed: other")
+
+
+def test_of_a_check_that_prints_much_the_beginning_is_kept(tmp_path, sh):
+    root = checked(tmp_path / "coin", 'for i in range(10**5): print("line", i)')
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    (check,) = json.loads((root / "outputs" / "coin" / "more" / "s0" / "result.json").read_text())["checks"]
+    assert check["passed"]
+    assert check["says"].startswith("line 0; line 1; ")
+    assert check["says"].endswith(" ...")
+    assert len(check["says"]) < 1100
+
+
+def checked(folder, check, *tags):
+    "A folder as `coin` makes it, whose notebook has a check before its last cell."
+    coin(folder, study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    nb = nbformat.read(folder / "coin.ipynb", 4)
+    cell = nbformat.v4.new_code_cell(f"import numpy as np, torch\n{check}")
+    cell.metadata["tags"] = ["check", *tags]
+    nb.cells.insert(1, cell)
+    nbformat.write(nb, folder / "coin.ipynb")
+    return folder
+
+
+@pytest.mark.parametrize("left", [
+    'os.mkdir(f"{out}/result.json")', 'shutil.rmtree(out)\n    open(out, "w").close()',
+    'shutil.rmtree(out)\n    os.symlink("/tmp", out)', 'os.mkdir(f"{out}/../items.npy")'])
+def test_what_a_failed_run_left_stands_in_no_way(tmp_path, sh, left):
+    "Folders, files and links where others are due are removed when the run begins again."
+    spoilt = f"""
+import os, shutil
+if not os.path.exists("again"):
+    open(f"{{out}}/checkpoint", "w").close()
+    {left}
+    1 / 0
+"""
+    root = coin(tmp_path / "coin", spoilt + COIN, study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    refused(sh("ablation", "run", "coin.toml", cwd=root), "ZeroDivisionError")
+    (root / "again").touch()
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    assert states(sh, root) == {"done"}
+
+
 def states(sh, root):
     rows = json.loads(succeeded(sh("ablation", "status", "coin.toml", "--json", cwd=root)).stdout)
     return {r["state"] for r in rows}
+
+
+def test_a_loss_that_is_none_is_null_in_the_list_of_runs(tmp_path, sh):
+    row = dict(step=3, train_loss=float("nan"), val_loss=float("inf"), seconds=float("inf"), tokens=5)
+    code = f"open(f'{{out}}/metrics.jsonl', 'w').write({json.dumps(row)!r})\n1 / 0"
+    root = coin(tmp_path / "coin", code, study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    refused(sh("ablation", "run", "coin.toml", cwd=root), "ZeroDivisionError")
+    said = succeeded(sh("ablation", "status", "coin.toml", "--json", cwd=root)).stdout
+    constants = []
+    rows = json.loads(said, parse_constant=constants.append)
+    assert not constants, "NaN and Infinity are no JSON"
+    assert {r["step"] for r in rows} == {3}
+    assert {(r["train_loss"], r["val_loss"]) for r in rows} == {(None, None)}
 
 
 def test_runs_stand_as_long_as_what_made_them_does(tmp_path, sh):
