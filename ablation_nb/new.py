@@ -16,7 +16,7 @@ from typing import Any
 import ablation_nb
 from .config import AblationError
 from .data import write_atomic
-from .provenance import names_assigned, without_magics
+from .provenance import code_cells, names_assigned, without_magics
 from .ready import refuse_unwritable
 from .study import ALWAYS
 
@@ -225,10 +225,14 @@ def study_from(
     folder = place or (Path("studies") if Path("studies").is_dir() else Path())
     file = folder / f"{name}.toml"
     if file.exists(): raise AblationError(f"{file} exists already; choose another name, or remove it.")
-    try: nb = json.loads(notebook.read_text(encoding="utf-8"))
-    except ValueError: raise AblationError(f"{notebook} is no Jupyter notebook.") from None
+    try:
+        nb = json.loads(notebook.read_text(encoding="utf-8"))
+        code_cells(notebook)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise AblationError(f"{notebook} is no Jupyter notebook; name a file that Jupyter saved.") from None
     at, missing = parameters_cell(notebook, nb, ask)
-    saved = saved_values(without_magics("".join(nb["cells"][at]["source"]))) if at is not None else {}
+    try: saved = saved_values(without_magics("".join(nb["cells"][at]["source"]))) if at is not None else {}
+    except SyntaxError as e: raise AblationError(f"The parameters cell of {notebook} is not Python: {e.msg}.") from None
     lacking = [p for p in ALWAYS if at is not None and p not in saved]
     missing += [f"Its parameters cell sets no `{p}`; add {p} = {EXAMPLES[p]}." for p in lacking]
     metrics, baseline = metrics_written(nb), saved.get("ablation") or "baseline"

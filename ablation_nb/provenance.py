@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'GIVEN', 'WORDING', 'TINY', 'TAKING', 'write_json', 'hash_of', 'described', 'identity_of', 'identity',
-           'code_only', 'imported_files', 'is_own', 'module_text', 'package_hash', 'code_hash', 'kept_answer',
-           'own_hash', 'Draw', 'NotebookRun', 'NotebookCode', 'notebook_identity', 'notebook_code', 'numbers_of',
-           'numbers_in', 'kind_of', 'torch_version', 'fingerprint', 'close', 'proofs_file', 'read_proofs', 'behind',
-           'proven', 'code_now', 'same_notebook', 'same_code', 'version_here', 'prove', 'replaced', 'git_sha',
-           'device_name', 'device_kind', 'torch_release', 'environment']
+           'code_only', 'imported_files', 'parsed', 'words_called', 'added_places', 'run_files', 'is_own',
+           'module_text', 'package_hash', 'code_hash', 'kept_answer', 'own_hash', 'Draw', 'NotebookRun', 'NotebookCode',
+           'notebook_identity', 'notebook_code', 'numbers_of', 'numbers_in', 'kind_of', 'torch_version', 'fingerprint',
+           'close', 'proofs_file', 'read_proofs', 'behind', 'proven', 'code_now', 'same_notebook', 'same_code',
+           'version_here', 'prove', 'replaced', 'git_sha', 'device_name', 'device_kind', 'torch_release', 'environment']
 
 # %% ../nbs/10_provenance.ipynb #15e42953
 import ast, hashlib, inspect, io, json, math, os
@@ -108,10 +108,34 @@ def imported_files(
         path = left.pop(0)
         if path in files: continue
         files.append(path)
-        for node in ast.walk(ast.parse(python_of(path))):
-            for base, name in imported_names(node, path.parent, root):
-                left += [f for f in module_files(base, name) if root in f.parents]
+        tree = parsed(path)
+        for place in (root, *added_places(tree, path.parent)):
+            for node in ast.walk(tree):
+                left += [f for f in run_files(node, path.parent) if root in f.parents]
+                for base, name in imported_names(node, path.parent, place):
+                    left += [f for f in module_files(base, name) if root in f.parents]
     return files
+
+def parsed(file: Path) -> ast.Module:
+    "The Python in a file, or an error that names it."
+    try: return ast.parse(python_of(file))
+    except (SyntaxError, ValueError) as e:   # of letters too: UnicodeDecodeError is a ValueError
+        raise AblationError(f"{file} is no Python that can be read ({e}); mend it.") from None
+
+def words_called(node: ast.AST, names: Sequence[str]) -> list[str]:
+    "The texts that a call of one of these functions is given."
+    if not isinstance(node, ast.Call) or ast.unparse(node.func) not in names: return []
+    return [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+
+def added_places(tree: ast.Module, here: Path) -> list[Path]:
+    "Folders that the code itself adds to `sys.path`, as far as it names them."
+    places = [w for node in ast.walk(tree) for w in words_called(node, ("sys.path.insert", "sys.path.append"))]
+    return [(here / place).resolve() for place in places]
+
+def run_files(node: ast.AST, here: Path) -> list[Path]:
+    "The file that the magic %run runs."
+    named = [re.match(r"%run\s+(?:-\S+\s+)*(\S+)", words) for words in words_called(node, ("magic",))]
+    return [f for m in named if m and (f := (here / m[1]).resolve()).is_file()]
 
 # %% ../nbs/10_provenance.ipynb #07083c84
 def python_of(file: Path) -> str:
@@ -119,14 +143,20 @@ def python_of(file: Path) -> str:
     if file.suffix != ".ipynb": return file.read_text(encoding="utf-8-sig")
     return "\n".join(without_magics(source) for source, _ in code_cells(file))
 
+RUNS_CELL = r"%%(?:time|timeit|capture|prun)\b"               # magics of a cell whose other lines are run as Python
+TARGET = r"[ \t]*(?:\w[\w.]*(?: *, *\w[\w.]*)* *= *)?"   # of an assignment, or nothing
+
 def without_magics(source: str) -> str:
     "A cell as plain Python, in which each magic is a call that keeps its words."
     with suppress(SyntaxError):
         ast.parse(source)
         return source
     def called(m: re.Match) -> str: return f"{m[1]}magic({m[2]!r})"
-    if source.lstrip().startswith("%%"): return f"magic({source!r})"
-    return re.sub(r"^([ \t]*(?:\w+ *= *)?)([%!?].*|\w[\w.]*\?+)$", called, source, flags=re.M)
+    first, _, rest = source.lstrip().partition("\n")
+    if re.match(RUNS_CELL, first): return without_magics(rest)
+    if first.startswith("%%"): return f"magic({source!r})"
+    source = re.sub(rf"^({TARGET})%(?:time|timeit|prun)\b(?: +-\S+)* *(?=\S)", r"\1", source, flags=re.M)
+    return re.sub(rf"^({TARGET})([%!?].*|\w[\w.]*\?+)$", called, source, flags=re.M)
 
 def imported_names(node: ast.AST, here: Path, root: Path) -> list[tuple[Path, str]]:
     "What an import statement may mean by a module: the folder to look in, and a name below it."

@@ -31,12 +31,12 @@ if TYPE_CHECKING or "nbdev" in sys.modules: import pandas as pd
 # %% auto #0
 __all__ = ['PACKED', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'PROMPTS', 'OF_RUN', 'RUN', 'RECORD',
            'DRAWN_BY', 'SETTINGS', 'Archive', 'has', 'content', 'Damaged', 'read_json', 'read_array', 'read_rows',
-           'rows_left', 'is_row', 'steps_due', 'rows_fault', 'read_checked', 'standing_at', 'run_folders', 'who',
-           'cut_short', 'load_runs', 'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses',
-           'load_position_losses', 'whose', 'load_probes', 'mean_and_range', 'curves_of', 'done_runs', 'main_lr',
-           'gaps', 'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences',
-           'notebook_differences', 'run_state', 'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs',
-           'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
+           'rows_written', 'rows_left', 'is_row', 'steps_due', 'rows_fault', 'read_checked', 'standing_at',
+           'run_folders', 'who', 'cut_short', 'load_runs', 'load_metrics', 'load_stories', 'load_arrays',
+           'load_doc_losses', 'load_position_losses', 'whose', 'load_probes', 'mean_and_range', 'curves_of',
+           'done_runs', 'main_lr', 'gaps', 'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not',
+           'trusted_runs', 'differences', 'notebook_differences', 'run_state', 'lacks_metric', 'run_folder', 'Busy',
+           'alone', 'busy', 'pack_runs', 'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -126,7 +126,7 @@ def read_array(path: Path) -> np.ndarray:
 # %% ../nbs/11_results.ipynb #695b3bcb
 def read_rows(path: Path) -> list[dict]:
     "Rows of a metrics file, up to the first line that is none, such as one that a kill cut short."
-    if not has(path): return []
+    if not has(path) or path.is_dir(): return []
     lines = content(path).decode("utf-8", errors="replace").splitlines()
     if all(line[:1] == "{" and line[-1:] == "}" for line in lines):   # all at once takes a quarter of the time
         try: rows = json.loads(f"[{','.join(lines)}]")
@@ -140,22 +140,26 @@ def read_rows(path: Path) -> list[dict]:
         rows.append(row)
     return rows
 
-def rows_left(
-    path: Path,      # of a metrics file that somebody's notebook wrote
-) -> list[dict]:     # steps rise
-    """The rows of anybody's log: what has a step, with its numbers; other lines and other values are passed over.
-
-    Where the step goes back, as after a resume, what was logged from there on before counts no more."""
+def rows_written(
+    path: Path,      # of a metrics file that somebody's notebook writes
+) -> list[dict]:
+    "The rows of anybody's log as they stand: what has a step, with its numbers. Else lines and values are passed over."
     rows: list[dict] = []
-    if not has(path): return rows
+    if not has(path) or path.is_dir(): return rows
     for line in content(path).decode("utf-8", errors="replace").splitlines():
         try: row = json.loads(line)
         except (ValueError, RecursionError): continue
         if not isinstance(row, dict) or not is_number(row.get("step")): continue
-        numbers = {k: v for k, v in row.items() if type(v) in (int, float)}
+        rows.append({k: v for k, v in row.items() if type(v) in (int, float)})
+    return rows
+
+def rows_left(path: Path) -> list[dict]:
+    "The same with steps that rise: where one goes back, as after a resume, what stood from there on counts no more."
+    rows: list[dict] = []
+    for row in rows_written(path):
         back = rows and row["step"] < rows[-1]["step"]
         while back and rows and rows[-1]["step"] >= row["step"]: rows.pop()
-        rows.append(numbers)
+        rows.append(row)
     return rows
 
 def is_row(value: Any) -> bool:
@@ -577,7 +581,7 @@ def planned_looks(plan: dict) -> tuple[int, ...]:
 # %% ../nbs/11_results.ipynb #5c1e0a03
 def point_fields(point: str) -> dict:
     "What the name of a grid's point says: 'n_layers-8_lr-0.01' -> {'n_layers': '8', 'lr': '0.01'}."
-    return dict(re.findall(r"([a-z][a-z0-9]*(?:_[a-z0-9]+)*)-([^_]+)", point))
+    return dict(re.findall(r"([A-Za-z][A-Za-z0-9]*(?:_[A-Za-z0-9]+)*)-([^_]+)", point))
 
 # %% ../nbs/11_results.ipynb #5c1e0a05
 def run_name(lr: float, seed: int, rated: bool = True) -> str:
@@ -718,6 +722,10 @@ def why_not(
         return f"its files do not fit together ({type(e).__name__}: {e}): one is damaged"
 
 # %% ../nbs/11_results.ipynb #8d14c36c
+def as_text(value: Any) -> Any:
+    "A list or a table, which cannot be counted, as JSON; any other value as it is."
+    return json.dumps(value, sort_keys=True) if isinstance(value, (list, dict)) else value
+
 def shared_settings(root: Path, run: pd.Series, code: str) -> dict:
     """All that must agree between the runs of a point, by name; what the arm changes is left out.
 
@@ -728,7 +736,7 @@ def shared_settings(root: Path, run: pd.Series, code: str) -> dict:
     if "ffn" in apart: apart.add("d_ff")
     return {"scale": config["scale"],
             "corpus": config["corpus"],
-            **{name: value for name, value in every_field(config).items() if name not in apart},
+            **{name: as_text(value) for name, value in every_field(config).items() if name not in apart},
             "data_hash": run.data_hash,
             "tokenizer_hash": run.tokenizer_hash,
             "code": code,

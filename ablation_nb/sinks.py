@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from .config import AblationError, project_root
 from .provenance import hash_of
-from .results import has, read_json, read_rows
+from .results import has, read_json, read_rows, rows_written
 from .runs import board_writer, show
 from .study import OUT
 
@@ -109,8 +109,10 @@ class Follower:
         return self.runs[folder]
 
 def rows_in(file: Path) -> list[dict]:
-    "The rows of a metrics file; none where a notebook made a folder of that name."
-    return [] if file.is_dir() else read_rows(file)
+    "The rows of a metrics file, steps in whole numbers."
+    of_a_notebook = OUT in (file.parent.name, *(f.name for f in file.parent.glob(OUT)))
+    if not of_a_notebook: return read_rows(file)
+    return [dict(row, step=int(row["step"])) for row in rows_written(file)]
 
 # %% ../nbs/16_sinks.ipynb #16f00013
 class TensorBoardLog:

@@ -34,7 +34,7 @@ from ablation_nb.provenance import (
     Draw, NotebookCode, NotebookRun, code_cells, described, kept_answer, module_text, names_assigned, notebook_code,
     without_magics)
 from .results import (busy, cut_short, differences, final_loss, numbers_of_short_run, planned_looks,
-    planned_seeds, read_json, read_rows, run_folder, run_state, why_not)
+    planned_seeds, read_json, read_rows, run_folder, run_state, why_not, point_fields)
 
 # Annotations name them, and nbdev's documentation asks what they mean. A plan does without, which saves two seconds.
 if TYPE_CHECKING or "nbdev" in sys.modules:
@@ -275,6 +275,11 @@ def grid_points(
         points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     check_fields("overrides", d.get("overrides", {}), d, wrong, parameters)
     for p in points: check_fields("grid", p, d, wrong, parameters)
+    for p in points:
+        name = point_name(p)
+        if point_fields(name) == {k: str(v) for k, v in p.items()}: continue
+        raise wrong("grid", p, f"cannot be read back from its folder's name, {name}; "
+                               "let a name begin with a letter, and a value hold no _.")
     names = [point_name(dict(sorted(p.items()))) for p in points]
     if twice := repeated(names): raise wrong("grid", grid, f"has the point {twice[0]} 2 times; give each once.")
     return points
@@ -302,10 +307,19 @@ def check_fields(where: str, fields: Any, d: dict, wrong: Wrong, parameters: Seq
         if k == "order" and "tune" in d:
             leak = "the tuning would see the batches of the test, and a rate chosen on those flatters its arm"
             raise wrong(key, v, f"cannot stand beside [tune]: {leak}; leave one of them out.")
+        if not is_plain(v) or where == "grid" and isinstance(v, (list, dict)):
+            raise wrong(key, v, "is no value that a run keeps; use numbers, texts, true or false"
+                                + ", and lists of them." * (where != "grid") + "." * (where == "grid"))
         if where == "grid" and isinstance(v, str) and not names_a_folder(v):
             raise wrong(key, v, "cannot name a folder; use letters, digits and single dots.")
         if where == "grid" and k in d.get("overrides", {}):
             raise wrong(key, v, "is in [overrides] too; keep one of them.")
+
+def is_plain(value: Any) -> bool:
+    "Is it what JSON knows: finite numbers, texts, true or false, and lists and tables of them?"
+    if isinstance(value, list): return all(map(is_plain, value))
+    if isinstance(value, dict): return all(map(is_plain, value.values()))
+    return isinstance(value, (str, bool, int)) or isinstance(value, float) and math.isfinite(value)
 
 def names_a_folder(value: str) -> bool:
     "Can a value be part of a folder's name, and lead nowhere else?"
@@ -528,7 +542,7 @@ def read_notebook_study(
     if missing := [name for name in (*ALWAYS, *rates) if name not in parameters]:
         raise wrong("notebook", d["notebook"], f"has no parameter {missing[0]}; set it in its tagged cell.")
     for f in d.get("files", []):
-        if (root / f).is_file(): continue
+        if isinstance(f, str) and (root / f).is_file(): continue
         raise wrong("files", f, f"is not below {root}; name a file from the project's root.")
     settings = notebook_settings(d, path.stem, place, points)
     return NotebookStudy(path.stem, settings, "", points, Path(outputs or root / "outputs") / path.stem)
@@ -594,12 +608,15 @@ def check_metric(d: dict, wrong: Wrong) -> None:
     if d.get("better", "lower") not in ("higher", "lower"):
         raise wrong("better", d["better"], "must be 'higher' or 'lower': which way the metric gets better.")
 
+KEPT_NAMES = ("study.json", "tuning.json", "speed.json", "runs.zip", "report.md", "tables")
+
 def check_arms(d: dict, wrong: Wrong) -> None:
     "Arms are names of folders, the baseline one of them."
     baseline = d.get("baseline", "baseline")
     for arm in d["arms"]:
-        if isinstance(arm, str) and names_a_folder(arm): continue
-        raise wrong("arms", arm, "cannot name a folder; use letters, digits, - and _.")
+        if not isinstance(arm, str) or not names_a_folder(arm) or arm[0] == ".":
+            raise wrong("arms", arm, "cannot name a folder; use letters, digits, - and _.")
+        if arm in KEPT_NAMES: raise wrong("arms", arm, "is the name of what a study keeps itself; call it otherwise.")
     if baseline == "aa": raise wrong("baseline", "aa", "is the name of the baseline run again; call it otherwise.")
     if baseline in d["arms"]: return
     guess = did_you_mean(baseline, d["arms"])

@@ -261,7 +261,14 @@ NOWHERE = dict(kernelspec=dict(name="nowhere", language="python", display_name="
     ("must be 'higher' or 'lower'", dict(study=COIN_STUDY.replace("higher", "up"))),
     ("is not a key of a study of a notebook", dict(study=COIN_STUDY + 'scale = "smoke"\n')),
     ("cannot name a folder", dict(study=COIN_STUDY.replace('"more"', '"../more"'))),
+    ("cannot name a folder", dict(study=COIN_STUDY.replace('"more"', '"."'))),
+    ("is the name of what a study keeps itself", dict(study=COIN_STUDY.replace('"more"', '"runs.zip"'))),
     ("is not below", dict(study=COIN_STUDY + 'files = ["none.csv"]\n')),
+    ("is not below", dict(study=COIN_STUDY + "files = [3]\n")),
+    ("is no value that a run keeps", dict(study=COIN_STUDY + "[overrides]\nbias = 2020-01-01\n")),
+    ("is no value that a run keeps", dict(study=COIN_STUDY + "[overrides]\nbias = nan\n")),
+    ("is no value that a run keeps", dict(study=COIN_STUDY + "[grid]\nbias = [[1, 2], [3]]\n")),
+    ("cannot be read back from its folder's name", dict(study=COIN_STUDY + '[grid]\nbias = ["a_b"]\n')),
     ("is not Python in code cell 2, line 1", dict(code="x = = 3")),
 ])
 def test_what_cannot_run_is_said_before_the_first_run(tmp_path, sh, words, changes):
@@ -518,6 +525,26 @@ def test_a_study_file_is_written_from_a_notebook_by_the_command(tmp_path, sh, an
     assert 'baseline = "base"' in text
     assert 'metric   = "score"' in text
     assert "To do: " in succeeded(sh("ablation", "plan", "mine.toml", cwd=root)).stdout
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{}", '{"cells": [{"cell_type": "code", "source": "x = 1"}]}', "x"])
+def test_a_study_is_written_of_notebooks_alone(tmp_path, sh, text):
+    (tmp_path / "odd.ipynb").write_text(text)
+    done = sh("ablation", "new", "--from", "odd.ipynb", "mine", cwd=tmp_path)
+    refused(done, "odd.ipynb is no Jupyter notebook", status=2)
+
+
+def test_lists_and_names_with_capitals_are_carried_to_the_report(tmp_path, sh):
+    parameters = PARAMETERS + "sizes = [1]\nnLayers = 1\n"
+    study = COIN_STUDY.replace("[0, 1, 2]", "[0, 1]") + "[overrides]\nsizes = [1, 2]\n[grid]\nnLayers = [1, 2]\n"
+    root = coin(tmp_path / "coin", parameters=parameters, study=study)
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    succeeded(sh("ablation", "report", "coin.toml", cwd=root))
+    report = (root / "outputs" / "coin" / "report.md").read_text()
+    assert "sizes = [1, 2]" in report
+    assert "Nothing is: all 12 runs are done." in report
+    table = pd.read_csv(root / "outputs" / "coin" / "tables" / "results.csv")
+    assert set(table.setting) == {"nLayers = 1", "nLayers = 2"}
 
 
 def test_what_a_notebook_lacks_is_named_when_a_study_is_written(tmp_path, sh):
