@@ -379,7 +379,8 @@ def checked(folder, check, *tags):
 
 @pytest.mark.parametrize("left", [
     'os.mkdir(f"{out}/result.json")', 'shutil.rmtree(out)\n    open(out, "w").close()',
-    'shutil.rmtree(out)\n    os.symlink("/tmp", out)', 'os.mkdir(f"{out}/../items.npy")'])
+    'shutil.rmtree(out)\n    os.makedirs("aside", exist_ok=True)\n    os.symlink(os.path.abspath("aside"), out)',
+    'os.mkdir(f"{out}/../items.npy")'])
 def test_what_a_failed_run_left_stands_in_no_way(tmp_path, sh, left):
     "Folders, files and links where others are due are removed when the run begins again."
     spoilt = f"""
