@@ -57,13 +57,13 @@ KINDS: dict[str, tuple[str, ...]] = dict(
 TESTS: dict[str, tuple[str, Callable]] = {}  # name -> what the test looks at, and the test itself
 
 def settles(
-    by: str,  # computed; its table: restated from the report's own;
-              # runs: of one set; level: of one set, on the text that the row names;
-              # sets: all sets of a study; rates: all of them, and the ladder of its rates;
-              # grid: of one set, all points of a study together;
-              # texts: of one set, and of one on the text `than` with the same model, tokens and rates
+    by: str,  # what it looks at
 ) -> Callable[[Callable], Callable]:
-    "Register a test."
+    """Register a test.
+
+    It looks at what is computed; at its table, restated from the report's own; at runs of one set; at a level of one set,
+    on the text that the row names; at all sets of a study; at rates, all of them and the ladder; at a grid, all points of
+    one set together; or at texts: one set, and one on another text with the same model, tokens and rates."""
     def register(f: Callable) -> Callable:
         TESTS[f.__name__] = (by, f)
         return f
