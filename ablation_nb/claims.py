@@ -61,9 +61,9 @@ def settles(
 ) -> Callable[[Callable], Callable]:
     """Register a test.
 
-    It looks at what is computed; at its table, restated from the report's own; at runs of one set; at a level of one set,
-    on the text that the row names; at all sets of a study; at rates, all of them and the ladder; at a grid, all points of
-    one set together; or at texts: one set, and one on another text with the same model, tokens and rates."""
+    It looks at what is computed; at its table, restated from the report's own; at runs of one set; at a level of one
+    set, on the text that the row names; at all sets of a study; at rates, all of them and the ladder; at a grid, all
+    points of one set together; or at texts: one set, and one on another text with the same model, tokens and rates."""
     def register(f: Callable) -> Callable:
         TESTS[f.__name__] = (by, f)
         return f
