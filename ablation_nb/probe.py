@@ -61,10 +61,10 @@ def named_text(
     folder: Path,               # of a run
     corpus: str | None = None,  # as it was asked for
 ) -> str | None:
-    "The text of a run as `prepare` takes it: the one asked for, or the run's own where it can be made anywhere."
+    "The text of a run as `prepare` takes it: the one asked for, the run's own where it can be made, or the usual one."
     name = read_json(folder / "config.json")["corpus"]
-    can_be_made = name.split(":")[0] in ("builtin", "tinystories", "task") and "(files)" not in name
-    return corpus or os.environ.get("ABLATION_CORPUS") or (name if can_be_made else None)
+    if corpus or name.split(":")[0] in ("builtin", "task"): return corpus or name
+    return os.environ.get("ABLATION_CORPUS") or (name if name == "tinystories" else None)
 
 def text_in(folder: Path, corpus: str | None = None) -> TokenData:
     "The tokens that a run was trained on, by their hash."
