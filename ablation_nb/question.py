@@ -24,10 +24,9 @@ from .config import AblationError
 from .figures import MANY, new_figure, our_style, plot_losses, save_figure, settled
 from .report import (
     FARTHEST, LOOKS, Results, asked_for, by_key, count_words, joined, listed_once, point_words, points, read_results,
-    rate_of, run_key, stem_of, write_text)
+    rate_of, run_key, stem_of, verdict_words, write_text)
 from .results import RUN, has, is_time, planned_looks, read_array, read_json, rows_left
 from .statistics import pair_up
-from .tables import interval_words
 
 # %% ../nbs/29_question.ipynb #29f00006
 def alike(runs: pd.DataFrame, a: str, b: str) -> bool:
@@ -106,20 +105,10 @@ def set_words(r: Results, name: str) -> str:
         arms = own[own.arm != "aa"]
         if arms.empty: continue
         where = f"at {setting}, " if setting else ""
-        parts.append(where + verdict_words(arms, digits_of(table)))
+        parts.append(where + verdict_words(arms, digits_of(table), name=str))
     if not parts: parts = ["no arm besides the control"]
     head = f"{said}against `{r.plan['baseline']}` in {r.plan['metric']}{unit}, {r.plan['better']} is better, {seeds}"
     return f"{head[:1].upper()}{head[1:]}: {'; '.join(parts)}."
-
-def verdict_words(arms: pd.DataFrame, digits: int) -> str:
-    "'**better**: scaled +0.012 [+0.010, +0.014]; **undetermined**: ...'."
-    parts = []
-    for verdict in dict.fromkeys(arms.verdict):
-        own = arms[arms.verdict == verdict]
-        own = own.loc[own.difference.abs().sort_values(ascending=False, kind="stable").index]
-        each = [f"{e.arm} {interval_words(e.difference, e.lo, e.hi, digits=digits)}" for e in own.itertuples()]
-        parts.append(f"**{verdict}**: {', '.join(each)}")
-    return "; ".join(parts)
 
 # %% ../nbs/29_question.ipynb #29f0000b
 def control_words(r: Results, runs: pd.DataFrame) -> list[str]:

@@ -17,7 +17,7 @@ __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BAREL
            'Section', 'section', 'findings', 'answers', 'answers_over_grid', 'both_rates', 'losses_by_seed',
            'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves', 'curves_table',
            'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words', 'dynamics', 'shown_positions',
-           'losses_by_position', 'probed', 'asked_of', 'ability_words', 'what_models_can', 'combines',
+           'losses_by_position', 'probed', 'asked_of', 'verdict_words', 'ability_words', 'what_models_can', 'combines',
            'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
            'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
            'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
@@ -1463,6 +1463,20 @@ Its position is read linearly off what a block hands on: who knows nothing errs 
 A head that looks at all before it alike looks back by half of that way. \
 Late and early are the last and the first quarter of the window."""
 
+def verdict_words(
+    arms: pd.DataFrame,  # arm, difference, lo, hi, verdict
+    digits: int,
+    name: Callable[[str], str] = arm_label,  # of an arm, for people
+) -> str:
+    "'**better**: scaled +0.012 [+0.010, +0.014]; **undetermined**: ...', the largest difference of each first."
+    parts = []
+    for verdict in dict.fromkeys(arms.verdict):
+        own = arms[arms.verdict == verdict]
+        own = own.loc[own.difference.abs().sort_values(ascending=False, kind="stable").index]
+        each = [f"{name(e.arm)} {interval_words(e.difference, e.lo, e.hi, digits=digits)}" for e in own.itertuples()]
+        parts.append(f"**{verdict}**: {', '.join(each)}")
+    return "; ".join(parts)
+
 def ability_words(table: pd.DataFrame) -> list[str]:  # of `abilities`
     "For each question the baseline's level, and each verdict with its arms, the largest difference first."
     lines = []
@@ -1471,14 +1485,9 @@ def ability_words(table: pd.DataFrame) -> list[str]:  # of `abilities`
         known = own[own.verdict.notna() & ~own.arm.isin(["baseline", "aa"])]
         if base.empty or known.empty: continue
         known = known.loc[known.difference.abs().sort_values(ascending=False, kind="stable").index]
-        said = []
-        for verdict in dict.fromkeys(known.verdict):
-            arms = [f"{arm_label(e.arm)} {interval_words(e.difference, e.lo, e.hi, digits=q.digits)}"
-                    for e in known[known.verdict == verdict].itertuples()]
-            said.append(f"**{verdict}**: {', '.join(arms)}")
         level = base.iloc[0]
         told = interval_words(level.level_mean, level.level_lo, level.level_hi, "", q.digits)
-        lines.append(f"- {q.says} (baseline {told}): {'; '.join(said)}.")
+        lines.append(f"- {q.says} (baseline {told}): {verdict_words(known, q.digits)}.")
     return ["\n".join(lines)] if lines else []
 
 @section(
