@@ -158,7 +158,7 @@ def code_in(nb: dict) -> list[tuple[int, str]]:
 
 def tagged(nb: dict) -> int | None:
     "The place of the cell tagged `parameters`; None if there is none."
-    return next((i for i, c in enumerate(nb["cells"]) if "parameters" in c["metadata"].get("tags", [])), None)
+    return next((i for i, c in enumerate(nb["cells"]) if "parameters" in c.get("metadata", {}).get("tags", [])), None)
 
 def like_parameters(nb: dict) -> int | None:
     "The place of the first cell that sets a parameter and does nothing but set values; None if there is none."

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'GIVEN', 'WORDING', 'TINY', 'TAKING', 'write_json', 'hash_of', 'described', 'identity_of', 'identity',
-           'code_only', 'imported_files', 'parsed', 'words_called', 'added_places', 'run_files', 'is_own',
-           'module_text', 'package_hash', 'code_hash', 'kept_answer', 'own_hash', 'Draw', 'NotebookRun', 'NotebookCode',
-           'notebook_identity', 'notebook_code', 'numbers_of', 'numbers_in', 'kind_of', 'torch_version', 'fingerprint',
-           'close', 'proofs_file', 'read_proofs', 'behind', 'proven', 'code_now', 'same_notebook', 'same_code',
-           'version_here', 'prove', 'replaced', 'git_sha', 'device_name', 'device_kind', 'torch_release', 'environment']
+           'code_only', 'imported_files', 'is_own', 'module_text', 'package_hash', 'code_hash', 'kept_answer',
+           'own_hash', 'Draw', 'NotebookRun', 'NotebookCode', 'notebook_identity', 'notebook_code', 'numbers_of',
+           'numbers_in', 'kind_of', 'torch_version', 'fingerprint', 'close', 'proofs_file', 'read_proofs', 'behind',
+           'proven', 'code_now', 'same_notebook', 'same_code', 'version_here', 'prove', 'replaced', 'git_sha',
+           'device_name', 'device_kind', 'torch_release', 'environment']
 
 # %% ../nbs/10_provenance.ipynb #15e42953
-import ast, hashlib, inspect, io, json, math, os
+import ast, hashlib, inspect, io, itertools, json, math, os
 import platform, re, subprocess, sys, tempfile, threading, tokenize
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,64 +99,91 @@ def comment_spans(source: str) -> list[Span]:
 
 # %% ../nbs/10_provenance.ipynb #d4e71610
 def imported_files(
-    file: Path,   # a Python file, or a notebook
-    root: Path,   # what lies outside is somebody else's
-) -> list[Path]:  # the file itself first
-    "A file, and all that it imports from below `root`, at any depth."
-    files, left = [], [file]
+    file: Path,     # a Python file, or a notebook
+    *places: Path,  # where modules lie; what lies below none of them is somebody else's
+) -> list[Path]:    # the file itself first
+    """A file, and all that it imports or runs from below `places`, at any depth; one that is no Python is an error.
+
+    Folders below them that a file adds to `sys.path` are looked through too."""
+    files, left, roots = [], [file], [*dict.fromkeys(places)]
     while left:
         path = left.pop(0)
         if path in files: continue
         files.append(path)
-        tree = parsed(path)
-        for place in (root, *added_places(tree, path.parent)):
-            for node in ast.walk(tree):
-                left += [f for f in run_files(node, path.parent) if root in f.parents]
-                for base, name in imported_names(node, path.parent, place):
-                    left += [f for f in module_files(base, name) if root in f.parents]
+        nodes = [*ast.walk(tree_of(path))]
+        folders = [f for node in nodes for f in folders_added(node, file.parent) if f.is_dir()]
+        roots += [f for f in dict.fromkeys(folders) if f not in roots and any(p in f.parents for p in places)]
+        found = [f for node in nodes for f in files_run(node, file.parent)]
+        for root, node in itertools.product(roots, nodes):
+            found += [f for base, name in imported_names(node, path.parent, root) for f in module_files(base, name)]
+        left += [f for f in found if any(p in f.parents for p in places)]
     return files
-
-def parsed(file: Path) -> ast.Module:
-    "The Python in a file, or an error that names it."
-    try: return ast.parse(python_of(file))
-    except (SyntaxError, ValueError) as e:   # of letters too: UnicodeDecodeError is a ValueError
-        raise AblationError(f"{file} is no Python that can be read ({e}); mend it.") from None
-
-def words_called(node: ast.AST, names: Sequence[str]) -> list[str]:
-    "The texts that a call of one of these functions is given."
-    if not isinstance(node, ast.Call) or ast.unparse(node.func) not in names: return []
-    return [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-
-def added_places(tree: ast.Module, here: Path) -> list[Path]:
-    "Folders that the code itself adds to `sys.path`, as far as it names them."
-    places = [w for node in ast.walk(tree) for w in words_called(node, ("sys.path.insert", "sys.path.append"))]
-    return [(here / place).resolve() for place in places]
-
-def run_files(node: ast.AST, here: Path) -> list[Path]:
-    "The file that the magic %run runs."
-    named = [re.match(r"%run\s+(?:-\S+\s+)*(\S+)", words) for words in words_called(node, ("magic",))]
-    return [f for m in named if m and (f := (here / m[1]).resolve()).is_file()]
 
 # %% ../nbs/10_provenance.ipynb #07083c84
 def python_of(file: Path) -> str:
     "The Python in a file; of a notebook that of its code cells."
-    if file.suffix != ".ipynb": return file.read_text(encoding="utf-8-sig")
+    if file.suffix != ".ipynb":
+        with tokenize.open(file) as f: return f.read()   # in the encoding that its first lines declare
     return "\n".join(without_magics(source) for source, _ in code_cells(file))
 
-RUNS_CELL = r"%%(?:time|timeit|capture|prun)\b"               # magics of a cell whose other lines are run as Python
-TARGET = r"[ \t]*(?:\w[\w.]*(?: *, *\w[\w.]*)* *= *)?"   # of an assignment, or nothing
+def tree_of(file: Path) -> ast.Module:
+    "The Python in a file, parsed; what is none is an error that names the file."
+    try: return ast.parse(python_of(file))
+    except SyntaxError as e: why = f"line {e.lineno}: {e.msg}" if e.lineno else e.msg
+    except UnicodeDecodeError as e: why = f"byte {e.object[e.start]:#04x} is not UTF-8"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e: why = f"{type(e).__name__}: {e}"
+    raise AblationError(f"{file} is not Python that can be read ({why}); mend it, or import it no more.")
+
+# %% ../nbs/10_provenance.ipynb #07083c85
+RUNNING = ("time", "timeit", "capture", "prun")   # magics that run the Python behind them
+TARGET = r"[^\W\d]\w*(?:\.\w+|\[[^\]\n]*\])*"
+TARGETS = rf"\(?\*?{TARGET}(?:[ \t]*,[ \t]*\*?{TARGET})*[ \t]*,?\)?(?:[ \t]*:[^=\n]*)?[ \t]*=[ \t]*"   # as `a, b.c =`
+MAGIC = re.compile(rf"^([ \t]*(?:{TARGETS})?)([%!?](?:.*\\\n)*.*|\w[\w.]*\?+)$", re.M)
 
 def without_magics(source: str) -> str:
-    "A cell as plain Python, in which each magic is a call that keeps its words."
+    "A cell as plain Python: code behind a magic that runs it, and of any other magic a call that keeps its words."
     with suppress(SyntaxError):
         ast.parse(source)
         return source
-    def called(m: re.Match) -> str: return f"{m[1]}magic({m[2]!r})"
     first, _, rest = source.lstrip().partition("\n")
-    if re.match(RUNS_CELL, first): return without_magics(rest)
-    if first.startswith("%%"): return f"magic({source!r})"
-    source = re.sub(rf"^({TARGET})%(?:time|timeit|prun)\b(?: +-\S+)* *(?=\S)", r"\1", source, flags=re.M)
-    return re.sub(rf"^({TARGET})([%!?].*|\w[\w.]*\?+)$", called, source, flags=re.M)
+    if not first.startswith("%%"): return MAGIC.sub(called, source)
+    if not is_running(first): return f"magic({source!r})"
+    above = "\n" * source[:len(source) - len(source.lstrip())].count("\n")   # lines keep their numbers
+    return f"{above}{MAGIC.sub(called, first)}\n{without_magics(rest)}"
+
+def is_running(words: str) -> bool:
+    "Is it a magic that runs the Python behind it?"
+    name = re.match(r"%%?(\w+)", words)
+    return name is not None and name[1] in RUNNING
+
+def called(m: re.Match) -> str:
+    "A line's magic as Python, behind the names that take its value."
+    for space in re.finditer(r"[ \t]+", m[2]) if is_running(m[2]) else ():   # options come first, and are no Python
+        code = without_magics(m[2][space.end():])
+        with suppress(SyntaxError, ValueError):
+            if ast.parse(m[1].lstrip() + code).body: return f"{m[1]}{code}"
+    return f"{m[1]}magic({m[2]!r})"
+
+# %% ../nbs/10_provenance.ipynb #07083c88
+def texts_in(node: ast.AST) -> list[str]:
+    "The literal texts in a piece of Python, in their order."
+    texts = [n for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return [str(n.value) for n in sorted(texts, key=lambda n: (n.lineno, n.col_offset))]
+
+def folders_added(node: ast.AST, here: Path) -> list[Path]:  # `here`: where the notebook runs
+    "Folders that a call such as `sys.path.insert(0, 'src')` may add to where modules are looked for."
+    if not isinstance(node, ast.Call) or getattr(node.func, "attr", "") not in ("insert", "append"): return []
+    if ast.unparse(node.func).rpartition(".")[0] != "sys.path": return []
+    texts = [text for value in node.args for text in texts_in(value)]
+    return [(here / text).resolve() for text in (*texts, "/".join(texts)) if text]
+
+def files_run(node: ast.AST, here: Path) -> list[Path]:
+    "The files that a magic such as `%run helper.py` or `!python helper.py` names."
+    if not isinstance(node, ast.Call) or getattr(node.func, "id", "") != "magic": return []
+    words = [word.strip("'\"") for text in texts_in(node) for word in text.split()]
+    if words[:1] == ["%run"]: words += [f"{word}.py" for word in words]
+    files = [(here / word).resolve() for word in words if word.endswith((".py", ".ipynb"))]
+    return [f for f in files if f.is_file()]
 
 def imported_names(node: ast.AST, here: Path, root: Path) -> list[tuple[Path, str]]:
     "What an import statement may mean by a module: the folder to look in, and a name below it."
@@ -267,7 +294,7 @@ def own_hash() -> str | None:
     root = project_root()
     if not (root / "arms.py").is_file(): return None
     files = imported_files(root / "arms.py", root)
-    return hash_of([code_only(f.read_text(encoding="utf-8-sig")) for f in files])
+    return hash_of([code_only(python_of(f)) for f in files])
 
 # %% ../nbs/10_provenance.ipynb #20f00002
 @dataclass(frozen=True)
@@ -330,9 +357,9 @@ def notebook_code(
     "What makes a notebook's numbers, as it stands now; a file that is not there is an error."
     for f in files:
         if not f.is_file(): raise AblationError(f"There is no data file {f}; the study names it under `files`.")
-    beside = notebook.parent.resolve()
-    sources = [f for place in (beside, root) for f in imported_files(notebook.resolve(), place)]
-    texts = [code_only(without_given(f) if f.suffix == ".ipynb" else python_of(f)) for f in dict.fromkeys(sources)]
+    itself = notebook.resolve()
+    imported = imported_files(itself, itself.parent, root)[1:]
+    texts = [code_only(text) for text in (without_given(itself), *map(python_of, imported))]
     data = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
     return NotebookCode(hash_of(texts), hash_of(data), library_versions(notebook))
 

@@ -396,7 +396,7 @@ def points(r: Results) -> list[str]:
 
     [''] for a study without one."""
     def place(value: str) -> tuple[int, float, str]:
-        number = re.fullmatch(r"[\d.e-]+", value)
+        number = re.fullmatch(r"-?\d+(\.\d*)?(e[+-]?\d+)?", value)
         return (0, float(value), "") if number else (1, 0, value)
     def places(point: str) -> list:
         return [place(v) for v in point_fields(point).values()]

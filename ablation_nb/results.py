@@ -581,7 +581,7 @@ def planned_looks(plan: dict) -> tuple[int, ...]:
 # %% ../nbs/11_results.ipynb #5c1e0a03
 def point_fields(point: str) -> dict:
     "What the name of a grid's point says: 'n_layers-8_lr-0.01' -> {'n_layers': '8', 'lr': '0.01'}."
-    return dict(re.findall(r"([A-Za-z][A-Za-z0-9]*(?:_[A-Za-z0-9]+)*)-([^_]+)", point))
+    return dict(re.findall(r"([^\W\d_][^\W_]*(?:_[^\W_]+)*)-([^_]+)", point))
 
 # %% ../nbs/11_results.ipynb #5c1e0a05
 def run_name(lr: float, seed: int, rated: bool = True) -> str:

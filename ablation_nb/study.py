@@ -608,15 +608,16 @@ def check_metric(d: dict, wrong: Wrong) -> None:
     if d.get("better", "lower") not in ("higher", "lower"):
         raise wrong("better", d["better"], "must be 'higher' or 'lower': which way the metric gets better.")
 
-KEPT_NAMES = ("study.json", "tuning.json", "speed.json", "runs.zip", "report.md", "tables")
+KEPT_NAMES = re.compile(r".*\.(json|zip|md|svg|png)|tables", re.I)   # what a study keeps beside its arms
 
 def check_arms(d: dict, wrong: Wrong) -> None:
     "Arms are names of folders, the baseline one of them."
     baseline = d.get("baseline", "baseline")
     for arm in d["arms"]:
-        if not isinstance(arm, str) or not names_a_folder(arm) or arm[0] == ".":
+        if not isinstance(arm, str) or not names_a_folder(arm) or arm[0] in ".-":
             raise wrong("arms", arm, "cannot name a folder; use letters, digits, - and _.")
-        if arm in KEPT_NAMES: raise wrong("arms", arm, "is the name of what a study keeps itself; call it otherwise.")
+        if not KEPT_NAMES.fullmatch(arm): continue
+        raise wrong("arms", arm, "is the name of what a study keeps itself; call it otherwise.")
     if baseline == "aa": raise wrong("baseline", "aa", "is the name of the baseline run again; call it otherwise.")
     if baseline in d["arms"]: return
     guess = did_you_mean(baseline, d["arms"])

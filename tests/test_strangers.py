@@ -262,7 +262,9 @@ NOWHERE = dict(kernelspec=dict(name="nowhere", language="python", display_name="
     ("is not a key of a study of a notebook", dict(study=COIN_STUDY + 'scale = "smoke"\n')),
     ("cannot name a folder", dict(study=COIN_STUDY.replace('"more"', '"../more"'))),
     ("cannot name a folder", dict(study=COIN_STUDY.replace('"more"', '"."'))),
+    ("cannot name a folder", dict(study=COIN_STUDY.replace('"more"', '"-more"'))),
     ("is the name of what a study keeps itself", dict(study=COIN_STUDY.replace('"more"', '"runs.zip"'))),
+    ("is the name of what a study keeps itself", dict(study=COIN_STUDY.replace('"more"', '"Tables"'))),
     ("is not below", dict(study=COIN_STUDY + 'files = ["none.csv"]\n')),
     ("is not below", dict(study=COIN_STUDY + "files = [3]\n")),
     ("is no value that a run keeps", dict(study=COIN_STUDY + "[overrides]\nbias = 2020-01-01\n")),
@@ -443,6 +445,46 @@ def test_runs_stand_as_long_as_what_made_them_does(tmp_path, sh):
     assert states(sh, root) == {"done"}
 
 
+def test_what_is_imported_behind_magics_and_from_other_folders_makes_runs_stale(tmp_path, sh):
+    root = tmp_path / "coin"
+    names = "timed.py", "lined.py", "ran.py", "src/aside.py"
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{(root / name).stem} = 1\n")
+    code = """%time from lined import lined
+    %run ran.py
+    here, there = %time (1, 2)
+    import sys; sys.path.insert(0, "src")
+    from aside import aside
+    assert (lined, ran, here, there, aside) == (1, 1, 1, 2, 1)
+    """.replace("\n    ", "\n")
+    coin(root, code + COIN, study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
+    nb = nbformat.read(root / "coin.ipynb", 4)
+    nb.cells.insert(1, nbformat.v4.new_code_cell("%%time\nfrom timed import timed"))
+    nbformat.write(nb, root / "coin.ipynb")
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    assert states(sh, root) == {"done"}
+    for name in names:
+        before = (root / name).read_text()
+        (root / name).write_text("other = 2\n")
+        assert states(sh, root) == {"stale"}, name
+        (root / name).write_text(before)
+    assert states(sh, root) == {"done"}
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"A = = 1", "line 1: invalid syntax"),
+    (b"A = '\xe9'", "invalid or missing encoding declaration"),
+    (b"A = 1\0", "null bytes"),
+])
+def test_a_helper_that_is_no_python_is_named(tmp_path, sh, content, words):
+    root = coin(tmp_path / "coin", "import helper\n" + COIN)
+    (root / "helper.py").write_bytes(content)
+    for command in ("plan", "run", "status"):
+        done = refused(sh("ablation", command, "coin.toml", cwd=root), "helper.py is not Python", words, status=2)
+        assert done.stderr.count("\n") == 1, done.stderr
+
+
 def test_a_short_run_tells_that_other_code_makes_the_same_numbers(tmp_path, sh):
     "Where a notebook offers `smoke`, code that changes nothing leaves its runs standing, and code that does, not."
     parameters = PARAMETERS + "smoke = False\n"
@@ -536,8 +578,9 @@ def test_a_study_is_written_of_notebooks_alone(tmp_path, sh, text):
 
 
 def test_lists_and_names_with_capitals_are_carried_to_the_report(tmp_path, sh):
-    parameters = PARAMETERS + "sizes = [1]\nnLayers = 1\n"
-    study = COIN_STUDY.replace("[0, 1, 2]", "[0, 1]") + "[overrides]\nsizes = [1, 2]\n[grid]\nnLayers = [1, 2]\n"
+    parameters = PARAMETERS + 'sizes = [1]\nnLayers = 1\ngröße = "e"\n'
+    study = COIN_STUDY.replace("[0, 1, 2]", "[0, 1]")
+    study += '[overrides]\nsizes = [1, 2]\n[grid]\nnLayers = [1, 2]\n"größe" = ["e"]\n'
     root = coin(tmp_path / "coin", parameters=parameters, study=study)
     succeeded(sh("ablation", "run", "coin.toml", cwd=root))
     succeeded(sh("ablation", "report", "coin.toml", cwd=root))
@@ -545,7 +588,7 @@ def test_lists_and_names_with_capitals_are_carried_to_the_report(tmp_path, sh):
     assert "sizes = [1, 2]" in report
     assert "Nothing is: all 12 runs are done." in report
     table = pd.read_csv(root / "outputs" / "coin" / "tables" / "results.csv")
-    assert set(table.setting) == {"nLayers = 1", "nLayers = 2"}
+    assert set(table.setting) == {"nLayers = 1, größe = e", "nLayers = 2, größe = e"}
 
 
 def test_what_a_notebook_lacks_is_named_when_a_study_is_written(tmp_path, sh):
