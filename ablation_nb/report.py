@@ -31,7 +31,7 @@ __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BAREL
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -55,7 +55,7 @@ from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
     paired_differences, pairs_wanted, pooled_sd, rank_agreement, signed, twins, unsigned)
 from .tables import (
-    ALIKE, QUESTIONS, abilities, abilities_for_reading, accuracy_levels, against_the_sum, answers_table,
+    ALIKE, QUESTIONS, Question, abilities, abilities_for_reading, accuracy_levels, against_the_sum, answers_table,
     certificate_table, compared, duration, dynamics_table, effects_along,
     factorial, for_reading, inert, interactions_table, interval_words, judged, ladder_table, md_table,
     overview_table, parts_combined, positions_table, precision_table, rates_long, rates_table,
@@ -1459,8 +1459,8 @@ HOW_PROBED = """\
 Each of {runs} trained models was asked, in fp32, on {windows} windows of {length} tokens of validation text. \
 It copies if it names the tokens of a random row when the row comes again. It recalls if it names what followed \
 a token the last time, where the pair is rare in the training text; of all else it names {elsewhere:.0%}. \
-Its position is read linearly off what a block hands on: who knows nothing errs by {ignorant:g} tokens. \
-A head that looks at all before it alike looks back by half of that way. \
+On the first {inside} windows its position is read linearly off what a block hands on: who knows nothing errs \
+by {ignorant:g} tokens. A head that looks at all before it alike looks back by half of that way. \
 Late and early are the last and the first quarter of the window."""
 
 def verdict_words(
@@ -1477,11 +1477,14 @@ def verdict_words(
         parts.append(f"**{verdict}**: {', '.join(each)}")
     return "; ".join(parts)
 
-def ability_words(table: pd.DataFrame) -> list[str]:  # of `abilities`
+def ability_words(
+    table: pd.DataFrame,  # of `abilities`
+    questions: Mapping[str, Question] = QUESTIONS,
+) -> list[str]:
     "For each question the baseline's level, and each verdict with its arms, the largest difference first."
     lines = []
     for name, own in table.groupby("question", sort=False):
-        q, base = QUESTIONS[name], own[own.arm == "baseline"]
+        q, base = questions[name], own[own.arm == "baseline"]
         known = own[own.verdict.notna() & ~own.arm.isin(["baseline", "aa"])]
         if base.empty or known.empty: continue
         known = known.loc[known.difference.abs().sort_values(ascending=False, kind="stable").index]
@@ -1500,7 +1503,7 @@ def what_models_can(r: Results) -> list[str]:
     runs, probes = probed(r), of(r.probes, r.shown)
     length = probes.context_length.max()
     how = HOW_PROBED.format(
-        runs=len(runs), windows=probes.windows.max(), length=length,
+        runs=len(runs), windows=probes.windows.max(), inside=probes.inside.max(), length=length,
         elsewhere=probes.elsewhere.mean(), ignorant=length / 4)
     table = abilities(runs)
     return [how + at_setup(r, r.fullest), "![What the models can do](abilities.svg)",

@@ -15,7 +15,7 @@ __all__ = ['How', 'COLUMNS', 'OUR_LINK', 'ALIVE', 'DEFINITION', 'TEXT', 'TEX', '
 
 # %% ../nbs/22_tables.ipynb #5c1d0a03
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -379,7 +379,7 @@ def answers_table(
 
 # %% ../nbs/22_tables.ipynb #17b00002
 class Question(NamedTuple):
-    "One thing that a probe asks."
+    "One thing that models are asked, answered by a number a run."
     says: str              # what is asked, for people
     margin: float          # differences within it count as none
     sign: int              # 1: more is better; -1: less is
@@ -407,11 +407,12 @@ def with_abilities(
     return runs.merge(known[["point", *RUN, *QUESTIONS]], on=["point", *RUN])
 
 def abilities(
-    runs: pd.DataFrame,  # as `with_abilities` gives it
-) -> pd.DataFrame:       # question, arm, runs, mean with its interval, difference to the baseline with its verdict
+    runs: pd.DataFrame,                           # a row a run, at most one an arm and seed, a column a question
+    questions: Mapping[str, Question] = QUESTIONS,
+) -> pd.DataFrame:  # question, arm, runs, mean with its interval, difference to the baseline with its verdict
     "What each arm can do, and what is lost or won beside the baseline: a row a question and arm."
     tables = []
-    for name, q in QUESTIONS.items():
+    for name, q in questions.items():
         done = runs[runs.status.eq("done") & runs[name].notna()]
         if done.empty: continue
         levels = done.groupby("arm")[name].apply(lambda v: pd.Series(mean_interval(v)._asdict())).unstack()
