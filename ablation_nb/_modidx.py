@@ -1108,6 +1108,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.report.nothing_finished': ('report.html#nothing_finished', 'ablation_nb/report.py'),
                                     'ablation_nb.report.of': ('report.html#of', 'ablation_nb/report.py'),
                                     'ablation_nb.report.on_the_ladder': ('report.html#on_the_ladder', 'ablation_nb/report.py'),
+                                    'ablation_nb.report.one_a_size': ('report.html#one_a_size', 'ablation_nb/report.py'),
                                     'ablation_nb.report.one_rate': ('report.html#one_rate', 'ablation_nb/report.py'),
                                     'ablation_nb.report.opening': ('report.html#opening', 'ablation_nb/report.py'),
                                     'ablation_nb.report.over_points': ('report.html#over_points', 'ablation_nb/report.py'),

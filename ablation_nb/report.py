@@ -24,12 +24,12 @@ __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BAREL
            'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files', 'write_text', 'write_report',
            'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'front_setting', 'front_table',
            'front_picture', 'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words',
-           'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words',
+           'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words',
            'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike', 'scale_parts',
            'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
-import html, re
+import html, itertools, re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -2056,6 +2056,7 @@ def study_question(
 SIZES = (  # studies of one question, at several sizes
     "atlas-tinystories",
     "replication-tinystories",
+    "atlas_cpu-tinystories",
     "true_model-tinystories",
 )
 
@@ -2092,8 +2093,13 @@ def rates_words(r: Results) -> str:
     name = next(iter(r.sets))
     return "own best" if name == "tuned" else f"{rate_of(name)} for all"
 
+def one_a_size(effects: pd.DataFrame) -> pd.DataFrame:
+    "Where studies of one size share an arm, its effect by the one with most pairs, the first of equals."
+    most = effects.sort_values("pairs", ascending=False, kind="stable")
+    return most.drop_duplicates(["arm", "parameters"]).sort_index()
+
 def scale_effects(studies: list[Results]) -> pd.DataFrame:
-    """The effects of the arms that two or more of the studies have, those at their own best rates where they are tuned.
+    """The effects of the arms that have two or more sizes, those at their own best rates where they are tuned.
 
     study, rates, tuned and the columns of `effects_at_size`."""
     tables = [
@@ -2103,8 +2109,8 @@ def scale_effects(studies: list[Results]) -> pd.DataFrame:
             tuned=next(iter(r.sets)) == "tuned")
         for r in studies
     ]
-    effects = pd.concat(tables, ignore_index=True)
-    several = effects.groupby("arm").study.transform("nunique") > 1
+    effects = one_a_size(pd.concat(tables, ignore_index=True))
+    several = effects.groupby("arm").parameters.transform("nunique") > 1
     by_arm = [effects[several & effects.arm.eq(a)] for a in arm_order(effects.arm[several])]
     first = ["arm", "study", "rates", "tuned"]
     table = pd.concat(by_arm, ignore_index=True) if by_arm else effects[:0]
@@ -2203,18 +2209,16 @@ def confounded(effects: pd.DataFrame) -> str:
 RANKED = 6   # arms: fewer make no order worth the name
 
 def rank_table(effects: pd.DataFrame) -> pd.DataFrame:
-    """How far each smaller size ranks the arms as the largest does; rows of `scale_effects`.
+    """How far a smaller size ranks the arms as a larger one does, for each two sizes; rows of `scale_effects`.
 
     small, large (parameters) and the columns of `rank_agreement`; none for fewer than `RANKED` arms in common."""
     named = effects.rename(columns=dict(bits="mean", bits_se="se", pairs="n"))
-    large = named[named.parameters == named.parameters.max()]
-    smaller = named[named.parameters < named.parameters.max()].groupby(["parameters", "study"])
+    sizes = itertools.combinations(named.groupby("parameters"), 2)
     rows = [
-        dict(small=size, large=large.parameters.max(), **rank_agreement(own, large))
-        for (size, _), own in smaller
+        dict(small=a, large=b, **rank_agreement(own, other))
+        for (a, own), (b, other) in sizes if own.arm.isin(other.arm).sum() >= RANKED
     ]
-    table = pd.DataFrame(rows, columns=["small", "large", "arms", "rho", "lo", "hi", "decided", "same_sign"])
-    return table[table.arms >= RANKED]
+    return pd.DataFrame(rows, columns=["small", "large", "arms", "rho", "lo", "hi", "decided", "same_sign"])
 
 def rank_words(ranks: pd.DataFrame) -> list[str]:
     "A sentence for each row of `rank_table`."
@@ -2243,7 +2247,7 @@ def ranked_alike(effects: pd.DataFrame) -> list[str]:
     how = ("Both lists of effects were drawn again from their means and errors; the interval holds the middle 95 % of "
            "the ranks' correlations. It speaks of these arms and of noise, not of other arms; "
            "noise makes ranks agree less than the truth does.")
-    return ["## Does a small model rank the arms as the large one does?",
+    return ["## Does a small model rank the arms as a larger one does?",
             "\n".join(f"- {w}" for w in rank_words(ranks)), how]
 
 def scale_parts(
@@ -2253,9 +2257,9 @@ def scale_parts(
     unused: dict[str, str],  # name of a study -> why it is not here
 ) -> list[str]:
     "The paragraphs of the page of one question at several sizes; tables are `Shown`."
-    sizes = joined(amount(size_of(r)) for r in studies)
+    sizes = [*dict.fromkeys(amount(size_of(r)) for r in studies)]
     links = joined(f"[{r.name}]({r.name}/report.md)" for r in studies)
-    n = len(studies)
+    n = len(sizes)
     degrees = f"{count_words(max(n - 2, 0), 'degree')}"
     few = ""
     if n == 3: few = (" Three sizes leave one degree of freedom, and t is 12.7: "
@@ -2264,7 +2268,7 @@ def scale_parts(
     differ = joined(settings.columns.drop("study"))
     parts = [
         "# Does it survive scale?",
-        f"One question, asked of models of {sizes} parameters: {links}.",
+        f"One question, asked of models of {joined(sizes)} parameters: {links}.",
         "## What was found",
         "\n".join(f"- {s}" for s in scale_sentences(effects, trends)),
         "![Difference of each arm to the baseline over parameters and tokens](scale.svg)",
@@ -2322,9 +2326,9 @@ def front_scale(
     usable, _ = read_sizes(outputs, studies)
     if len({size_of(r) for r in usable}) < 2: return ""
     effects = scale_effects(usable)
-    sizes = joined(amount(size_of(r)) for r in usable)
+    sizes = [*dict.fromkeys(amount(size_of(r)) for r in usable)]
     arms = [f"{arm_label(a)} ({verdicts_by_size(own)})" for a, own in effects.groupby("arm", sort=False)]
     told = trends_over_size(effects).trend.isin(["rises", "falls"]).sum()
-    return inert(f"[Does it survive scale?](../outputs/scale.md) At {sizes} parameters: "
-                 f"{joined(arms)}; over these {len(usable)} sizes "
+    return inert(f"[Does it survive scale?](../outputs/scale.md) At {joined(sizes)} parameters: "
+                 f"{joined(arms)}; over these {len(sizes)} sizes "
                  f"{told} of {len(arms)} arms have a trend that can be told from none.")
