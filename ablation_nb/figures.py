@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARM_COLOURS', 'FAMILY_COLOURS', 'DARKER', 'DASHED', 'STYLE', 'LENGTH_WORDS', 'MANY', 'VERDICT_LOOKS', 'family_colour',
            'arm_colour', 'ink', 'line_style', 'plot_losses', 'plot_schedule', 'plot_intervals', 'difference_rows',
-           'plot_differences', 'our_style', 'ablation_comparison', 'plot_accuracy', 'answers_figure', 'plot_levels',
+           'plot_differences', 'our_style', 'ablation_comparison', 'plot_levels', 'plot_accuracy', 'answers_figure',
            'abilities_figure', 'effects_figure', 'families', 'atlas_figure', 'name_columns', 'verdict_map',
            'sensitivity_figure', 'plot_gaps', 'plot_gradients', 'plot_runs', 'dynamics_figure', 'plot_by_position',
            'positions_figure', 'interactions_figure', 'sweep_figure', 'scale_figure', 'save_figure', 'plot_setups',
@@ -669,6 +669,34 @@ def ablation_comparison(
 # %% ../nbs/21_figures.ipynb #7a5c0502
 LENGTH_WORDS = {1: "At the trained length", 2: "Twice as long", 4: "Four times as long"}
 
+def plot_levels(
+    ax: Axes,            # to draw on
+    runs: pd.DataFrame,  # finished runs
+    column: str,         # what of them
+    arms: Sequence[str], # from top to bottom
+    digits: int,         # of the words at the right
+    bounds: tuple[float, float] | None = None, # what the numbers cannot leave
+    missing: str = "",   # said of an arm that has none
+) -> None:
+    "One number of each run: seeds, mean, 95 % interval, a row an arm."
+    values = runs[column].dropna().astype(float)
+    left, right = bounds or (min(0, values.min()), max(0, values.max()))
+    pad = 0 if bounds else .06 * max(right - left, 1e-3)
+    ax.set(xlim=(left - pad * (left < 0), right + pad))
+    for y, arm in enumerate(arms):
+        own = runs[runs.arm == arm][column].dropna().to_numpy(dtype=float)
+        if not len(own):
+            middle = dict[str, Any](ha="center", va="center", transform=ax.get_yaxis_transform())
+            ax.text(.5, y, missing, color="#777777", fontsize=10, **middle)
+            continue
+        level = mean_interval(own)
+        lo, hi = np.clip([level.lo, level.hi], *(bounds or (-np.inf, np.inf)))
+        words = f"{level.mean:.{digits}f}"
+        row = SimpleNamespace(colour=arm_colour(arm), mean=level.mean, lo=lo, hi=hi, words=words)
+        draw_interval(ax, y, row, own)
+    name_arms(ax, arms)
+    ax.set(ylim=(len(arms) - .5, -.6))
+
 def plot_accuracy(
     ax: Axes,            # to draw on
     runs: pd.DataFrame,  # finished runs on a task
@@ -678,20 +706,10 @@ def plot_accuracy(
     "Share of right answers: seeds, mean, 95 % interval, and chance as a broken line."
     column = ACCURACIES[times]
     below = "accuracy: seeds ○, mean ◆,\n95 % interval, chance as a broken line"
-    ax.set(xlim=(0, 1), title=LENGTH_WORDS[times], xlabel=below)
+    ax.set(title=LENGTH_WORDS[times], xlabel=below)
     chance = runs[column.replace("accuracy", "chance")].astype(float).mean()
     ax.axvline(chance, color="#777777", ls="--", lw=1.2, zorder=1)
-    for y, arm in enumerate(arms):
-        values = runs[runs.arm == arm][column].dropna().to_numpy(dtype=float)
-        if not len(values):
-            ax.text(.5, y, "its positions end before", color="#777777", ha="center", va="center", fontsize=10)
-            continue
-        level = mean_interval(values)
-        lo, hi = np.clip([level.lo, level.hi], 0, 1)
-        row = SimpleNamespace(colour=arm_colour(arm), mean=level.mean, lo=lo, hi=hi, words=f"{level.mean:.3f}")
-        draw_interval(ax, y, row, values)
-    name_arms(ax, arms)
-    ax.set(ylim=(len(arms) - .5, -.6))
+    plot_levels(ax, runs, column, arms, 3, bounds=(0, 1), missing="its positions end before")
 
 @our_style()
 def answers_figure(
@@ -706,28 +724,6 @@ def answers_figure(
     return settled(fig)
 
 # %% ../nbs/21_figures.ipynb #17c00001
-def plot_levels(
-    ax: Axes,            # to draw on
-    runs: pd.DataFrame,  # finished runs
-    column: str,         # what of them
-    arms: Sequence[str], # from top to bottom
-    digits: int,         # of the words at the right
-) -> None:
-    "One number of each run: seeds, mean, 95 % interval, a row an arm."
-    values = runs[column].dropna().astype(float)
-    left, right = min(0, values.min()), max(0, values.max())
-    pad = .06 * max(right - left, 1e-3)
-    ax.set(xlim=(left - pad * (left < 0), right + pad))
-    for y, arm in enumerate(arms):
-        own = runs[runs.arm == arm][column].dropna().to_numpy(dtype=float)
-        if not len(own): continue
-        level = mean_interval(own)
-        words = f"{level.mean:.{digits}f}"
-        row = SimpleNamespace(colour=arm_colour(arm), mean=level.mean, lo=level.lo, hi=level.hi, words=words)
-        draw_interval(ax, y, row, own)
-    name_arms(ax, arms)
-    ax.set(ylim=(len(arms) - .5, -.6))
-
 @our_style()
 def abilities_figure(
     runs: pd.DataFrame,                       # a row a run, at most one an arm and seed
