@@ -1107,14 +1107,17 @@ def less_sensitive(
     others: list[str],
 ) -> Settled | None:
     """Does the worst level of a field cost an arm less, beside its own best one, than it costs each other?
-    Seed by seed; the words say at which levels all runs of an arm learn."""
+    Seed by seed; the words say at which levels runs end nearer to the best of all than to guessing."""
     if over not in e.runs or e.runs[over].nunique() < 2 or not has_arms(e, arm, *others): return None
     loss = e.runs.groupby(["arm", "seed", over]).final_val_loss.mean().unstack()
     whole = loss[loss.notna().all(axis=1)]
     cost = (whole.max(axis=1) - whole.min(axis=1)).unstack("arm").reindex(columns=[arm, *others])
     gaps = [mean_interval((cost[other] - cost[arm]).dropna()) for other in others]
-    trained = learnt(e.r, e.runs).groupby([e.runs.arm, e.runs[over]]).all().unstack("arm")
-    def levels(a: str) -> str: return ", ".join(f"{level:g}" for level in trained.index[trained[a]]) or "none"
+    half_way = half_way_to_guessing(loss.loc[arm].min().min(), e.runs.vocab_size.max())
+    trained = e.runs.final_val_loss.lt(half_way).groupby([e.runs.arm, e.runs[over]]).agg(["sum", "size"])
+    def levels(a: str) -> str:
+        own = trained.loc[a].reset_index().itertuples(index=False, name=None)
+        return ", ".join(f"{level:g}" + (f" ({k} of {n})" if k < n else "") for level, k, n in own if k) or "none"
     words = [f"{arm_label(a)}: {mean_words(mean_interval(cost[a].dropna()), '')} nats, learns at {levels(a)}"
              for a in (arm, *others)]
     words += [f"{arm_label(other)} minus {arm_label(arm)} {mean_words(gap)}" for other, gap in zip(others, gaps)]

@@ -330,7 +330,8 @@ def probe_words(found: dict) -> str:  # as `probe` returns it
     early, late, beyond = (number(found[k], 3) for k in ("early", "late", "beyond"))
     return (f"copies {number(found['copied'], 3)}, "
             f"recalls {number(found['recalled'], 3)} of {found['repeats']:.0f} rare pairs, "
-            f"position to {number(found['position_error'], 1)} tokens, looks back {back}; "
+            f"{number(found['unshown'], 3)} before they were shown, "
+            f"tells its place in {number(found['placed'], 3)}, looks back {back}; "
             f"loss {early} early, {late} late, {beyond} beyond the trained length")
 
 # %% ../nbs/33_cli.ipynb #9a170802

@@ -825,7 +825,8 @@ def atlas_figure(
 # %% ../nbs/21_figures.ipynb #22c00002
 VERDICT_LOOKS = {  # verdict -> paper, sign
     "better": ("#c5dff4", "+"), "worse": ("#fbd0b2", "−"), "equivalent": ("#e3e3e3", "="),
-    "undetermined": ("white", "?"), "nearer": ("#ddd0ee", "<"), "farther": ("#ddd0ee", ">"),
+    "undetermined": ("white", "?"),
+    **dict.fromkeys(("nearer", "less"), ("#ddd0ee", "<")), **dict.fromkeys(("farther", "more"), ("#ddd0ee", ">")),
 }
 
 def name_columns(ax: Axes, groups: Mapping[str, str]) -> None:

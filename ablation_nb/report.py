@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BARELY', 'Figures', 'Tables', 'SECTIONS',
-           'HOW_ANSWERS_READ', 'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'HOW_PROBED', 'ONE_SEED', 'FEW_SEEDS', 'FRONT',
-           'SEED_TOKENS', 'SIZES', 'HOW_SCALE_READS', 'no_stories', 'Results', 'read_results', 'at_own_rates', 'setups',
-           'most_arms', 'rate_of', 'setup_words', 'of', 'run_key', 'by_key', 'asked_for', 'rates_asked', 'seeds_asked',
-           'count_words', 'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points', 'point_words',
-           'power_sentence', 'equality_sentence', 'ran_words', 'effect_words', 'lost_words', 'by_verdict',
-           'set_sentence', 'tuning_words', 'comparable', 'one_rate', 'tuning_sentence', 'axis_of', 'level_text',
-           'finished_losses', 'half_way_to_guessing', 'not_learned', 'trend_words', 'moves', 'by_trend', 'along',
-           'swept', 'over_points', 'luck_sentence', 'together_sentence', 'on_the_ladder', 'rates_sentence',
-           'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts',
-           'fact_list', 'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown', 'stem_of',
-           'Section', 'section', 'findings', 'answers', 'answers_over_grid', 'both_rates', 'losses_by_seed',
+           'HOW_ANSWERS_READ', 'LONGER', 'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'HOW_PROBED', 'ONE_SEED', 'FEW_SEEDS',
+           'FRONT', 'SEED_TOKENS', 'SIZES', 'HOW_SCALE_READS', 'no_stories', 'Results', 'read_results', 'at_own_rates',
+           'setups', 'most_arms', 'rate_of', 'setup_words', 'of', 'run_key', 'by_key', 'asked_for', 'rates_asked',
+           'seeds_asked', 'count_words', 'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points',
+           'point_words', 'power_sentence', 'equality_sentence', 'ran_words', 'effect_words', 'lost_words',
+           'by_verdict', 'set_sentence', 'tuning_words', 'comparable', 'one_rate', 'tuning_sentence', 'axis_of',
+           'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned', 'trend_words', 'moves', 'nowhere',
+           'by_trend', 'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence', 'on_the_ladder',
+           'rates_sentence', 'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once',
+           'facts', 'fact_list', 'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown',
+           'stem_of', 'Section', 'section', 'findings', 'answers', 'answers_over_grid', 'both_rates', 'losses_by_seed',
            'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves', 'curves_table',
            'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words', 'dynamics', 'shown_positions',
            'losses_by_position', 'probed', 'asked_of', 'verdict_words', 'ability_words', 'what_models_can', 'combines',
@@ -668,18 +668,26 @@ TRENDS = dict(  # what a verdict says of a slope
     undetermined="shows no trend that could be told",
     diverged="cannot be followed, as runs diverge,")
 
-def trend_words(arm: str, trend: pd.DataFrame) -> str:
+def trend_words(arm: str, trend: pd.DataFrame, learns: bool) -> str:  # `learns`: at each level
     "' It rises: +0.2 for each doubling.' and the like; empty where no trend could be measured."
     if arm not in trend.index: return ""
     slope = trend.loc[arm]
     if slope.n < 2 or slope.verdict not in SPOKEN or pd.isna(slope["mean"]): return ""
+    if not learns: return f" It {TRENDS[slope.verdict]}, to where it does not learn."
     return f" It {TRENDS[slope.verdict]}: {effect_words(slope)} for each doubling."
 
-def moves(arm: str, effects: pd.DataFrame) -> str:
-    "'NoPE (+0.05, +0.10, diverged)': an arm with its difference at each level."
-    means = effects[effects.arm == arm]["mean"]
-    sizes = [signed(m) if pd.notna(m) else "diverged" for m in means]
-    return f"{arm_label(arm)} ({', '.join(sizes)})"
+def moves(arm: str, effects: pd.DataFrame) -> str:  # with `learns`
+    "'NoPE (+0.05, does not learn, diverged)': an arm with its difference at each level."
+    def size(e: Any) -> str:
+        if pd.isna(e.mean): return "diverged"
+        return signed(e.mean) if e.learns else "does not learn"
+    return f"{arm_label(arm)} ({', '.join(map(size, effects[effects.arm == arm].itertuples()))})"
+
+def nowhere(r: Results, arm: str, field: str) -> str:
+    "' At 4 no rate that was tried trains it.'; empty where each level has such a rate."
+    tried = {p: arms[arm]["lr"] for p, arms in r.tuning.items() if arm in arms}
+    levels = sorted(r.runs[field][r.runs.point == p].iloc[0] for p, lr in tried.items() if lr is None)
+    return f" At {joined(map(level_text, levels))} no rate that was tried trains it." if levels else ""
 
 def by_trend(effects: pd.DataFrame, trend: pd.DataFrame) -> str:
     "Each trend with the arms that have it; empty without a trend."
@@ -702,6 +710,7 @@ def along(r: Results) -> list[str]:
     field, runs = axis
     effects, trend = effects_along(runs, field, r.margin)
     if effects.empty: return []
+    effects["learns"] = [not not_learned(runs[runs[field] == e.level], e.arm) for e in effects.itertuples()]
     levels = sorted(effects.level.unique())
     where = f"{', '.join(map(level_text, levels))}; {ran_words(runs)}"
     if field != "lr": where += f", {setup_words(next(iter(r.sets)))}"
@@ -711,8 +720,8 @@ def along(r: Results) -> list[str]:
                  f"in nats per token, {goes}."]
     for arm in arm_order(effects.arm):
         of_arm = levels_words(arm, effects, runs, field)
-        trend_of_arm = trend_words(arm, trend)
-        sentences.append(f"**{arm_label(arm)}**: {of_arm}.{trend_of_arm}")
+        trend_of_arm = trend_words(arm, trend, effects[effects.arm == arm].learns.all())
+        sentences.append(f"**{arm_label(arm)}**: {of_arm}.{nowhere(r, arm, field)}{trend_of_arm}")
     return sentences
 
 # %% ../nbs/23_report.ipynb #21202384
@@ -1214,10 +1223,12 @@ def first_answers(r: Results) -> list[str]:
 
 # %% ../nbs/23_report.ipynb #7a5c0603
 HOW_ANSWERS_READ = """\
-The share of answers that are the model's likeliest token. Chance is what naming any of the facts in question is \
-worth. A longer episode shows so many times the facts, as far as there are any; the model is the trained one. A \
-difference to the baseline compares runs of one seed; above zero, the arm answers better. Verdicts as for losses, \
-*equivalent* within ±{margin:g}."""
+The share of answers that are the model's likeliest token. Chance is the best that is left to who knows all that was \
+shown and asked, and not which fact is meant: to name what is left most often. A longer episode shows so many times \
+the facts, as far as there are any; the model is the trained one. A difference to the baseline compares runs of one \
+seed; above zero, the arm answers better. Verdicts as for losses, *equivalent* within ±{margin:g}."""
+
+LONGER = {column: Question(LENGTH_WORDS[times], ALIKE, 1, 3, {}) for times, column in ACCURACIES.items() if times > 1}
 
 @section("Answers", lambda r: r.of_a_task, answers_figures, answers_tables)
 def answers(r: Results) -> list[str]:
@@ -1228,6 +1239,7 @@ def answers(r: Results) -> list[str]:
         parts.append(f"![Accuracy of each arm: {setup_words(name)}]({stem_of(r, name, 'answers')}.svg)")
         parts.append(Shown(stem_of(r, name, "answers"), for_reading(compared(answers_table(runs)))))
         if runs.seed.nunique() > 1: parts.append("\n".join(above_chance(runs)))
+        parts += ability_words(abilities(runs, LONGER), LONGER)
     return parts + first_answers(r)
 
 def answers_over_grid(r: Results) -> list[str]:
@@ -1457,11 +1469,11 @@ def asked_of(runs: pd.DataFrame) -> dict[str, tuple[str, int]]:
 
 HOW_PROBED = """\
 Each of {runs} trained models was asked, in fp32, on {windows} windows of {length} tokens of validation text. \
-It copies if it names the tokens of a random row when the row comes again. It recalls if it names what followed \
-a token the last time, where the pair is rare in the training text; of all else it names {elsewhere:.0%}. \
-On the first {inside} windows its position is read linearly off what a block hands on: who knows nothing errs \
-by {ignorant:g} tokens. A head that looks at all before it alike looks back by half of that way. \
-Late and early are the last and the first quarter of the window."""
+It copies if it names the tokens of a random row when the row comes again. It looks up what it names more often \
+when a text shows a pair of tokens again than when it showed it first, where the pair is rare in the training text; \
+of all else it names {elsewhere:.0%}. On the first {inside} windows the sixteenth in which a token stands is read \
+linearly off what a block hands on: who knows nothing is right in 6 %. A head that looks at all before it alike looks \
+back by half of that way; the first token is not counted. Late and early are the last and the first quarter."""
 
 def verdict_words(
     arms: pd.DataFrame,  # arm, difference, lo, hi, verdict
@@ -1504,7 +1516,7 @@ def what_models_can(r: Results) -> list[str]:
     length = probes.context_length.max()
     how = HOW_PROBED.format(
         runs=len(runs), windows=probes.windows.max(), inside=probes.inside.max(), length=length,
-        elsewhere=probes.elsewhere.mean(), ignorant=length / 4)
+        elsewhere=probes.elsewhere.mean())
     table = abilities(runs)
     return [how + at_setup(r, r.fullest), "![What the models can do](abilities.svg)",
             Shown("abilities", abilities_for_reading(table)), *ability_words(table)]

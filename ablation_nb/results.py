@@ -18,12 +18,13 @@ import numpy as np
 
 import ablation_nb
 from .config import ARMS, MODEL_FIELDS, AblationError, ModelConfig, RunConfig, TrainConfig
-from .config import is_of_type, parameter_count, parse_arm, project_root
+from .config import is_of_type, is_task, parameter_count, parse_arm, project_root
 from .data import TokenData, sha256_file
 from .provenance import (
     GIVEN, NotebookCode, NotebookRun, notebook_identity,
     code_now, device_kind, fingerprint, identity, identity_of, hash_of, own_hash,
     proofs_file, same_code, torch_release, write_json)
+from .tasks import find_task
 
 # Annotations name pandas, and nbdev's documentation asks what they mean. Who asks for states alone does without it.
 if TYPE_CHECKING or "nbdev" in sys.modules: import pandas as pd
@@ -402,6 +403,15 @@ def every_field(config: dict) -> dict:  # of a config.json
     defaults = {f.name: f.default for of in (ModelConfig, TrainConfig) for f in fields(of)}
     return {**defaults, **config["model"], **config["train"]}
 
+@lru_cache
+def ignorance(corpus: str, context_length: int) -> dict[str, float]:
+    "What not knowing is worth at each length of a task's episodes: chance, chance_2x, chance_4x; empty for a text."
+    if not is_task(corpus): return {}
+    with suppress(AblationError):   # of a name that says no task
+        task = find_task(corpus, context_length)
+        return {column.replace("accuracy", "chance"): task.chance(times) for times, column in ACCURACIES.items()}
+    return {}
+
 def row_of(study: Path | str, folder: Path) -> dict:
     "A run as a row of `load_runs`."
     name = dict(study=Path(study).resolve().name, **who(study, folder))
@@ -422,6 +432,7 @@ def row_of(study: Path | str, folder: Path) -> dict:
         "scale": config["scale"],
         "corpus": config["corpus"],
         **{k: v for k, v in result.items() if not isinstance(v, (list, dict))},
+        **({} if is_notebook(config) else ignorance(config["corpus"], config["model"]["context_length"])),
         **{k: env.get(k) for k in ENV_COLUMNS},
         "folder": at,
     }

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['How', 'COLUMNS', 'OUR_LINK', 'ALIVE', 'DEFINITION', 'TEXT', 'TEX', 'AGAINST', 'INTERVALS', 'ALIKE', 'ABLE', 'BACK',
-           'QUESTIONS', 'SEED_REPORT', 'duration', 'p_words', 'inert', 'plain_words', 'cell_text', 'cell_words',
-           'looks', 'md_table', 'tex_words', 'booktabs', 'tex_table', 'last_test', 'judged', 'arm_means',
+           'WORTH', 'QUESTIONS', 'SEED_REPORT', 'duration', 'p_words', 'inert', 'plain_words', 'cell_text',
+           'cell_words', 'looks', 'md_table', 'tex_words', 'booktabs', 'tex_table', 'last_test', 'judged', 'arm_means',
            'results_table', 'interval_words', 'for_reading', 'compared', 'accuracy_levels', 'answers_table', 'Question',
            'with_abilities', 'abilities', 'abilities_for_reading', 'sureness_table', 'side_by_side', 'tuning_effects',
            'ladder_gains', 'learned', 'ladder_table', 'reference_file', 'SeedReport', 'overview_table',
@@ -388,12 +388,14 @@ class Question(NamedTuple):
 
 ABLE: dict[str, str] = {}
 BACK = dict(better="nearer", worse="farther")
+WORTH = dict(better="more", worse="less")
 QUESTIONS = {  # column of `load_probes`
     "copied": Question("Copies random tokens that come again", .01, 1, 3, ABLE),
-    "recalled": Question("Recalls a rare pair that the text has shown", .01, 1, 3, ABLE),
-    "position_error": Question("Tells its position, but for so many tokens", 1., -1, 1, ABLE),
+    "looked_up": Question("Right more often on a rare pair when the text has shown it", .01, 1, 3, ABLE),
+    "placed": Question("Tells in which sixteenth of the window it stands", .01, 1, 3, ABLE),
     "distance": Question("Looks back by so many tokens", 1., -1, 1, BACK),
-    "late_gain": Question("Loses less late in the context than early, in nats", .005, 1, 3, ABLE),
+    "late_gain": Question("Loses less late in the context than early, in nats", .005, 1, 3, WORTH),
+    "late": Question("Loss late in the context, in nats", .005, -1, 3, ABLE),
 }
 
 def with_abilities(
@@ -403,7 +405,8 @@ def with_abilities(
     "Runs beside what their models can do."
     if probes.empty: return runs.iloc[:0].assign(**dict.fromkeys(QUESTIONS, np.nan))
     looked = [np.mean(layers) if all(v is not None for v in layers) else np.nan for layers in probes.back]
-    known = probes.assign(distance=looked, late_gain=probes.early - probes.late)
+    known = probes.assign(
+        distance=looked, looked_up=probes.recalled - probes.unshown, late_gain=probes.early - probes.late)
     return runs.merge(known[["point", *RUN, *QUESTIONS]], on=["point", *RUN])
 
 def abilities(

@@ -7,6 +7,7 @@ __all__ = ['SIDES', 'BLOCK', 'KINDS', 'Task', 'Recall', 'Position', 'Copy', 'Mul
 
 # %% ../nbs/01_tasks.ipynb #7a5c0103
 from abc import ABC, abstractmethod
+from functools import cache
 
 import numpy as np
 
@@ -78,7 +79,7 @@ class Task(ABC):
 
     @abstractmethod
     def chance(self, times: int = 1) -> float:
-        "Accuracy of who names any of the facts that may be asked for and have not been."
+        "The best accuracy of who knows all that was shown and asked, and not which fact a question means."
 
     def episodes(self, side: str, n: int, times: int = 1) -> np.ndarray:
         "The first n episodes of a side, (n, times T) uint16: a pure function of sizes, context and the name's seed."
@@ -105,10 +106,26 @@ def put(ids_NL: np.ndarray, start: int, every: int, tokens_NK: np.ndarray) -> No
     "Write a token into every so-manieth place from a start."
     ids_NL[:, start:start + every * tokens_NK.shape[1]:every] = tokens_NK
 
-def one_of(facts: int, questions: int, alike: float) -> float:
-    "How often one of the facts not yet asked for, named at random, agrees with the answer; two agree in this share."
+@cache
+def commonest(most: int, kinds: int) -> np.ndarray:  # (most + 1,)
+    """How often the commonest kind comes among 0, 1, ... things, on average, each thing of any kind alike.
+
+    The sum over k of the chance that one kind comes more than k times; counts are Poisson's, given their sum."""
+    n, rate = np.arange(most + 1), max(most, 1) / kinds
+    log_factorial = np.append(0, np.cumsum(np.log(n[1:])))
+    def poisson(mean: float) -> np.ndarray: return np.exp(n * np.log(mean) - mean - log_factorial)
+    expected = np.zeros(most + 1)
+    for k in range(most):
+        no_more = np.where(n <= k, poisson(rate), 0)
+        together = np.ones(1)
+        for _ in range(kinds): together = np.convolve(together, no_more)[:most + 1]
+        expected += 1 - together / poisson(rate * kinds)
+    return expected
+
+def best_guess(facts: int, questions: int, kinds: int) -> float:
+    "How often the commonest of the facts not yet asked for is the answer, where each fact is of any kind alike."
     left = facts - np.arange(questions)
-    return float(((1 + (left - 1) * alike) / left).mean())
+    return float((commonest(facts, kinds)[left] / left).mean())
 
 # %% ../nbs/01_tasks.ipynb #7a5c0109
 class Recall(Task):
@@ -135,7 +152,7 @@ class Recall(Task):
         return ids_NL
 
     def chance(self, times: int = 1) -> float:
-        return one_of(self.facts(times), self.questions(times), 1 / self.sizes["values"])
+        return best_guess(self.facts(times), self.questions(times), self.sizes["values"])
 
 # %% ../nbs/01_tasks.ipynb #7a5c010c
 class Position(Task):
@@ -165,7 +182,7 @@ class Position(Task):
         return ids_NL
 
     def chance(self, times: int = 1) -> float:
-        return one_of(self.asked(), self.questions(times), 1 / self.sizes["words"])
+        return best_guess(self.asked(), self.questions(times), self.sizes["words"])
 
 # %% ../nbs/01_tasks.ipynb #7a5c010f
 class Copy(Task):
@@ -192,7 +209,7 @@ class Copy(Task):
         return ids_NL
 
     def chance(self, times: int = 1) -> float:
-        return one_of(self.facts(times), self.questions(times), 1 / self.sizes["letters"])
+        return best_guess(self.facts(times), self.questions(times), self.sizes["letters"])
 
 # %% ../nbs/01_tasks.ipynb #7a5c0112
 class Multihop(Task):

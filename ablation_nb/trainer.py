@@ -598,13 +598,12 @@ LONGER = (1, 2, 4)   # lengths of a task's episodes that are scored at the end, 
 
 @patch
 def accuracies(self: Trainer) -> dict:
-    "Share of right answers, at the trained length and beyond, and what ignorance is worth there; empty for a text."
+    "Share of right answers, at the trained length and beyond; empty for a text."
     task, kept = self.valid.task, dict[str, float | None]()
     if task is None: return {}
     for times in LONGER:
         ending = "" if times == 1 else f"_{times}x"
         kept[f"accuracy{ending}"] = self.accuracy(task, times)
-        kept[f"chance{ending}"] = task.chance(times)
     return kept
 
 @patch

@@ -38,7 +38,7 @@ def test_the_report_shows_what_was_found(study):
     page = (study / "report.md").read_text()
     assert "## What the models can do" in page
     assert "Each of 4 trained models was asked" in page
-    assert "- Tells its position" in page
+    assert "- Tells in which sixteenth" in page
     assert (study / "abilities.svg").exists()
     assert (study / "tables" / "abilities.csv").exists()
     assert (study / "tables" / "abilities.tex").exists()
