@@ -825,7 +825,7 @@ def atlas_figure(
 # %% ../nbs/21_figures.ipynb #22c00002
 VERDICT_LOOKS = {  # verdict -> paper, sign
     "better": ("#c5dff4", "+"), "worse": ("#fbd0b2", "−"), "equivalent": ("#e3e3e3", "="),
-    "undetermined": ("white", "?"),
+    "undetermined": ("white", "?"), "at chance": ("white", ""),
     **dict.fromkeys(("nearer", "less"), ("#ddd0ee", "<")), **dict.fromkeys(("farther", "more"), ("#ddd0ee", ">")),
 }
 
@@ -844,20 +844,25 @@ def name_columns(ax: Axes, groups: Mapping[str, str]) -> None:
 def verdict_map(
     cells: pd.DataFrame,      # question, arm, words, verdict (none for the baseline)
     groups: Mapping[str, str],# question, from left to right -> the group that it belongs to
+    nothing: Mapping[str, str] | None = None,  # question -> what knowing nothing is worth, for a row of its own
 ) -> Figure:
     "A row an arm, a column a question: what the arm reaches, and what a test says of it beside the baseline."
     arms = [a for a in ["baseline"] if a in set(cells.arm)] + [a for of in families(cells.arm).values() for a in of]
-    asked = [*groups]
+    asked, below = [*groups], nothing or {}
+    middle = dict[str, Any](ha="center", va="center", fontsize=9.5)
     fig = new_figure(3.2 + .95 * len(asked), 4.2 + .36 * len(arms))
     ax = fig.subplots()
-    ax.set(xlim=(-.5, len(asked) - .5), ylim=(len(arms) - .5, -.5))
+    ax.set(xlim=(-.5, len(asked) - .5), ylim=(len(arms) - .5 + bool(below), -.5))
     for x in cells[cells.question.isin(asked)].itertuples():
         paper, sign = VERDICT_LOOKS.get(x.verdict, ("white", ""))
         left, top = asked.index(x.question), arms.index(x.arm)
         ax.barh(top, .94, left=left - .47, height=.88, color=paper, lw=0)
         bold = "bold" if x.verdict in ("better", "worse") else "normal"
-        ax.text(left, top, f"{x.words} {sign}".strip(), ha="center", va="center", fontsize=9.5, weight=bold)
-    name_arms(ax, arms)
+        colour = "#777777" if x.verdict == "at chance" else "black"
+        ax.text(left, top, f"{x.words} {sign}".strip(), color=colour, weight=bold, **middle)
+    name_rows(ax, [*map(arm_label, arms), *["knows nothing"] * bool(below)], [*map(arm_colour, arms), "#777777"])
+    for q, words in below.items():
+        ax.text(asked.index(q), len(arms), words, color="#777777", style="italic", **middle)
     name_columns(ax, groups)
     ax.tick_params(axis="x", length=0)
     ax.grid(visible=False)
