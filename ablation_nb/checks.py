@@ -10,7 +10,7 @@ __all__ = ['SIZES', 'CHECKS', 'expected_config', 'Case', 'blueprint', 'check_pai
            'check_definition', 'Check', 'check_treatment', 'require', 'certificate']
 
 # %% ../nbs/05_checks.ipynb #0727c31d
-import copy
+import copy, itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,9 +27,9 @@ from ablation_nb.config import (
     ATTENTIONS, FEED_FORWARDS, POSITIONS, WRITERS, AblationError, ModelConfig, Norm,
     arm_name, initial_sd, model_config, parse_arm, part_of, unit_rms,
 )
-from .layers import CausalSelfAttention, Linear
+from .layers import CausalSelfAttention, KVCache, Linear
 from ablation_nb.model import (
-    FlexibleTransformerLM, drawn_parameter, flops_per_token, next_token_loss, parameter_count,
+    FlexibleTransformerLM, drawn_parameter, flops_per_token, last_logits, next_token_loss, parameter_count,
     reference_attention, reference_block, reference_feed_forward, reference_logits, reference_mask, reference_queries,
 )
 
@@ -377,13 +377,15 @@ def check_heads(t: Case) -> tuple[bool, str]:
     H, G, x = t.cfg.n_heads, t.cfg.n_kv_heads, t.noise(1, min(t.cfg.context_length, 4), t.cfg.d_model)
     for layer, block in enumerate(t.copy.blocks):
         attn = with_open_heads(block.attn)
-        before, values = by_head(attn(x), H), attn.wv.weight.clone()
-        for g in range(G):
-            attn.wv.weight.copy_(values).unflatten(0, (G, -1))[g].zero_()
+        before, maps = by_head(attn(x), H), dict(keys=attn.wk.weight, values=attn.wv.weight)
+        for (what, weight), g in itertools.product(maps.items(), range(G)):
+            own = weight.clone()
+            weight.unflatten(0, (G, -1))[g].zero_()
             served = (by_head(attn(x), H) != before).any(-1).any(-1).nonzero().flatten().tolist()
+            weight.copy_(own)
             if served == [*range(g * H // G, (g + 1) * H // G)]: continue
             whom = f"heads {listed(map(str, served))} of queries"
-            return False, f"In block {layer} head {g} of {G} of keys and values serves {whom}."
+            return False, f"In block {layer} head {g} of {G} of {what} serves {whom}."
     return True, f"Each of {G} heads of keys and values serves {H // G} of {H} heads of queries."
 
 # %% ../nbs/05_checks.ipynb #19f00005
@@ -629,6 +631,18 @@ def check_live_parameters(t: Case) -> tuple[bool, str]:
     pairs = "the output layer tied" if due else "nothing tied"
     return True, f"All {len(named)} parameter tensors get a gradient; no bias, {pairs}."
 
+# %% ../nbs/05_checks.ipynb #19f0000f
+def check_cache(t: Case) -> tuple[bool, str]:
+    "Keys and values that are kept give the logits of the whole text: what is sampled is the model's own."
+    text = t.ids[0].tolist()
+    half = len(text) // 2
+    caches = [KVCache(t.cfg, 1, t.device) for _ in t.copy.blocks]
+    if half: last_logits(t.copy, [text[:half]], caches)
+    kept, whole = last_logits(t.copy, [text], caches, [half]), last_logits(t.copy, [text])
+    off = ((kept - whole).abs().max() / whole.abs().max()).item()
+    says = f"With keys and values of {half} tokens kept, logits behind {len(text)} are off those of the whole text"
+    return off < t.tol, f"{says} by {off:.0e} of the largest."
+
 # %% ../nbs/05_checks.ipynb #6c50f843
 def check_definition(t: Case) -> tuple[bool, str]:
     "The logits are those of the definition, written independently in float64."
@@ -657,6 +671,7 @@ CHECKS = [
     check_output,
     check_causal,
     check_live_parameters,
+    check_cache,
     check_definition,
 ]
 

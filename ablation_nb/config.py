@@ -17,7 +17,8 @@ __all__ = ['PRECISIONS', 'MAY_BE_ZERO', 'SCHEDULES', 'OPTIMIZERS', 'LARGEST', 'F
            'arm_label', 'arm_family', 'arm_order', 'compared_arms', 'Scale', 'torch_build', 'has_card',
            'multiplies_bf16', 'resolve_scale', 'native_precision', 'model_config', 'train_config', 'demanded',
            'known_fields', 'TaskRule', 'is_task', 'parse_task', 'task_vocabulary', 'refuse_few_episodes', 'RunConfig',
-           'run_config', 'project_root', 'own_arms', 'fault_of', 'import_file']
+           'at_work', 'both_configs', 'refuse_idle', 'run_config', 'project_root', 'own_arms', 'fault_of',
+           'import_file']
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
 import difflib, importlib.util, math, os, re, sys, traceback
@@ -362,8 +363,8 @@ class Head:
     "An output layer: what the last norm gives, made into logits."
     formula: Callable[[np.ndarray, np.ndarray], np.ndarray]   # (x_BTD, w_VD) -> logits_BTV
     tied: bool = False                                        # is `w_VD` the embedding?
-    # (cfg) -> torch module with the map `weight` (V, D), unless it is tied; None: the one of that name in `layers`
-    layer: Callable[[ModelConfig], Any] | None = None
+    # (cfg) -> torch module with the map `weight` (V, D), or (cfg, embed) if it is tied; None: the one in `layers`
+    layer: Callable[..., Any] | None = None
 
 # %% ../nbs/00_config.ipynb #19a00005
 SOFTCAP = 5.0   # beyond which no score gets
@@ -479,7 +480,7 @@ def check_parts_fit(cfg: ModelConfig) -> None:
                             "drop one of the two treatments.")
     if cfg.attention in ATTENTIONS and (cfg.n_kv_heads < 1 or cfg.n_heads % cfg.n_kv_heads):
         shared = f"attention='{cfg.attention}' makes {cfg.n_kv_heads} heads of keys and values"
-        way_out = "choose an even number of heads"
+        way_out = "choose a number of heads that can be shared"
         raise AblationError(f"{shared}, which cannot be shared by n_heads={cfg.n_heads}; {way_out}.")
 
 # %% ../nbs/00_config.ipynb #c4cb2ec0
@@ -934,6 +935,36 @@ class RunConfig:
     def from_dict(cls, d: dict) -> "RunConfig":
         return cls(**{**d, "model": ModelConfig(**d["model"]), "train": TrainConfig(**d["train"])})
 
+def at_work(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
+    "What of the settings reaches a number: fields that others make idle are left out."
+    part, T, idle = part_of(model, "attention"), model.context_length, list[str]()
+    looks = model.n_kv_heads, min(part.window(T), T) if part.window else T, part.scores, part.qk_norm, part.layer
+    if not part_of(model, "position").angles: idle.append("rope_theta")
+    if train.optimizer == "sgd": idle += ["beta1", "beta2", "adam_eps"]
+    if train.optimizer == "adamw": idle.append("momentum")
+    if train.weight_decay == 0: idle.append("decayed")
+    if train.min_lr_ratio == 1: idle.append("schedule")
+    return {f: v for f, v in {**asdict(model), **asdict(train), "attention": looks}.items() if f not in idle}
+
+def both_configs(arm: str, scale: str, overrides: dict) -> tuple[ModelConfig, TrainConfig]:
+    "The model and the training of an arm."
+    model = {k: v for k, v in overrides.items() if k in MODEL_FIELDS}
+    train = {k: v for k, v in overrides.items() if k in TRAIN_FIELDS}
+    return model_config(arm, scale, **model), train_config(scale, arm, **train)
+
+def refuse_idle(arm: str, scale: str, overrides: dict) -> None:
+    "Each part of an arm changes what is computed: one that other settings make idle is an error."
+    now, parts = at_work(*both_configs(arm, scale, overrides)), parse_arm(arm)
+    for part in parts:
+        others = "+".join(p.name for p in parts if p is not part) or "baseline"
+        given = {k: v for k, v in overrides.items() if k not in part.change}
+        try: without = at_work(*both_configs(others, scale, given))
+        except AblationError: continue   # there is no such model
+        if not part.change or without != now: continue
+        what = ", ".join(f"{f}={v!r}" for f, v in part.change.items())
+        raise AblationError(f"'{part.name}' changes nothing here: {what} is idle beside the other settings. "
+                            "Leave it out, or change what makes it so.")
+
 def run_config(
     ablation: str = "baseline",  # the arm
     scale: str = "auto",         # a key of SCALES, or "auto"
@@ -948,10 +979,11 @@ def run_config(
         raise AblationError(f"There is no parameter '{k}'.{guess} Known: {known}.")
     name = resolve_scale(scale)
     text = str(corpus or os.environ.get("ABLATION_CORPUS") or SCALES[name].corpus)
-    model = {k: v for k, v in overrides.items() if k in MODEL_FIELDS}
-    train = {k: v for k, v in overrides.items() if k in TRAIN_FIELDS}
-    if is_task(text): model["vocab_size"] = task_vocabulary(text, model.get("vocab_size"))
-    made = model_config(ablation, name, **model), train_config(name, ablation, **train)
+    if is_task(text): overrides["vocab_size"] = task_vocabulary(text, overrides.get("vocab_size"))
+    made = both_configs(ablation, name, overrides)
+    for kind in PARTS: part_of(made[0], kind)
+    if made[0].init not in INITS: raise unknown(f"init='{made[0].init}' is unknown.", made[0].init, INITS, "Known")
+    refuse_idle(ablation, name, overrides)
     if is_task(text): refuse_few_episodes(text, made[1])
     return RunConfig(arm_name(ablation), name, text, *made)
 

@@ -403,7 +403,7 @@ class TiedHead(nn.Module):
 def make_head(cfg: ModelConfig, embed: nn.Embedding) -> nn.Module:
     "The output layer that `cfg.head` names; a tied one reads `embed`."
     part = part_of(cfg, "head")
-    if part.layer: return part.layer(cfg)
+    if part.layer: return part.layer(cfg, embed) if part.tied else part.layer(cfg)
     return TiedHead(embed) if part.tied else Linear(cfg.d_model, cfg.vocab_size)
 
 # %% ../nbs/03_layers.ipynb #81136d80
