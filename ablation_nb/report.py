@@ -15,18 +15,18 @@ __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BAREL
            'rates_sentence', 'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once',
            'facts', 'fact_list', 'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown',
            'stem_of', 'Section', 'section', 'findings', 'answers', 'answers_over_grid', 'both_rates', 'losses_by_seed',
-           'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'rates', 'with_curves', 'curves_table',
-           'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words', 'dynamics', 'shown_positions',
-           'losses_by_position', 'probed', 'asked_of', 'verdict_words', 'ability_words', 'what_models_can', 'combines',
-           'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
-           'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
-           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
-           'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files', 'write_text', 'write_report',
-           'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'front_setting', 'front_table',
-           'front_picture', 'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words',
-           'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words',
-           'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike', 'scale_parts',
-           'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
+           'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'above_another_rate', 'rates',
+           'with_curves', 'curves_table', 'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words',
+           'dynamics', 'shown_positions', 'losses_by_position', 'probed', 'asked_of', 'verdict_words', 'ability_words',
+           'what_models_can', 'combines', 'interaction_figures', 'interaction_tables', 'interactions', 'noise_table',
+           'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables',
+           'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories',
+           'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files',
+           'write_text', 'write_report', 'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds',
+           'front_setting', 'front_table', 'front_picture', 'front_beside', 'study_question', 'read_sizes',
+           'find_study_in', 'size_of', 'rates_words', 'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size',
+           'crossing_words', 'sides', 'turn_words', 'scale_sentence', 'scale_sentences', 'confounded', 'settings_table',
+           'ranked_alike', 'scale_parts', 'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, itertools, re
@@ -45,7 +45,8 @@ from matplotlib.figure import Figure
 from .config import AblationError, arm_label, arm_order, is_task, parse_arm, project_root, run_config
 from .figures import (
     LENGTH_WORDS, MANY,
-    abilities_figure, ablation_comparison, answers_figure, atlas_figure, dynamics_figure, effects_figure, front_figure,
+    abilities_figure, ablation_comparison, answers_figure, atlas_figure, dynamics_figure, effects_figure, families,
+    front_figure,
     interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
     ACCURACIES, PROMPTS, RUN, every_field, load_doc_losses, load_metrics, load_position_losses, load_probes,
@@ -289,6 +290,9 @@ def asked_for(r: Results) -> list[tuple]:
     tune, fixed = plan.get("tune"), plan.get("fixed")
     for part in (tune, fixed):
         if part: ask(points, plan["arms"], part["lr"], part["seeds"])
+    if tune:   # rungs that grew at the ends of a ladder
+        for point, arms in r.tuning.items():
+            for arm, t in arms.items(): ask([point], [arm], [rung["lr"] for rung in t["curve"]], tune["seeds"])
     for p in points:
         for arms in rates_asked(r, p):
             seeds = seeds_asked(r, p, arms)
@@ -1135,7 +1139,9 @@ last step, mean of the finished seeds. A difference compares runs of one \
 seed; above zero, the arm's loss is the higher one. Verdicts: *worse* or \
 *better* by a paired t test with Holm's correction over the arms of the \
 table at 5 %; *equivalent* if two one-sided tests place the difference \
-within ±{margin:g} nats; else *undetermined*."""
+within ±{margin:g} nats; else *undetermined*. Intervals are those of one \
+arm by itself, without that correction: one that leaves zero out may be \
+undetermined."""
 
 ANSWERS_ONLY = (
     "over the whole validation set after the last step",
@@ -1153,6 +1159,15 @@ def twin_words(runs: pd.DataFrame) -> str:
     if not pairs: return ""
     return (f"{joined(pairs)} are one model here: their runs agree to the last bit, "
             "so they are one contrast in every correction.")
+
+def in_families(table: pd.DataFrame) -> pd.DataFrame:  # of `results_table`
+    "The rows of many arms as their figure has them: by family, and within one from the lowest loss to the highest."
+    ranked = table.sort_values("difference", kind="stable")
+    groups = [ranked[ranked.arm == "baseline"].assign(family="")]
+    for family, arms in families(table.arm).items():
+        groups.append(ranked[ranked.arm.isin(arms)].assign(family=family))
+    together = pd.concat(groups, ignore_index=True)
+    return together[["family", *table.columns]]
 
 def effect_list(runs: pd.DataFrame, margin: float) -> str:
     "A sentence for each arm."
@@ -1184,6 +1199,7 @@ def findings(r: Results) -> list[str]:
         table = compared(results_table(runs, r.margin))
         if r.of_a_task: table = table.drop(columns="bits_per_byte", errors="ignore")   # of what no text is
         if not r.timed.empty: table = table.drop(columns="seconds")   # arms were timed in turn, which is better
+        if runs.arm.nunique() > MANY: table = in_families(table)
         parts.append(Shown(stem_of(r, name, "results"), for_reading(table)))
         if name not in comparable(r): continue
         if alike := twin_words(runs): parts.append(alike)
@@ -1347,6 +1363,19 @@ What an arm could gain between the rungs is the depth of a parabola through its 
 the logarithm of the rate; its error is that of a tuning on {seeds}. A verdict hangs on the rate if it changes where \
 only the arm, or only the baseline, gains that and two standard errors more:"""
 
+def above_another_rate(r: Results) -> list[str]:
+    "Arms whose finished runs at the chosen rate are worse, on average, than tuning was at another rate."
+    if "tuned" not in r.sets: return []
+    tuned, words = r.sets["tuned"], list[str]()
+    means = tuned[tuned.status == "done"].groupby("arm").final_val_loss.mean()
+    for arm, t in r.tuning.get("", {}).items():
+        others = {rung["lr"]: rung["mean"] for rung in t["curve"] if rung["lr"] != t["lr"] and rung["mean"] is not None}
+        if arm == "aa" or arm not in means or not others: continue
+        best = min(others, key=lambda lr: others[lr])
+        if means[arm] < others[best] + r.margin: continue
+        words.append(f"{arm_label(arm)} ({means[arm]:.3f} at {t['lr']:g}, {others[best]:.3f} at {best:g})")
+    return words
+
 @section("Learning rates", several_rates, ladder_figures, ladder_tables)
 def rates(r: Results) -> list[str]:
     "Learning-rate sensitivity of each arm."
@@ -1365,6 +1394,9 @@ def rates(r: Results) -> list[str]:
     if no_rate:
         none = "No rate of the ladder could be chosen, so there is no run at an own best rate"
         parts.append(f"{none}, for: {', '.join(no_rate)}.")
+    if unlucky := above_another_rate(r):
+        above = "The test seeds ended above what the tuning seeds had at another rate, so the choice may be their luck"
+        parts.append(f"{above}, for: {', '.join(unlucky)}.")
     if "tuned" in comparable(r):
         seeds = count_words(len(r.plan["tune"]["seeds"]), "seed")
         parts += [LADDER.format(seeds=seeds), Shown("ladder", ladder_tables(r)["ladder"])]
@@ -2221,28 +2253,33 @@ def confounded(effects: pd.DataFrame) -> str:
 RANKED = 6   # arms: fewer make no order worth the name
 
 def rank_table(effects: pd.DataFrame) -> pd.DataFrame:
-    """How far a smaller size ranks the arms as a larger one does, for each two sizes; rows of `scale_effects`.
+    """How far a smaller size tells of the arms what a larger one does, for each two sizes; rows of `scale_effects`.
 
-    small, large (parameters) and the columns of `rank_agreement`; none for fewer than `RANKED` arms in common."""
+    small, large (parameters) and the columns of `rank_agreement`; no ranks for fewer than `RANKED` arms in common."""
     named = effects.rename(columns=dict(bits="mean", bits_se="se", pairs="n"))
     sizes = itertools.combinations(named.groupby("parameters"), 2)
     rows = [
         dict(small=a, large=b, **rank_agreement(own, other))
-        for (a, own), (b, other) in sizes if own.arm.isin(other.arm).sum() >= RANKED
+        for (a, own), (b, other) in sizes if own.arm.isin(other.arm).any()
     ]
-    return pd.DataFrame(rows, columns=["small", "large", "arms", "rho", "lo", "hi", "decided", "same_sign"])
+    table = pd.DataFrame(rows, columns=["small", "large", "arms", "rho", "lo", "hi", "decided", "same_sign"])
+    table.loc[table.arms < RANKED, ["rho", "lo", "hi"]] = np.nan
+    return table
 
 def rank_words(ranks: pd.DataFrame) -> list[str]:
     "A sentence for each row of `rank_table`."
     words = []
     for r in ranks.itertuples():
         sizes = f"{amount(r.small)} and {amount(r.large)} parameters"
+        signs = f"Of {count_words(r.decided, 'arm')} that both decide, the same sign: {r.same_sign}."
+        if np.isnan(r.rho):
+            words.append(f"{sizes} have {count_words(r.arms, 'arm')} in common, too few to rank. {signs}")
+            continue
         if r.lo > 0: says = "rank the arms alike"
         elif r.hi < 0: says = "rank the arms the other way round"
         else: says = "cannot be said to rank the arms alike"
-        signs = f"of {count_words(r.decided, 'arm')} that both decide, the same sign: {r.same_sign}"
-        words.append(f"{sizes} {says}: Spearman's ρ {interval_words(r.rho, r.lo, r.hi, digits=2)} "
-                     f"over {r.arms} arms; {signs}.")
+        rho = interval_words(r.rho, r.lo, r.hi, digits=2)
+        words.append(f"{sizes} {says}: Spearman's ρ {rho} over {r.arms} arms. {signs}")
     return words
 
 # %% ../nbs/23_report.ipynb #5ca1e306
@@ -2253,14 +2290,15 @@ def settings_table(studies: list[Results]) -> pd.DataFrame:
     return table[differ]
 
 def ranked_alike(effects: pd.DataFrame) -> list[str]:
-    "The part of the page on ranks; empty without enough arms in common."
+    "The part of the page on signs and ranks; empty without arms in common."
     ranks = rank_table(effects)
     if ranks.empty: return []
+    parts = ["## Does a small model tell what a larger one does?", "\n".join(f"- {w}" for w in rank_words(ranks))]
+    if ranks.rho.isna().all(): return parts
     how = ("Both lists of effects were drawn again from their means and errors; the interval holds the middle 95 % of "
            "the ranks' correlations. It speaks of these arms and of noise, not of other arms; "
            "noise makes ranks agree less than the truth does.")
-    return ["## Does a small model rank the arms as a larger one does?",
-            "\n".join(f"- {w}" for w in rank_words(ranks)), how]
+    return [*parts, how]
 
 def scale_parts(
     effects: pd.DataFrame,

@@ -51,6 +51,7 @@ COLUMNS: dict[str, tuple[str, How]] = dict(  # column -> heading, and how its va
     figures=("our figures", str),
     test=("decided by", str),
     arm=("arm", arm_label),
+    family=("family", str),
     change=("what was changed", str),
     component=("taken away", str),
     whose=("", str),

@@ -5,7 +5,7 @@ from torch import nn
 
 from ablation_nb.config import (
     Arm, Attention, Block, Head, Norm, Position, register_arm, register_part)
-from ablation_nb.layers import CausalSelfAttention, Linear
+from ablation_nb.layers import CausalSelfAttention, Linear, TiedHead
 from ablation_nb.model import TransformerBlock
 
 
@@ -44,7 +44,13 @@ def half(x, attention, feed_forward, norm):
 class CappedHead(Linear):
     def __init__(self, cfg): super().__init__(cfg.d_model, cfg.vocab_size)
 
-    def forward(self, x): return 30 * torch.tanh(super().forward(x) / 30)
+    def forward(self, x): return 3 * torch.tanh(super().forward(x) / 3)
+
+
+class HalfTied(TiedHead):
+    "Half of what the embedding says."
+    @property
+    def weight(self): return super().weight / 2
 
 
 class ClippedNorm(nn.Module):
@@ -58,10 +64,15 @@ class ClippedNorm(nn.Module):
 register_part("position", "near", Position(bias=near, layer=Near))
 register_part("attention", "squashed", Attention(scores=np.arcsinh, layer=Squashed))
 register_part("placement", "half", Block(half, layer=HalfBlock))
-register_part("head", "capped", Head(lambda x, w: 30 * np.tanh(x @ w.T / 30), layer=CappedHead))
+register_part("head", "capped", Head(lambda x, w: 3 * np.tanh(x @ w.T / 3), layer=CappedHead))
+register_part("head", "half_tied", Head(
+    lambda x, w: x @ w.T / w.shape[1] ** 0.5 / 2, tied=True, layer=lambda cfg, embed: HalfTied(embed)))
+register_part("attention", "one_kv", Attention(kv_heads=lambda H: 1, layer=CausalSelfAttention))
 register_part("norm", "clipped", Norm(lambda x, eps: np.clip(x, -1, 1), layer=ClippedNorm))
 register_arm(Arm("near", "Near", "scores fall with the root of distance", {"position": "near"}))
 register_arm(Arm("squashed", "Squashed", "asinh of the scores", {"attention": "squashed"}))
 register_arm(Arm("half", "Half", "the feed-forward layer counts half", {"placement": "half"}))
-register_arm(Arm("capped", "Capped", "logits capped at 30", {"head": "capped"}))
+register_arm(Arm("capped", "Capped", "logits capped at 3", {"head": "capped"}))
+register_arm(Arm("half_tied", "Half tied", "half of the embedding as output layer", {"head": "half_tied"}))
+register_arm(Arm("one_kv", "One head of keys", "all heads share keys and values", {"attention": "one_kv"}))
 register_arm(Arm("clipped", "Clipped", "clipping for a norm", {"norm": "clipped"}))

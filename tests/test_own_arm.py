@@ -112,7 +112,10 @@ def test_an_own_layer_that_is_not_what_it_says_does_not_train(project, sh, promi
 PARTS = (ROOT / "tests" / "own_parts.py").read_text()   # one of each kind that is not a feed-forward layer
 
 
-@pytest.mark.parametrize("arm, compiled", [("near+squashed+half", True), ("capped", False), ("clipped", False)])
+@pytest.mark.parametrize("arm, compiled", [
+    ("near+squashed+half+capped+clipped", True),
+    ("half_tied+one_kv", False),
+])
 def test_an_own_part_of_each_kind_proves_itself_and_trains(project, sh, arm, compiled):
     root = project(PARTS)
     succeeded(train(sh, root, arm, compile=compiled))
@@ -125,7 +128,7 @@ def test_an_own_part_of_each_kind_proves_itself_and_trains(project, sh, arm, com
     ("near", "-back.float().sqrt()", "-back.float()", "[distance]"),
     ("squashed", "torch.asinh(scores)", "torch.tanh(scores)", "[attention]"),
     ("half", "self.ffn(self.norm2(x)) / 2", "self.ffn(self.norm2(x)) / 3", "[placement]"),
-    ("capped", "30 * torch.tanh(super().forward(x) / 30)", "20 * torch.tanh(super().forward(x) / 20)", "[output]"),
+    ("capped", "3 * torch.tanh(super().forward(x) / 3)", "2 * torch.tanh(super().forward(x) / 2)", "[output]"),
     ("clipped", "x.clamp(-1, 1)", "x.clamp(-2, 2)", "[norms]"),
 ])
 def test_an_own_part_that_is_not_its_formula_does_not_train(project, sh, arm, promised, trained, check):
