@@ -66,6 +66,7 @@ def be_kernel(argv: list[str], cwd: str, env: dict[str, str]) -> None:
     if "ABLATION_NOTEBOOK" in env:   # forks of one process would all draw the same numbers
         random.seed()
         sys.modules["numpy"].random.seed()
+        sys.modules["torch"].default_generator.seed()
     from ipykernel.kernelapp import launch_new_instance
     launch_new_instance(argv=[*argv, f"--IPKernelApp.parent_handle={os.getppid()}"])
     os._exit(0)
@@ -105,7 +106,8 @@ class Nursery:
         "The process, started where there is none or where it has died."
         if self.process is None or self.process.poll() is not None:
             argv, pipe = [sys.executable, "-c", NURSERY_CODE], subprocess.PIPE
-            self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
+            env = {"PYTHONHASHSEED": "0", **os.environ}   # sets have one order, whichever engine it is
+            self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, start_new_session=True, env=env)
         return self.process
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ __all__ = ['COMPUTING', 'GIVEN', 'WORDING', 'TINY', 'TAKING', 'write_json', 'has
            'device_name', 'device_kind', 'torch_release', 'environment']
 
 # %% ../nbs/10_provenance.ipynb #15e42953
-import ast, hashlib, inspect, io, itertools, json, math, os
+import ast, hashlib, importlib.util, inspect, io, itertools, json, math, os
 import platform, re, subprocess, sys, tempfile, threading, tokenize
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,19 +104,22 @@ def imported_files(
 ) -> list[Path]:    # the file itself first
     """A file, and all that it imports or runs from below `places`, at any depth; one that is no Python is an error.
 
-    Folders below them that a file adds to `sys.path` are looked through too."""
+    Looked through too are folders below them that a file adds to `sys.path`, and those that the environment knows.
+    A name that is made while the code runs is not followed."""
     files, left, roots = [], [file], [*dict.fromkeys(places)]
+    def is_ours(f: Path) -> bool:
+        return "site-packages" not in f.parts and any(p == f or p in f.parents for p in places)
     while left:
         path = left.pop(0)
         if path in files: continue
         files.append(path)
         nodes = [*ast.walk(tree_of(path))]
-        folders = [f for node in nodes for f in folders_added(node, file.parent) if f.is_dir()]
-        roots += [f for f in dict.fromkeys(folders) if f not in roots and any(p in f.parents for p in places)]
-        found = [f for node in nodes for f in files_run(node, file.parent)]
+        folders = [*folders_added(nodes, file.parent), *map(place_of, modules_named(nodes))]
+        roots += [f for f in dict.fromkeys(folders) if f is not None and f not in roots and is_ours(f)]
+        found = files_named(nodes, roots, file.parent)
         for root, node in itertools.product(roots, nodes):
             found += [f for base, name in imported_names(node, path.parent, root) for f in module_files(base, name)]
-        left += [f for f in found if any(p in f.parents for p in places)]
+        left += filter(is_ours, found)
     return files
 
 # %% ../nbs/10_provenance.ipynb #07083c84
@@ -170,24 +173,53 @@ def texts_in(node: ast.AST) -> list[str]:
     texts = [n for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     return [str(n.value) for n in sorted(texts, key=lambda n: (n.lineno, n.col_offset))]
 
-def folders_added(node: ast.AST, here: Path) -> list[Path]:  # `here`: where the notebook runs
-    "Folders that a call such as `sys.path.insert(0, 'src')` may add to where modules are looked for."
-    if not isinstance(node, ast.Call) or getattr(node.func, "attr", "") not in ("insert", "append"): return []
-    if ast.unparse(node.func).rpartition(".")[0] != "sys.path": return []
-    texts = [text for value in node.args for text in texts_in(value)]
-    return [(here / text).resolve() for text in (*texts, "/".join(texts)) if text]
-
-def files_run(node: ast.AST, here: Path) -> list[Path]:
-    "The files that a magic such as `%run helper.py` or `!python helper.py` names."
+def words_of(node: ast.AST) -> list[str]:
+    "The words of a magic; none for any other piece of Python."
     if not isinstance(node, ast.Call) or getattr(node.func, "id", "") != "magic": return []
-    words = [word.strip("'\"") for text in texts_in(node) for word in text.split()]
-    if words[:1] == ["%run"]: words += [f"{word}.py" for word in words]
-    files = [(here / word).resolve() for word in words if word.endswith((".py", ".ipynb"))]
-    return [f for f in files if f.is_file()]
+    return [word.strip("'\"") for text in texts_in(node) for word in text.split()]
+
+MOVING = ("sys.path", "path", "os.chdir", "chdir", "site.addsitedir", "addsitedir")   # where modules are looked for
+
+def folders_added(nodes: list[ast.AST], here: Path) -> list[Path]:  # `here`: where the notebook runs
+    "Folders that code may add to where modules are looked for: all that it names, if it does such a thing at all."
+    moves = any(ast.unparse(n) in MOVING for n in nodes if isinstance(n, (ast.Name, ast.Attribute)))
+    if not moves and not any(words_of(n)[:1] == ["%cd"] for n in nodes): return []
+    texts = [text for n in nodes for text in (*words_of(n), *texts_in(n)) if isinstance(n, (ast.Call, ast.Constant))]
+    texts += ["/".join(texts_in(n)) for n in nodes if isinstance(n, (ast.Call, ast.BinOp))]   # Path("a") / "b"
+    return [f for text in dict.fromkeys(texts) if text and (f := (here / text).resolve()).is_dir()]
+
+def files_named(nodes: list[ast.AST], folders: list[Path], here: Path) -> list[Path]:
+    "The files of Python that code names, as in `%run helper.py` or `exec(open('helper.py').read())`."
+    words = [text for n in nodes if isinstance(n, ast.Constant) for text in texts_in(n) if text.endswith(".py")]
+    for n in nodes:
+        of_magic = words_of(n)
+        words += [word for word in of_magic if word.endswith((".py", ".ipynb"))]
+        if of_magic[:1] == ["%run"]: words += [f"{word}.py" for word in of_magic]
+    with suppress(OSError, ValueError):   # of a text that can name no file
+        files = [(folder / word).resolve() for word in dict.fromkeys(words) for folder in (here, *folders)]
+        return [f for f in dict.fromkeys(files) if f.is_file()]
+    return []
+
+def modules_named(nodes: list[ast.AST]) -> list[str]:
+    "The first names of the modules that code imports."
+    names = [name for n in nodes for _, name in imported_names(n, Path(), Path())]
+    return [*dict.fromkeys(name.partition(".")[0] for name in names)]
+
+def place_of(module: str) -> Path | None:
+    "The folder in which the environment has a module, as one that was installed to be edited; None if it has none."
+    with suppress(ImportError, ValueError, AttributeError):
+        spec = importlib.util.find_spec(module)
+        if spec is None or not spec.origin: return None
+        file = Path(spec.origin).resolve()
+        return file.parent.parent if spec.submodule_search_locations else file.parent
+    return None
 
 def imported_names(node: ast.AST, here: Path, root: Path) -> list[tuple[Path, str]]:
     "What an import statement may mean by a module: the folder to look in, and a name below it."
     if isinstance(node, ast.Import): return [(root, a.name) for a in node.names]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+        return [(root, name) for name in texts_in(node)]
+    if words_of(node)[:1] == ["%load_ext"]: return [(root, name) for name in words_of(node)[1:]]
     if not isinstance(node, ast.ImportFrom): return []
     base = here.joinpath(*[".."] * (node.level - 1)).resolve() if node.level else root
     of = [node.module] if node.module else []
@@ -277,12 +309,13 @@ def kept_answer(
     compute: Callable[[], Any],      # the answer, as JSON can hold it
     fits: Callable[[Any], bool],     # may what lies there be one?
 ) -> Any:
-    "An answer from the cache, or else computed and kept there; without a place to keep it, it is computed again."
+    "An answer from the cache, or else computed and kept there, if it is one; without a place for it, computed again."
     file = cache_folder() / kind / f"{hash_of(key)}.json"
     with suppress(OSError, ValueError):
         known = json.loads(file.read_text(encoding="utf-8"))
         if fits(known): return known
     value = compute()
+    if not fits(value): return value
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, value)

@@ -737,6 +737,11 @@ def as_text(value: Any) -> Any:
     "A list or a table, which cannot be counted, as JSON; any other value as it is."
     return json.dumps(value, sort_keys=True) if isinstance(value, (list, dict)) else value
 
+def libraries_of(root: Path, run: pd.Series) -> dict[str, str]:
+    "The versions of the libraries that a run of somebody's notebook imported; torch is told apart already."
+    packages = read_json(root / run.folder / "env.json").get("packages", {})
+    return {name: version for name, version in packages.items() if name != "torch"}
+
 def shared_settings(root: Path, run: pd.Series, code: str) -> dict:
     """All that must agree between the runs of a point, by name; what the arm changes is left out.
 
@@ -752,6 +757,7 @@ def shared_settings(root: Path, run: pd.Series, code: str) -> dict:
             "tokenizer_hash": run.tokenizer_hash,
             "code": code,
             "torch": torch_release(run.torch),
+            **{f"{name}'s version": version for name, version in libraries_of(root, run).items()},
             "kind of device": device_kind(run.device)}
 
 def code_names(root: Path, runs: pd.DataFrame) -> dict:
@@ -848,6 +854,7 @@ def run_state(
     if not has(folder / "env.json"): return "absent"
     try: env = read_checked(folder / "env.json")
     except Damaged: return "damaged"
+    if isinstance(cfg, NotebookRun) and not has(ended) and not any(folder.glob("**/checkpoint*")): return "partial"
     if cfg is not None and data is not None and differences(env, cfg, data): return "stale"
     only_begun = not has(ended) and not has(folder / "config.json")
     if only_begun: return "partial"

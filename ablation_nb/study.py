@@ -494,6 +494,11 @@ def notebook_parameters(file: Path) -> list[str]:
         try: ast.parse(without_magics(source))
         except SyntaxError as e:
             raise AblationError(f"is not Python in code cell {number}, line {e.lineno}: {e.msg}.") from None
+    checks = [i for i, (_, tags) in enumerate(cells) if "check" in tags]
+    ends = [i for i, (source, _) in enumerate(cells) if "result.json" in source]
+    if checks and ends and max(checks) > min(ends):
+        raise AblationError("has a cell tagged `check` behind one that writes result.json, where there is nothing left "
+                            "to stop; move it above what trains.")
     parameters = [source for source, tags in cells if "parameters" in tags]
     if not parameters:
         way_out = "tag the one that sets ablation, seed and out (in JupyterLab: Property Inspector, Cell Tags)"
@@ -591,7 +596,7 @@ def short_run(cfg: NotebookRun, now: NotebookCode, root: Path) -> list[float]:
                 return numbers_of_short_run(out)
             except (PapermillExecutionError, DeadKernelError, AblationError): return []
     key = [now.code_hash, now.data_hash, now.packages, platform.platform(), parameters]
-    return kept_answer("smoke", key, numbers, lambda known: isinstance(known, list))
+    return kept_answer("smoke", key, numbers, lambda known: isinstance(known, list) and len(known) > 0)
 
 def kernel_of(notebook: Path) -> str | None:
     "The kernel for a notebook that names none; None for one that does."

@@ -545,13 +545,45 @@ def test_a_seed_that_does_nothing_is_told(tmp_path, sh):
     assert "**The seed does nothing**" in (root / "outputs" / "coin" / "report.md").read_text()
 
 
+DRAWS = """
+import json, random
+import numpy, torch
+drawn = dict(score=random.random(), numpy=float(numpy.random.rand()), torch=float(torch.rand(1)))
+drawn["order"] = str({*"abcdefgh"})
+json.dump(drawn, open(f"{out}/result.json", "w"))
+"""
+
+
 def test_what_the_seed_does_not_fix_is_told_by_the_control(tmp_path, sh):
     "Kernels are forks of one process: without a seed they still must not draw the same numbers."
-    study = COIN_STUDY.replace('["base", ', '["base", "aa", ')
-    root = coin(tmp_path / "coin", COIN.replace("draw = random.Random(seed)", "draw = random"), study=study)
+    study = COIN_STUDY.replace('["base", "more", "less"]', '["base", "aa"]').replace("[0, 1, 2]", "[0, 1]")
+    root = coin(tmp_path / "coin", DRAWS, study=study)
     succeeded(sh("ablation", "run", "coin.toml", cwd=root))
     succeeded(sh("ablation", "report", "coin.toml", cwd=root))
-    assert "draws something that its seed does not fix" in (root / "outputs" / "coin" / "report.md").read_text()
+    study = root / "outputs" / "coin"
+    assert "draws something that its seed does not fix" in (study / "report.md").read_text()
+    results = [json.loads(f.read_text()) for f in study.glob("*/s*/out/result.json")]
+    for source in ("score", "numpy", "torch"): assert len({r[source] for r in results}) == 4, source
+    assert len({r["order"] for r in results}) == 1, "sets have another order in another process"
+
+
+def test_a_failed_run_of_a_mended_notebook_is_to_do_again(tmp_path, sh):
+    "There is nothing in it that somebody might want to keep."
+    root = coin(tmp_path / "coin", "assert ablation != 'more'\n" + COIN)
+    assert sh("ablation", "run", "coin.toml", cwd=root).returncode == 1
+    assert states(sh, root) == {"done", "partial"}
+    coin(root, COIN)
+    done = succeeded(sh("ablation", "run", "coin.toml", "--rerun-stale", cwd=root))
+    assert states(sh, root) == {"done"}, done.stdout
+
+
+def test_a_check_that_could_stop_nothing_is_refused(tmp_path, sh):
+    root = coin(tmp_path / "coin")
+    nb = nbformat.read(root / "coin.ipynb", 4)
+    nb.cells.append(nbformat.v4.new_code_cell("assert True"))
+    nb.cells[-1].metadata["tags"] = ["check"]
+    nbformat.write(nb, root / "coin.ipynb")
+    refused(sh("ablation", "plan", "coin.toml", cwd=root), "behind one that writes result.json", status=2)
 
 
 @pytest.mark.parametrize("answer, tagged", [(["--yes"], True), ([], False)])
