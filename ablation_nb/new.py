@@ -8,7 +8,7 @@ __all__ = ['STUDY_NAME', 'EXAMPLE', 'ARMS_FILE', 'STUDY_FILE', 'SETTINGS_FILE', 
            'like_parameters', 'study_from']
 
 # %% ../nbs/28_new.ipynb #5e1b0303
-import ast, json, os, re, tempfile
+import ast, json, os, re, sys, tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -180,18 +180,103 @@ def saved_values(source: str) -> dict[str, Any]:
         values |= dict(zip(names, each))
     return values
 
+Found = list[tuple[int, int, str]]   # lines, columns and texts
+
+def whole_tree(nb: dict) -> ast.Module:
+    "A notebook's Python as one tree, in which a lower line comes later."
+    return ast.parse("\n".join(source for _, source in code_in(nb)))
+
+def where(node: Any) -> tuple[int, int]: return node.lineno, node.col_offset
+
+def text_of(node: ast.AST | None) -> str | None:
+    "The text that an expression is; None if it is none."
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+def is_named(node: ast.AST, *names: str) -> bool: return isinstance(node, ast.Name) and node.id in names
+
+def keys_of(
+    node: ast.AST,
+    tree: ast.Module,                   # of the whole notebook, for names
+    seen: set[ast.AST] | None = None,   # what was followed already
+) -> Found:
+    "The keys of a table and the texts of a list, also behind a name, a copy or what makes JSON of it."
+    seen = set() if seen is None else seen
+    inner: list[ast.AST] = []
+    found: Found = []
+    match node:
+        case ast.Name(): return keys_of_name(node, tree, seen)
+        case ast.Dict():
+            found = [(*where(k), text) for k in node.keys if k and (text := text_of(k)) is not None]
+            inner = [value for key, value in zip(node.keys, node.values) if key is None]
+        case ast.List() | ast.Tuple() | ast.Set():
+            found = [(*where(e), text) for e in node.elts if (text := text_of(e)) is not None]
+            inner = [e.value for e in node.elts if isinstance(e, ast.Starred)]
+        case ast.BinOp(): inner = [node.left, node.right]
+        case ast.IfExp(): inner = [node.body, node.orelse]
+        case ast.DictComp(key=ast.Name(), generators=[ast.comprehension(iter=ast.Call(func=ast.Attribute() as f))]):
+            if f.attr == "items": inner = [f.value]
+        case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called)):
+            if called in ("dict", "update"):
+                found = [(*where(k), k.arg) for k in node.keywords if k.arg]
+                inner = [*node.args, *(k.value for k in node.keywords if not k.arg)]
+            elif called in ("dump", "dumps"): inner = [*node.args[:1]]
+            elif called == "copy" and isinstance(node.func, ast.Attribute): inner = [node.func.value]
+    return found + [key for n in inner for key in keys_of(n, tree, seen)]
+
+def keys_of_name(name: ast.Name, tree: ast.Module, seen: set[ast.AST]) -> Found:
+    "The keys of what a name was set to and of what was added to it: the last setting before its place first."
+    sets: list[tuple[tuple[int, int], ast.expr]] = []
+    more: list[tuple[tuple[int, int], ast.expr]] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Assign(targets=targets):
+                sets += [(where(node), node.value) for t in targets if is_named(t, name.id)]
+                keys = [t.slice for t in targets if isinstance(t, ast.Subscript) and is_named(t.value, name.id)]
+                more += [(where(node), ast.Dict([key], [node.value])) for key in keys]
+            case ast.AnnAssign(target=target, value=ast.expr() as value) | ast.NamedExpr(target=target, value=value):
+                if is_named(target, name.id): sets.append((where(node), value))
+            case ast.AugAssign(target=target, value=value):
+                if is_named(target, name.id): more.append((where(node), value))
+            case ast.Call(func=ast.Attribute(attr="update", value=target)):
+                if is_named(target, name.id): more.append((where(node), node))
+    before = [s for s in sets if s[0] < where(name)]
+    end = where(name) if before else (sys.maxsize, 0)   # what is set below alone is used by a function
+    unseen = [s for s in before or sets if s[1] not in seen]
+    more = [m for m in more if m[1] not in seen]
+    seen |= {value for _, value in unseen + more}
+    if not sets: unseen = [((0, 0), ast.Tuple([]))]   # an import, say, to which something may be added
+    found: Found = []
+    for at, value in sorted(unseen, key=lambda s: s[0], reverse=True):
+        added = sorted((m for m in more if at < m[0] < end), key=lambda m: m[0])
+        for v in (value, *(v for _, v in added)): found += keys_of(v, tree, seen)
+        end = at
+    return found
+
+def texts_matched(pattern: ast.pattern) -> Found:
+    "The texts that a pattern of `match` stands for."
+    match pattern:
+        case ast.MatchValue(value=ast.Constant(value=str(text))): return [(*where(pattern), text)]
+        case ast.MatchOr(patterns=some): return [found for p in some for found in texts_matched(p)]
+        case ast.MatchAs(pattern=ast.pattern() as inner): return texts_matched(inner)
+    return []
+
 def arms_compared(nb: dict) -> list[str]:
-    "The texts that a notebook compares `ablation` with, or looks it up among."
-    def is_it(node: ast.AST) -> bool: return isinstance(node, ast.Name) and node.id == "ablation"
-    arms: list[str] = []
-    for node in (n for _, source in code_in(nb) for n in ast.walk(ast.parse(source))):
-        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
-        beside = [s for s in sides if not is_it(s)] if any(map(is_it, sides)) else []
-        if isinstance(node, ast.Subscript) and is_it(node.slice) and isinstance(node.value, ast.Dict):
-            beside += [k for k in node.value.keys if k]
-        for side in beside:
-            arms += [n.value for n in ast.walk(side) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    return list(dict.fromkeys(arms))
+    "The texts that a notebook compares `ablation` with, or looks it up among, from the top."
+    def is_it(node: ast.AST) -> bool: return is_named(node, "ablation")
+    tree, found = whole_tree(nb), Found()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Compare() if any(map(is_it, sides := [node.left, *node.comparators])):
+                for side in (s for s in sides if not is_it(s)):
+                    found += keys_of(side, tree)
+                    if isinstance(side, ast.Dict): continue   # its values are no arms
+                    found += [(*where(n), text) for n in ast.walk(side) if (text := text_of(n)) is not None]
+            case ast.Subscript() if is_it(node.slice): found += keys_of(node.value, tree)
+            case ast.Call(func=ast.Attribute(attr="get" | "pop" | "setdefault") as f, args=[key, *_]) if is_it(key):
+                found += keys_of(f.value, tree)
+            case ast.Match() if is_it(node.subject):
+                for case in node.cases: found += texts_matched(case.pattern)
+    return list(dict.fromkeys(text for _, _, text in sorted(found)))
 
 def metrics_written(nb: dict) -> list[str]:
     "The keys of tables in the cells that name `result.json`."

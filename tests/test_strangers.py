@@ -570,6 +570,13 @@ def test_a_study_file_is_written_from_a_notebook_by_the_command(tmp_path, sh, an
     assert "To do: " in succeeded(sh("ablation", "plan", "mine.toml", cwd=root)).stdout
 
 
+def test_the_keys_that_a_notebook_looks_its_arm_up_among_are_arms(tmp_path, sh):
+    shutil.copy(ROOT / "studies" / "strangers" / "digits.ipynb", tmp_path)
+    succeeded(sh("ablation", "new", "--from", "digits.ipynb", "mine", cwd=tmp_path))
+    text = (tmp_path / "mine.toml").read_text()
+    assert 'arms     = ["plain", "aa", "scaled", "penalised", "clipped"]' in text, text
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", "{}", '{"cells": [{"cell_type": "code", "source": "x = 1"}]}', "x"])
 def test_a_study_is_written_of_notebooks_alone(tmp_path, sh, text):
     (tmp_path / "odd.ipynb").write_text(text)
