@@ -185,8 +185,13 @@ Placed = tuple[tuple[int, int], ast.expr]   # line and column of a statement, an
 NO_METRIC = ("status", "diverged_at", *ALWAYS)   # keys of a result that are no metric
 
 def all_nodes(nb: dict) -> list[ast.AST]:
-    "All of a notebook's Python, parsed as one text, in which a lower line comes later."
-    return [*ast.walk(ast.parse("\n".join(source for _, source in code_in(nb))))]
+    "All of a notebook's Python, cell by cell, the outer before the inner; a later cell has higher line numbers."
+    nodes: list[ast.AST] = []
+    above = 0
+    for _, source in code_in(nb):
+        nodes += ast.walk(ast.increment_lineno(ast.parse(source), above))
+        above += source.count("\n") + 1
+    return nodes
 
 def where(node: Any) -> tuple[int, int]: return node.lineno, node.col_offset
 
@@ -276,7 +281,7 @@ def texts_matched(pattern: ast.pattern) -> Found:
     return []
 
 def arms_compared(nb: dict) -> list[str]:
-    "The texts that a notebook compares `ablation` with, or looks it up among, from the top."
+    "The texts that a notebook compares `ablation` with, or looks it up among, cell by cell."
     def is_it(node: ast.AST) -> bool: return is_named(node, "ablation")
     nodes, found = all_nodes(nb), Found()
     for node in nodes:
@@ -291,7 +296,8 @@ def arms_compared(nb: dict) -> list[str]:
                 found += keys_of(f.value, nodes)
             case ast.Match() if is_it(node.subject):
                 for case in node.cases: found += texts_matched(case.pattern)
-    return list(dict.fromkeys(text for _, _, text in sorted(found)))
+    order = {where(n): i for i, n in enumerate(nodes) if hasattr(n, "lineno")}
+    return list(dict.fromkeys(text for _, _, text in sorted(found, key=lambda f: order[f[:2]])))
 
 def is_dump(node: ast.AST) -> bool:
     "Does it call what makes JSON of a value?"
