@@ -8,7 +8,7 @@ __all__ = ['STUDY_NAME', 'EXAMPLE', 'ARMS_FILE', 'STUDY_FILE', 'SETTINGS_FILE', 
            'like_parameters', 'study_from']
 
 # %% ../nbs/28_new.ipynb #5e1b0303
-import ast, json, os, re, tempfile
+import ast, json, os, re, sys, tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -180,25 +180,158 @@ def saved_values(source: str) -> dict[str, Any]:
         values |= dict(zip(names, each))
     return values
 
-def arms_compared(nb: dict) -> list[str]:
-    "The texts that a notebook compares `ablation` with, or looks it up among."
-    def is_it(node: ast.AST) -> bool: return isinstance(node, ast.Name) and node.id == "ablation"
-    arms: list[str] = []
-    for node in (n for _, source in code_in(nb) for n in ast.walk(ast.parse(source))):
-        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
-        beside = [s for s in sides if not is_it(s)] if any(map(is_it, sides)) else []
-        if isinstance(node, ast.Subscript) and is_it(node.slice) and isinstance(node.value, ast.Dict):
-            beside += [k for k in node.value.keys if k]
-        for side in beside:
-            arms += [n.value for n in ast.walk(side) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    return list(dict.fromkeys(arms))
+Found = list[tuple[int, int, str]]   # lines, columns and texts
+Placed = tuple[tuple[int, int], ast.expr]   # line and column of a statement, and a value in it
+NO_METRIC = ("status", "diverged_at", *ALWAYS)   # keys of a result that are no metric
 
-def metrics_written(nb: dict) -> list[str]:
-    "The keys of tables in the cells that name `result.json`."
-    writing = [ast.parse(source) for _, source in code_in(nb) if "result.json" in source]
-    tables = [n for tree in writing for n in ast.walk(tree) if isinstance(n, ast.Dict)]
-    keys = [k.value for table in tables for k in table.keys if isinstance(k, ast.Constant) and isinstance(k.value, str)]
-    return list(dict.fromkeys(k for k in keys if k not in ("status", "diverged_at")))
+def all_nodes(nb: dict) -> list[ast.AST]:
+    "All of a notebook's Python, cell by cell, the outer before the inner; a later cell has higher line numbers."
+    nodes: list[ast.AST] = []
+    above = 0
+    for _, source in code_in(nb):
+        nodes += ast.walk(ast.increment_lineno(ast.parse(source), above))
+        above += source.count("\n") + 1
+    return nodes
+
+def where(node: Any) -> tuple[int, int]: return node.lineno, node.col_offset
+
+def text_of(node: ast.AST | None) -> str | None:
+    "The text that an expression is; None if it is none."
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+def is_named(node: ast.AST, *names: str) -> bool: return isinstance(node, ast.Name) and node.id in names
+
+def keys_of(
+    node: ast.AST,
+    nodes: list[ast.AST],               # of the whole notebook, for names
+    seen: set[ast.AST] | None = None,   # what was followed already
+) -> Found:
+    "The keys of a table and the texts of a list, also behind a name, a copy or what makes JSON of it."
+    seen = set() if seen is None else seen
+    parts: list[ast.AST] = []   # texts of which are keys
+    inner: list[ast.AST] = []   # in which there may be keys
+    match node:
+        case ast.Name(): return keys_of_name(node, nodes, seen)
+        case ast.Dict():
+            given = [value if key is None else key for key, value in zip(node.keys, node.values)]
+            parts = [g for g in given if g in node.values or text_of(g) is not None]
+        case ast.List() | ast.Tuple() | ast.Set():
+            parts = [e.value if isinstance(e, ast.Starred) else e for e in node.elts]
+        case ast.BinOp(): inner = [node.left, node.right]
+        case ast.IfExp(): inner = [node.body, node.orelse]
+        case ast.DictComp(key=ast.Name(), generators=[ast.comprehension(iter=ast.Call(func=ast.Attribute() as f))]):
+            if f.attr == "items": inner = [f.value]
+        case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called)):
+            if called in ("dict", "update"): parts = [*node.args, *(k if k.arg else k.value for k in node.keywords)]
+            elif called in ("dump", "dumps"): inner = [*node.args[:1]]
+            elif called == "copy" and isinstance(node.func, ast.Attribute): inner = [node.func.value]
+    found: Found = []
+    for part in parts + inner:
+        text = part.arg if isinstance(part, ast.keyword) else text_of(part) if part in parts else None
+        found += keys_of(part, nodes, seen) if text is None else [(*where(part), text)]
+    return found
+
+def keys_of_name(name: ast.Name, nodes: list[ast.AST], seen: set[ast.AST]) -> Found:
+    "The keys of what a name was set to and of what was added to it: the last setting before its place first."
+    sets: list[Placed] = []
+    more: list[Placed] = []
+    for node in nodes:
+        match node:
+            case ast.Assign(targets=targets):
+                sets += [(where(node), node.value) for t in targets if is_named(t, name.id)]
+                keys = [t.slice for t in targets if isinstance(t, ast.Subscript) and is_named(t.value, name.id)]
+                more += [(where(node), ast.Dict([key], [node.value])) for key in keys]
+            case ast.AnnAssign(target=target, value=ast.expr() as value) | ast.NamedExpr(target=target, value=value):
+                if is_named(target, name.id): sets.append((where(node), value))
+            case ast.AugAssign(target=target, value=value):
+                if is_named(target, name.id): more.append((where(node), value))
+            case ast.Call(func=ast.Attribute(attr="update", value=target)):
+                if is_named(target, name.id): more.append((where(node), node))
+            case ast.FunctionDef(end_lineno=int() as last) if node.lineno < name.lineno <= last:
+                sets += values_given(node, name.id, nodes)
+    before = [s for s in sets if s[0] < where(name)]
+    end = where(name) if before else (sys.maxsize, 0)   # what is set below alone is used by a function
+    if not sets: before = [((0, 0), ast.Tuple([]))]   # an import, say, to which something may be added
+    found: Found = []
+    for at, value in sorted(before or sets, key=lambda s: s[0], reverse=True):
+        added = sorted((m for m in more if at < m[0] < end), key=lambda m: m[0])
+        for v in (value, *(v for _, v in added)):
+            if v in seen: continue
+            seen.add(v)
+            found += keys_of(v, nodes, seen)
+        end = at
+    return found
+
+def values_given(function: ast.FunctionDef, parameter: str, nodes: list[ast.AST]) -> list[Placed]:
+    "Where a function is called, and what it is given there as a parameter."
+    names = [a.arg for a in function.args.args]
+    if parameter not in names: return []
+    at = names.index(parameter)
+    calls = [n for n in nodes if isinstance(n, ast.Call) and is_named(n.func, function.name)]
+    values = [(c, v) for c in calls for v in c.args[at:at + 1]]
+    values += [(c, k.value) for c in calls for k in c.keywords if k.arg == parameter]
+    return [(where(c), v) for c, v in values]
+
+def texts_matched(pattern: ast.pattern) -> Found:
+    "The texts that a pattern of `match` stands for."
+    match pattern:
+        case ast.MatchValue(value=ast.Constant(value=str(text))): return [(*where(pattern), text)]
+        case ast.MatchOr(patterns=some): return [found for p in some for found in texts_matched(p)]
+        case ast.MatchAs(pattern=ast.pattern() as inner): return texts_matched(inner)
+    return []
+
+def arms_compared(nb: dict) -> list[str]:
+    "The texts that a notebook compares `ablation` with, or looks it up among, cell by cell."
+    def is_it(node: ast.AST) -> bool: return is_named(node, "ablation")
+    nodes, found = all_nodes(nb), Found()
+    for node in nodes:
+        match node:
+            case ast.Compare() if any(map(is_it, sides := [node.left, *node.comparators])):
+                for side in (s for s in sides if not is_it(s)):
+                    found += keys_of(side, nodes)
+                    if isinstance(side, ast.Dict): continue   # its values are no arms
+                    found += [(*where(n), text) for n in ast.walk(side) if (text := text_of(n)) is not None]
+            case ast.Subscript() if is_it(node.slice): found += keys_of(node.value, nodes)
+            case ast.Call(func=ast.Attribute(attr="get" | "pop" | "setdefault") as f, args=[key, *_]) if is_it(key):
+                found += keys_of(f.value, nodes)
+            case ast.Match() if is_it(node.subject):
+                for case in node.cases: found += texts_matched(case.pattern)
+    order = {where(n): i for i, n in enumerate(nodes) if hasattr(n, "lineno")}
+    return list(dict.fromkeys(text for _, _, text in sorted(found, key=lambda f: order[f[:2]])))
+
+def is_dump(node: ast.AST) -> bool:
+    "Does it call what makes JSON of a value?"
+    match node:
+        case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called)): return called in ("dump", "dumps")
+    return False
+
+def innermost(statements: list[ast.stmt]) -> list[ast.stmt]:
+    "Those that hold no other one, from the top."
+    some = set(statements)
+    holding = [s for s in some if len(some.intersection(ast.walk(s))) > 1]
+    return sorted(some.difference(holding), key=where)
+
+def metrics_written(nb: dict) -> list[str] | None:
+    "The keys that can be read of what is written to `result.json`; None where no code names that file."
+    nodes = all_nodes(nb)
+    files: set[str] = set()   # names of the file
+    def names_it(node: ast.AST) -> bool:
+        return any("result.json" in (text_of(n) or "") or is_named(n, *files) for n in ast.walk(node))
+    statements = [n for n in nodes if isinstance(n, ast.stmt)]
+    for node in statements:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and names_it(node) and "load" not in ast.unparse(node):
+            files |= set(names_assigned(node))
+    naming = [s for s in statements if names_it(s)]
+    if not naming: return None
+    dumping = [s for s in naming if any(map(is_dump, ast.walk(s)))]
+    found: Found = []
+    for node in innermost(dumping):
+        for call in filter(is_dump, ast.walk(node)): found += keys_of(call, nodes)
+    keys = [text for _, _, text in found if text not in NO_METRIC]
+    if keys: return list(dict.fromkeys(keys))
+    for node in innermost([s for s in naming if s not in dumping]):   # a function may write it, or `to_json`
+        for n in ast.walk(node): found += keys_of(n, nodes) if isinstance(n, ast.Name | ast.Dict | ast.Call) else []
+    return list(dict.fromkeys(text for _, _, text in found if text not in NO_METRIC))
 
 # %% ../nbs/28_new.ipynb #28f00004
 QUESTION_FILE = """\
@@ -236,14 +369,16 @@ def study_from(
     lacking = [p for p in ALWAYS if at is not None and p not in saved]
     missing += [f"Its parameters cell sets no `{p}`; add {p} = {EXAMPLES[p]}." for p in lacking]
     metrics, baseline = metrics_written(nb), saved.get("ablation") or "baseline"
-    if not metrics: missing.append("No cell writes result.json with a metric into `out`; let the last one do so.")
+    if metrics is None: missing.append("No cell writes result.json with a metric into `out`; let the last one do so.")
+    elif not metrics: missing.append("The keys of what is written to result.json could not be read; set `metric`.")
     arms = list(dict.fromkeys([baseline, "aa", *arms_compared(nb)]))
     if len(arms) < 3: missing.append("Nothing in it asks what `ablation` is, so the arms are for you to name.")
     metric = metrics[0] if metrics else "loss"
+    to_set = "" if metrics else "   # set this: a key of result.json"
     beside = Path() if folder == Path("studies") else folder   # a study in studies/ names it from the project's root
     file.write_text(QUESTION_FILE.format(
         notebook=json.dumps(Path(os.path.relpath(notebook, beside)).as_posix()),
-        metric=json.dumps(metric), better="higher" if any(w in metric.lower() for w in UPWARD) else "lower",
+        metric=json.dumps(metric) + to_set, better="higher" if any(w in metric.lower() for w in UPWARD) else "lower",
         baseline=json.dumps(baseline), arms=json.dumps(arms)), encoding="utf-8")
     return file, missing
 

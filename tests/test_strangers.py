@@ -602,6 +602,29 @@ def test_a_study_file_is_written_from_a_notebook_by_the_command(tmp_path, sh, an
     assert "To do: " in succeeded(sh("ablation", "plan", "mine.toml", cwd=root)).stdout
 
 
+def test_the_keys_that_a_notebook_looks_its_arm_up_among_are_arms(tmp_path, sh):
+    shutil.copy(ROOT / "studies" / "strangers" / "digits.ipynb", tmp_path)
+    succeeded(sh("ablation", "new", "--from", "digits.ipynb", "mine", cwd=tmp_path))
+    text = (tmp_path / "mine.toml").read_text()
+    assert 'arms     = ["plain", "aa", "scaled", "penalised", "clipped"]' in text, text
+
+
+@pytest.mark.parametrize("written, metric", [
+    ("json.dump(dict(rate=value), file)", "rate"),
+    ("result = {'rate': value}\njson.dump(result, file)", "rate"),
+    ("result = dict(seed=seed)\nresult['rate'] = value\nfile.write(json.dumps(result))", "rate"),
+    ("json.dump(measured(value), file)", None),
+])
+def test_the_metric_is_read_from_what_is_dumped(tmp_path, sh, written, metric):
+    code = f"value = 3\nfile = open(out + '/result.json', 'w')\n{written}"
+    root = coin(tmp_path / "coin", code=code, study="")
+    said = succeeded(sh("ablation", "new", "--from", "coin.ipynb", "mine", cwd=root)).stdout
+    assert "No cell writes" not in said
+    assert ("could not be read; set `metric`." in said) is (metric is None)
+    line = f'metric   = "{metric}"\n' if metric else 'metric   = "loss"   # set this: a key of result.json\n'
+    assert line in (root / "mine.toml").read_text()
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", "{}", '{"cells": [{"cell_type": "code", "source": "x = 1"}]}', "x"])
 def test_a_study_is_written_of_notebooks_alone(tmp_path, sh, text):
     (tmp_path / "odd.ipynb").write_text(text)
