@@ -259,6 +259,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ablation_nb.compare.comparison_figure': ('compare.html#comparison_figure', 'ablation_nb/compare.py'),
                                      'ablation_nb.compare.digits_of': ('compare.html#digits_of', 'ablation_nb/compare.py'),
                                      'ablation_nb.compare.in_short': ('compare.html#in_short', 'ablation_nb/compare.py'),
+                                     'ablation_nb.compare.mean_words': ('compare.html#mean_words', 'ablation_nb/compare.py'),
                                      'ablation_nb.compare.metric_of': ('compare.html#metric_of', 'ablation_nb/compare.py'),
                                      'ablation_nb.compare.number_in': ('compare.html#number_in', 'ablation_nb/compare.py'),
                                      'ablation_nb.compare.paper_table': ('compare.html#paper_table', 'ablation_nb/compare.py'),
