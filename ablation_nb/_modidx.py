@@ -1603,6 +1603,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ablation_nb.study.refuse_kernel': ('study.html#refuse_kernel', 'ablation_nb/study.py'),
                                    'ablation_nb.study.repeated': ('study.html#repeated', 'ablation_nb/study.py'),
                                    'ablation_nb.study.runs_wanted': ('study.html#runs_wanted', 'ablation_nb/study.py'),
+                                   'ablation_nb.study.runs_words': ('study.html#runs_words', 'ablation_nb/study.py'),
                                    'ablation_nb.study.same_tokens': ('study.html#same_tokens', 'ablation_nb/study.py'),
                                    'ablation_nb.study.seconds_a_run': ('study.html#seconds_a_run', 'ablation_nb/study.py'),
                                    'ablation_nb.study.seconds_per_step': ('study.html#seconds_per_step', 'ablation_nb/study.py'),

@@ -35,7 +35,7 @@ from .results import (
 from .runs import OPTIONS
 from .study import (OUT, SPOILT, TODO, Job, NotebookStudy, Study, code_of, kernel_of,
     on_random_tokens, place_of, plan, prepared,
-    progress_of, show_plan, spoken, status_table, torch_threads)
+    progress_of, runs_words, show_plan, spoken, status_table, torch_threads)
 from .trainer import resolve_device
 
 # %% ../nbs/15_engine.ipynb #538e4d51
@@ -703,7 +703,7 @@ def work_off(
         jobs, tuning = underway.begin_new()
         of_a_notebook = isinstance(study, NotebookStudy)
         on = study.settings["notebook" if of_a_notebook else "corpus"]
-        runs = f"{len(jobs)} runs {'of' if of_a_notebook else 'on'} {on}, {n} at a time"
+        runs = f"{runs_words(len(jobs))} {'of' if of_a_notebook else 'on'} {on}, {n} at a time"
         console.print(f"[bold]{study.name}[/bold]: {runs}", soft_wrap=True)
         said = "" if of_a_notebook else otherwise_words(underway.root)
         if said: console.print(said, soft_wrap=True, highlight=False, markup=False)
@@ -718,7 +718,7 @@ def work_off(
     ended = underway.ended
     made = sum(status in FINISHED and not why for status, why in ended.values())
     usable = sum(j.state in FINISHED for j in jobs)
-    total = f"{made} runs in {spoken(time.time() - started)}, {usable} of {len(jobs)} usable"
+    total = f"{runs_words(made)} in {spoken(time.time() - started)}, {usable} of {len(jobs)} usable"
     for line in (*remarks(tuning), total): console.print(line, soft_wrap=True, highlight=False)
     return lacking(study, jobs, ended)
 

@@ -117,12 +117,16 @@ def control_words(r: Results, runs: pd.DataFrame) -> list[str]:
     idle, still = same_as_baseline(runs, baseline), seedless(runs)
     if idle:
         n = runs[runs.arm.isin(idle) & runs.status.eq("done")].groupby("arm").size().min()
-        verb = "changes" if len(idle) == 1 else "change"
-        says.append(f"**{joined(f'`{a}`' for a in idle)} {verb} nothing here**: every number that its "
-                    f"{count_words(int(n), 'run')} left is that of `{baseline}` at the same seed, to the last bit. "
-                    "The treatment did not reach the model, or it makes no difference to it.")
+        counted = count_words(int(n), "run")
+        verb, whose = "changes", f"its {counted}"
+        why = "The treatment did not reach the model, or it makes no difference to it."
+        if len(idle) > 1:
+            verb, whose = "change", f"their {counted} each"
+            why = "Their treatments did not reach the model, or they make no difference to it."
+        says.append(f"**{joined(f'`{a}`' for a in idle)} {verb} nothing here**: every number that {whose} left "
+                    f"is that of `{baseline}` at the same seed, to the last bit. {why}")
     if still:
-        says.append(f"**The seed does nothing** for {joined(f'`{a}`' for a in still)}: all of its seeds left the same "
+        says.append(f"**The seed does nothing** for {joined(f'`{a}`' for a in still)}: all seeds left the same "
                     "numbers, so they are one run, and no test counts them as several.")
     if "aa" not in set(runs.arm): return says
     if alike(runs, "aa", baseline):
@@ -322,7 +326,8 @@ def still_to_do(r: Results) -> list[str]:
     left = [key for key in asked if key not in have or have[key].status == "partial"]
     if not left: return []
     by_arm = [f"{arm} ({count_words(n, 'run')})" for arm in r.plan["arms"] if (n := sum(k[1] == arm for k in left))]
-    done = f"{len(asked) - len(left)} of {count_words(len(asked), 'run')} have ended"
+    ended = len(asked) - len(left)
+    done = f"{ended} of {count_words(len(asked), 'run')} {'has' if ended == 1 else 'have'} ended"
     return [f"**This study is not complete**: {done}. To do: {joined(by_arm)}."]
 
 def notebook_facts(r: Results) -> str:
@@ -363,7 +368,7 @@ def said_by_checks(r: Results) -> list[str]:
         new = [words for words in said if words not in known]
         lines.append(f"- `{arm}`: {'; '.join(new) or 'nothing else'}")
         known = known or set(said)
-    return [f"{count_words(n, 'check')} of the notebook's own passed in {len(results)} runs. "
+    return [f"{count_words(n, 'check')} of the notebook's own passed in {count_words(len(results), 'run')}. "
             "This is what the first run of each arm said:", "\n".join(lines)]
 
 # %% ../nbs/29_question.ipynb #29f0000e

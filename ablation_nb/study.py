@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TODO', 'OUT', 'Study', 'read_study', 'NotebookStudy', 'code_of', 'short_run', 'kernel_of', 'climb', 'Job', 'plan',
            'text_key', 'prepared', 'rate_of_run', 'job_tokens', 'flops', 'show_plan', 'on_random_tokens',
-           'torch_threads', 'estimate', 'seconds_a_run', 'spoken', 'spread_seen', 'power_words', 'contrasts',
-           'progress_of', 'steps_of', 'status', 'status_table']
+           'torch_threads', 'estimate', 'seconds_a_run', 'runs_words', 'spoken', 'spread_seen', 'power_words',
+           'contrasts', 'progress_of', 'steps_of', 'status', 'status_table']
 
 # %% ../nbs/14_study.ipynb #47f5beab
 import ast, itertools, json, math, os, platform, re, sys, tempfile
@@ -952,6 +952,10 @@ def seconds_a_run(study: Study, jobs: list[Job]) -> float:
     "What a run took, over the runs that have ended; NaN before the first one has."
     ended = [j.folder for j in jobs if j.state in ("done", "diverged")]
     return float(np.mean([read_json(f / "result.json")["seconds"] for f in ended])) if ended else math.nan
+
+def runs_words(n: int) -> str:
+    "'1 run', '8 runs'."
+    return f"{n} run" if n == 1 else f"{n} runs"
 
 def spoken(seconds: float) -> str:
     "A time for people."
