@@ -8,7 +8,7 @@ __all__ = ['ROUNDED', 'WORDS', 'Numbers', 'read_numbers', 'compare_numbers', 'di
 
 # %% ../nbs/26_compare.ipynb #26c00003
 import csv, math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -247,7 +247,12 @@ def paper_table(shown: pd.DataFrame) -> str:
 
 # %% ../nbs/26_compare.ipynb #26c00014
 def remarks(
-    numbers: Numbers, table: pd.DataFrame, baseline: str, margin: float | None, controls: Sequence[str] = (),
+    numbers: Numbers,
+    table: pd.DataFrame,               # as `compare_numbers` gives it
+    baseline: str,
+    margin: float | None,
+    controls: Sequence[str] = (),
+    name: Callable[[str], str] = str,  # of an arm, on a page
 ) -> list[str]:
     "What a reader must know of a comparison, in sentences."
     way = "higher" if numbers.higher else "lower"
@@ -262,24 +267,24 @@ def remarks(
         says.append("No margin was declared, so no arm can be called equivalent: --margin gives the smallest "
                     "difference that matters.")
     else: says.append(f"Differences within ±{margin:g} count as none.")
-    lonely = without_partner(numbers.rows, baseline)
+    lonely = without_partner(numbers.rows, baseline, name)
     if lonely: says.append(f"Without a partner at their seed, and so in no difference: {', '.join(lonely)}.")
     if contrasts.n.eq(1).any():
         says.append("One pair says nothing about luck: such an arm has no interval and no verdict.")
     lost = numbers.rows[numbers.rows.status == "diverged"]
     if len(lost):
-        named = ", ".join(f"{r.arm} seed {r.seed}" for r in lost.itertuples())
+        named = ", ".join(f"{name(r.arm)} seed {r.seed}" for r in lost.itertuples())
         says.append(f"Runs without a number: {named}. An arm with such a run is not tested on its survivors.")
     return says
 
-def without_partner(rows: pd.DataFrame, baseline: str) -> list[str]:
+def without_partner(rows: pd.DataFrame, baseline: str, name: Callable[[str], str] = str) -> list[str]:
     "Runs whose seed the baseline lacks, and runs of the baseline whose seed no other arm has."
     lonely = []
     for _, own in rows.groupby("setting", sort=False):
         of_base = own.arm == baseline
         for here, there in ((own[~of_base], own[of_base]), (own[of_base], own[~of_base])):
             alone = here[~here.seed.isin(there.seed)]
-            lonely += [f"{r.arm} seed {r.seed}" for r in alone.itertuples()]
+            lonely += [f"{name(r.arm)} seed {r.seed}" for r in alone.itertuples()]
     return lonely
 
 # %% ../nbs/26_compare.ipynb #26c00017
