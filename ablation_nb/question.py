@@ -19,8 +19,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablation_nb.compare import (
-    Numbers, as_drawn, comparison_figure, compare_numbers, digits_of, in_short, paper_table, pipe_table, remarks,
-    words_for)
+    ROUNDED, Numbers, as_drawn, comparison_figure, compare_numbers, digits_of, in_short, paper_table, pipe_table,
+    remarks, words_for)
 from .config import AblationError
 from .figures import MANY, new_figure, our_style, plot_losses, save_figure, settled
 from .report import (
@@ -265,7 +265,9 @@ def item_parts(r: Results, name: str) -> list[str]:
     kept = runs[runs["items"].notna()]
     if r.plan["baseline"] not in set(kept.arm): return []
     budget = items_budget(runs, r.plan["baseline"])
-    budget = budget[budget.sd > 0].sort_values("arm", key=lambda a: a.map(r.plan["arms"].index), kind="stable")
+    size = kept["items"].map(lambda items: np.abs(items).mean()).replace(np.inf, np.nan).max()
+    budget = budget[budget.sd > ROUNDED * size]
+    budget = budget.sort_values("arm", key=lambda a: a.map(r.plan["arms"].index), kind="stable")
     if budget.empty: return []
     share = (budget.of_items / budget.sd)**2
     shown = pd.DataFrame({
