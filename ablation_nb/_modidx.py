@@ -473,6 +473,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.engine.fields_of': ('engine.html#fields_of', 'ablation_nb/engine.py'),
                                     'ablation_nb.engine.finite': ('engine.html#finite', 'ablation_nb/engine.py'),
                                     'ablation_nb.engine.in_a_line': ('engine.html#in_a_line', 'ablation_nb/engine.py'),
+                                    'ablation_nb.engine.interrupted_words': ('engine.html#interrupted_words', 'ablation_nb/engine.py'),
                                     'ablation_nb.engine.interruptible': ('engine.html#interruptible', 'ablation_nb/engine.py'),
                                     'ablation_nb.engine.items_left': ('engine.html#items_left', 'ablation_nb/engine.py'),
                                     'ablation_nb.engine.lacking': ('engine.html#lacking', 'ablation_nb/engine.py'),
