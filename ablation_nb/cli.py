@@ -48,7 +48,7 @@ def show_cost(
             f"`ablation run` leaves {them} out, with --rerun-stale it replaces {them}.")
         name_damaged(jobs, console)
     if not todo:
-        console.print("Nothing is left to do.")
+        if not unusable: console.print("Nothing is left to do.")
         return 0
     from ablation_nb.engine import local_pool  # from here on with torch: steps are timed
     if isinstance(study, NotebookStudy):
@@ -72,14 +72,12 @@ def cost_of_notebook(
     workers: int,  # runs at a time
 ) -> str:
     "What the rest of a study of somebody's notebook will take, from the runs that have ended; nobody can tell before."
-    import math
-
     from ablation_nb.results import planned_looks
-    from ablation_nb.study import TODO, runs_words, seconds_a_run, spoken
-    todo, seconds = sum(j.state in TODO for j in jobs), seconds_a_run(study, jobs)
+    from ablation_nb.study import TODO, runs_words, seconds_to_come, spoken
+    todo, seconds = sum(j.state in TODO for j in jobs), seconds_to_come(jobs)
     says = f"To do: {runs_words(todo)} of {study.settings['notebook']}, {workers} at a time; "
-    if math.isnan(seconds): says += "what they cost is known once the first one has ended"
-    else: says += f"about {spoken(todo * seconds / workers)}, at {spoken(seconds)} a run"
+    if not seconds: says += "what they cost is known once the first one has ended"
+    else: says += f"about {spoken(sum(seconds) / workers)}, at {spoken(sum(seconds) / todo)} a run"
     looks = planned_looks(study.settings)
     if looks: says += f"; after {looks[0]} pairs an arm, seeds are added until its verdict stands, up to {looks[-1]}"
     return f"{says}."

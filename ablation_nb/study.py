@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TODO', 'OUT', 'Study', 'read_study', 'NotebookStudy', 'code_of', 'short_run', 'kernel_of', 'climb', 'Job', 'plan',
            'text_key', 'prepared', 'rate_of_run', 'job_tokens', 'flops', 'show_plan', 'on_random_tokens',
-           'torch_threads', 'estimate', 'seconds_a_run', 'runs_words', 'spoken', 'spread_seen', 'power_words',
+           'torch_threads', 'estimate', 'seconds_to_come', 'runs_words', 'spoken', 'spread_seen', 'power_words',
            'contrasts', 'progress_of', 'steps_of', 'status', 'status_table']
 
 # %% ../nbs/14_study.ipynb #47f5beab
@@ -948,10 +948,17 @@ def estimate(study: Study, jobs: list[Job], ready: dict, workers: int, threads: 
     at_once = min(workers, cards_used(todo) or workers)
     return steps / at_once + 1.5 * len(todo) / workers  # and a second or so of notebook
 
-def seconds_a_run(study: Study, jobs: list[Job]) -> float:
-    "What a run took, over the runs that have ended; NaN before the first one has."
-    ended = [j.folder for j in jobs if j.state in ("done", "diverged")]
-    return float(np.mean([read_json(f / "result.json")["seconds"] for f in ended])) if ended else math.nan
+def seconds_to_come(jobs: list[Job]) -> list[float]:
+    """What each run that is to do will take; empty before the first one has ended.
+
+    That is the mean over ended runs: of its point if there are any, and among these of its arm if there are any."""
+    ended = [j for j in jobs if j.state in ("done", "diverged")]
+    took = [(j.point, j.cfg.arm, read_json(j.folder / "result.json")["seconds"]) for j in ended]
+    def expected(point: str, arm: str) -> float:
+        like = [run for run in took if run[0] == point] or took
+        like = [run for run in like if run[1] == arm] or like
+        return float(np.mean([seconds for *_, seconds in like]))
+    return [expected(j.point, j.cfg.arm) for j in jobs if j.state in TODO] if took else []
 
 def runs_words(n: int) -> str:
     "'1 run', '8 runs'."

@@ -440,6 +440,9 @@ def test_runs_stand_as_long_as_what_made_them_does(tmp_path, sh):
         back()
         assert states(sh, root) == {"done"}
     coin(root, code + "\nx = 1", study=study)
+    said = succeeded(sh("ablation", "plan", "coin.toml", cwd=root)).stdout
+    assert "9 runs are stale or damaged" in said
+    assert "Nothing is left" not in said
     refused(sh("ablation", "run", "coin.toml", cwd=root), "made with other code")
     succeeded(sh("ablation", "run", "coin.toml", "--rerun-stale", cwd=root))
     assert states(sh, root) == {"done"}
