@@ -34,7 +34,7 @@ def show_cost(
     "Print the plan and what it will cost."
     from ablation_nb.results import planned_looks
     from ablation_nb.study import (
-        TODO, NotebookStudy, estimate, flops, job_tokens, plan, power_words, prepared, show_plan, spoken)
+        TODO, NotebookStudy, estimate, flops, job_tokens, plan, power_words, prepared, runs_words, show_plan, spoken)
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
     ready = prepared(study)
@@ -43,11 +43,12 @@ def show_cost(
     todo = [j for j in jobs if j.state in TODO]
     unusable = sum(j.state in ("stale", "damaged") for j in jobs)
     if unusable:
-        say(f"{unusable} runs are stale or damaged: "
-            "`ablation run` leaves them out, with --rerun-stale it replaces them.")
+        are, them = ("is", "it") if unusable == 1 else ("are", "them")
+        say(f"{runs_words(unusable)} {are} stale or damaged: "
+            f"`ablation run` leaves {them} out, with --rerun-stale it replaces {them}.")
         name_damaged(jobs, console)
     if not todo:
-        console.print("Nothing is left to do.")
+        if not unusable: console.print("Nothing is left to do.")
         return 0
     from ablation_nb.engine import local_pool  # from here on with torch: steps are timed
     if isinstance(study, NotebookStudy):
@@ -57,7 +58,7 @@ def show_cost(
         seconds = estimate(study, jobs, ready, n, threads)
     millions = sum(map(job_tokens, todo)) / 1e6
     operations = sum(map(flops, todo))
-    work = f"{len(todo)} runs, {millions:.1f}M tokens, {operations:.1e} FLOPs"
+    work = f"{runs_words(len(todo))}, {millions:.1f}M tokens, {operations:.1e} FLOPs"
     say(f"To do: {work}; about {spoken(seconds)} on this machine, {n} at a time")
     looks = planned_looks(study.settings)
     if looks: say(f"After {looks[0]} pairs an arm, seeds are added until its verdict stands, up to {looks[-1]} pairs.")
@@ -71,14 +72,12 @@ def cost_of_notebook(
     workers: int,  # runs at a time
 ) -> str:
     "What the rest of a study of somebody's notebook will take, from the runs that have ended; nobody can tell before."
-    import math
-
     from ablation_nb.results import planned_looks
-    from ablation_nb.study import TODO, seconds_a_run, spoken
-    todo, seconds = sum(j.state in TODO for j in jobs), seconds_a_run(study, jobs)
-    says = f"To do: {todo} runs of {study.settings['notebook']}, {workers} at a time; "
-    if math.isnan(seconds): says += "what they cost is known once the first one has ended"
-    else: says += f"about {spoken(todo * seconds / workers)}, at {spoken(seconds)} a run"
+    from ablation_nb.study import TODO, runs_words, seconds_to_come, spoken
+    todo, seconds = sum(j.state in TODO for j in jobs), seconds_to_come(jobs)
+    says = f"To do: {runs_words(todo)} of {study.settings['notebook']}, {workers} at a time; "
+    if not seconds: says += "what they cost is known once the first one has ended"
+    else: says += f"about {spoken(sum(seconds) / workers)}, at {spoken(sum(seconds) / todo)} a run"
     looks = planned_looks(study.settings)
     if looks: says += f"; after {looks[0]} pairs an arm, seeds are added until its verdict stands, up to {looks[-1]}"
     return f"{says}."
@@ -279,6 +278,7 @@ def pack_studies(studies: list[Path]) -> int:
     "Pack each study, and say how many runs went into its archive."
     from ablation_nb.config import AblationError
     from ablation_nb.results import PACKED, alone, pack_runs
+    from ablation_nb.study import runs_words
     for study in studies:
         if not study.is_dir():
             raise AblationError(
@@ -291,7 +291,7 @@ def pack_studies(studies: list[Path]) -> int:
         with alone(study, ".pack.lock"): done = pack_runs(study, alone)
         archive = study / PACKED
         size = archive.stat().st_size if archive.exists() else 0
-        print(f"{study}: {len(done)} runs packed, {size / 1e6:.1f} MB in all")
+        print(f"{study}: {runs_words(len(done))} packed, {size / 1e6:.1f} MB in all")
     return 0
 
 def export(args: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ from .results import (
 from .runs import OPTIONS
 from .study import (OUT, SPOILT, TODO, Job, NotebookStudy, Study, code_of, kernel_of,
     on_random_tokens, place_of, plan, prepared,
-    progress_of, show_plan, spoken, status_table, torch_threads)
+    progress_of, runs_words, show_plan, spoken, status_table, torch_threads)
 from .trainer import resolve_device
 
 # %% ../nbs/15_engine.ipynb #538e4d51
@@ -660,8 +660,14 @@ def mend(study: Study) -> None:
 class Terminated(BaseException):
     "The engine was asked to end by SIGTERM."
 
+def interrupted_words(study: Study) -> str:
+    "The last line of an engine that is told to end."
+    words = "Interrupted: what is done is kept, and the same command goes on from the last checkpoints"
+    # our own runs leave checkpoints; somebody's notebook may leave none
+    return f"{words}; what left no checkpoint begins anew." if isinstance(study, NotebookStudy) else f"{words}."
+
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(study: Study) -> Iterator[None]:
     "Ctrl-C or SIGTERM, whenever it comes, ends the engine and its kernels with one line."
     def terminate(*_: object) -> None: raise Terminated
     try: before = signal.signal(signal.SIGTERM, terminate)
@@ -671,8 +677,7 @@ def interruptible() -> Iterator[None]:
     try: yield
     except (KeyboardInterrupt, Terminated) as e:
         for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
-        goes_on = "the same command goes on from the last checkpoints"
-        print(f"Interrupted: what is done is kept, and {goes_on}.", flush=True)
+        print(interrupted_words(study), flush=True)
         NURSERY.stop()
         for p in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess): p.kill()
@@ -681,7 +686,6 @@ def interruptible() -> Iterator[None]:
     finally: signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/15_engine.ipynb #6e5f3863
-@interruptible()
 def work_off(
     study: Study,
     workers: int | None = None,       # runs at a time; None: one a core, or up to six a CUDA card
@@ -693,34 +697,35 @@ def work_off(
     followers: Sequence[Callable[[Path, bool], None]] = (),  # are told each second which runs go on, and of each end
 ) -> dict:                            # folder -> (status, why) of what is not done
     "Do what is left of a study. The workers of a cluster, or of an executor, must see the project's folder."
-    console, started = console or Console(), time.time()
-    env = environment_of_kernels(study, started, time_limit)
-    if not scheduler and sys.platform == "linux": NURSERY.warm()  # it imports while the text is prepared
-    ready = prepared(study)
-    package_hash()  # before there are threads
-    with pool_for(workers, scheduler, executor) as (submit, n, _), Progress(study, console, n) as show:
-        underway = Underway(study, ready, submit, env, rerun_stale, show, followers=followers)
-        jobs, tuning = underway.begin_new()
-        of_a_notebook = isinstance(study, NotebookStudy)
-        on = study.settings["notebook" if of_a_notebook else "corpus"]
-        runs = f"{len(jobs)} runs {'of' if of_a_notebook else 'on'} {on}, {n} at a time"
-        console.print(f"[bold]{study.name}[/bold]: {runs}", soft_wrap=True)
-        said = "" if of_a_notebook else otherwise_words(underway.root)
-        if said: console.print(said, soft_wrap=True, highlight=False, markup=False)
-        console.print(show_plan(jobs, tuning))
-        while underway.futures:
-            for f in wait(underway.futures, timeout=1, return_when=FIRST_COMPLETED).done: underway.receive(f)
-            show.tick()
-            for j in underway.futures.values(): underway.tell(j)
-            # what did not reach its next step is cut off: its last checkpoint stands
-            if time_limit and time.time() > started + time_limit + 5: NURSERY.stop()
-        jobs, tuning = underway.plan_again()
-    ended = underway.ended
-    made = sum(status in FINISHED and not why for status, why in ended.values())
-    usable = sum(j.state in FINISHED for j in jobs)
-    total = f"{made} runs in {spoken(time.time() - started)}, {usable} of {len(jobs)} usable"
-    for line in (*remarks(tuning), total): console.print(line, soft_wrap=True, highlight=False)
-    return lacking(study, jobs, ended)
+    with interruptible(study):
+        console, started = console or Console(), time.time()
+        env = environment_of_kernels(study, started, time_limit)
+        if not scheduler and sys.platform == "linux": NURSERY.warm()  # it imports while the text is prepared
+        ready = prepared(study)
+        package_hash()  # before there are threads
+        with pool_for(workers, scheduler, executor) as (submit, n, _), Progress(study, console, n) as show:
+            underway = Underway(study, ready, submit, env, rerun_stale, show, followers=followers)
+            jobs, tuning = underway.begin_new()
+            of_a_notebook = isinstance(study, NotebookStudy)
+            on = study.settings["notebook" if of_a_notebook else "corpus"]
+            runs = f"{runs_words(len(jobs))} {'of' if of_a_notebook else 'on'} {on}, {n} at a time"
+            console.print(f"[bold]{study.name}[/bold]: {runs}", soft_wrap=True)
+            said = "" if of_a_notebook else otherwise_words(underway.root)
+            if said: console.print(said, soft_wrap=True, highlight=False, markup=False)
+            console.print(show_plan(jobs, tuning))
+            while underway.futures:
+                for f in wait(underway.futures, timeout=1, return_when=FIRST_COMPLETED).done: underway.receive(f)
+                show.tick()
+                for j in underway.futures.values(): underway.tell(j)
+                # what did not reach its next step is cut off: its last checkpoint stands
+                if time_limit and time.time() > started + time_limit + 5: NURSERY.stop()
+            jobs, tuning = underway.plan_again()
+        ended = underway.ended
+        made = sum(status in FINISHED and not why for status, why in ended.values())
+        usable = sum(j.state in FINISHED for j in jobs)
+        total = f"{runs_words(made)} in {spoken(time.time() - started)}, {usable} of {len(jobs)} usable"
+        for line in (*remarks(tuning), total): console.print(line, soft_wrap=True, highlight=False)
+        return lacking(study, jobs, ended)
 
 # %% ../nbs/15_engine.ipynb #518f60c6
 def environment_of_kernels(study: Study, started: float, time_limit: float | None) -> dict:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TODO', 'OUT', 'Study', 'read_study', 'NotebookStudy', 'code_of', 'short_run', 'kernel_of', 'climb', 'Job', 'plan',
            'text_key', 'prepared', 'rate_of_run', 'job_tokens', 'flops', 'show_plan', 'on_random_tokens',
-           'torch_threads', 'estimate', 'seconds_a_run', 'spoken', 'spread_seen', 'power_words', 'contrasts',
-           'progress_of', 'steps_of', 'status', 'status_table']
+           'torch_threads', 'estimate', 'seconds_to_come', 'runs_words', 'spoken', 'spread_seen', 'power_words',
+           'contrasts', 'newest_logged', 'progress_of', 'steps_of', 'status', 'columns_logged', 'status_table']
 
 # %% ../nbs/14_study.ipynb #47f5beab
 import ast, itertools, json, math, os, platform, re, sys, tempfile
@@ -23,6 +23,7 @@ if sys.version_info >= (3, 11): import tomllib
 else: import tomli as tomllib
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 import ablation_nb
@@ -33,8 +34,8 @@ from .data import TokenData, corpus_name, prepare
 from ablation_nb.provenance import (
     Draw, NotebookCode, NotebookRun, code_cells, described, kept_answer, module_text, names_assigned, notebook_code,
     without_magics)
-from .results import (busy, cut_short, differences, final_loss, numbers_of_short_run, planned_looks,
-    planned_seeds, read_json, read_rows, run_folder, run_state, why_not, point_fields)
+from .results import (busy, cut_short, differences, final_loss, is_time, numbers_of_short_run, planned_looks,
+    planned_seeds, read_json, read_rows, rows_left, run_folder, run_state, why_not, point_fields)
 
 # Annotations name them, and nbdev's documentation asks what they mean. A plan does without, which saves two seconds.
 if TYPE_CHECKING or "nbdev" in sys.modules:
@@ -953,10 +954,21 @@ def estimate(study: Study, jobs: list[Job], ready: dict, workers: int, threads: 
     at_once = min(workers, cards_used(todo) or workers)
     return steps / at_once + 1.5 * len(todo) / workers  # and a second or so of notebook
 
-def seconds_a_run(study: Study, jobs: list[Job]) -> float:
-    "What a run took, over the runs that have ended; NaN before the first one has."
-    ended = [j.folder for j in jobs if j.state in ("done", "diverged")]
-    return float(np.mean([read_json(f / "result.json")["seconds"] for f in ended])) if ended else math.nan
+def seconds_to_come(jobs: list[Job]) -> list[float]:
+    """What each run that is to do will take; empty before the first one has ended.
+
+    That is the mean over ended runs: of its point if there are any, and among these of its arm if there are any."""
+    ended = [j for j in jobs if j.state in ("done", "diverged")]
+    took = [(j.point, j.cfg.arm, read_json(j.folder / "result.json")["seconds"]) for j in ended]
+    def expected(point: str, arm: str) -> float:
+        like = [run for run in took if run[0] == point] or took
+        like = [run for run in like if run[1] == arm] or like
+        return float(np.mean([seconds for *_, seconds in like]))
+    return [expected(j.point, j.cfg.arm) for j in jobs if j.state in TODO] if took else []
+
+def runs_words(n: int) -> str:
+    "'1 run', '8 runs'."
+    return f"{n} run" if n == 1 else f"{n} runs"
 
 def spoken(seconds: float) -> str:
     "A time for people."
@@ -1010,14 +1022,24 @@ def contrasts(settings: dict) -> int:
 # %% ../nbs/14_study.ipynb #34dc9971
 OUT = "out"   # in a run's folder: what somebody's notebook writes
 
+def newest_logged(rows: list[dict]) -> dict[str, float | None]:  # rows of anybody's log
+    "The newest number of each column, in their order; None for one without. Steps, tokens and times are left out."
+    newest: dict[str, float | None] = {}
+    for name, value in itertools.chain.from_iterable(row.items() for row in rows):
+        if name in ("step", "tokens") or is_time(name): continue
+        newest[name] = value if math.isfinite(value) else newest.get(name)
+    return newest
+
 def progress_of(
     folder: Path,
-    cfg: RunConfig,
+    cfg: RunConfig | NotebookRun,
     state: str | None = None,  # what `run_state` says of the folder, where that is known
 ) -> dict:                     # state, step, of, train_loss, val_loss, tokens_per_second, eta (seconds to go)
-    "How far a run is, from its folder."
-    state, rows = state or run_state(folder), read_rows(folder / "metrics.jsonl")
-    rows = rows or read_rows(folder / OUT / "metrics.jsonl")
+    "How far a run is, from its folder; `logged` besides, the newest number by column, for one of somebody's notebook."
+    of_a_notebook = isinstance(cfg, NotebookRun)
+    rows_in = rows_left if of_a_notebook else read_rows
+    state, rows = state or run_state(folder), rows_in(folder / "metrics.jsonl")
+    rows = rows or rows_in(folder / OUT / "metrics.jsonl")
     if state == "partial" and busy(folder): state = "running"
     last = rows[-1] if rows else {}
     step, seconds, done = last.get("step", 0), last.get("seconds"), last.get("tokens")
@@ -1030,6 +1052,7 @@ def progress_of(
         state=state, step=step, of=steps,
         train_loss=newest("train_loss"), val_loss=newest("val_loss"),
         tokens_per_second=speed, eta=eta,
+        **(dict(logged=newest_logged(rows)) if of_a_notebook else {}),
     )
 
 def steps_of(cfg: RunConfig | NotebookRun) -> int | None:
@@ -1051,7 +1074,8 @@ SPOILT = ("stale", "damaged")   # states of a run that counts for nothing, and h
 def status_row(j: Job) -> dict:
     "The row of `status` for a run."
     if not j.folder:
-        unknown = dict.fromkeys(("train_loss", "val_loss", "tokens_per_second", "eta"))
+        unknown: dict[str, Any] = dict.fromkeys(("train_loss", "val_loss", "tokens_per_second", "eta"))
+        if isinstance(j.cfg, NotebookRun): unknown["logged"] = {}
         return {**place_of(j), "lr": None, "state": "waiting", "step": 0, "of": steps_of(j.cfg), **unknown}
     return {**place_of(j), **progress_of(j.folder, j.cfg, j.state)}
 
@@ -1060,10 +1084,17 @@ def place_of(j: Job) -> dict:
     return dict(point=j.point, arm=j.cfg.arm, lr=rate_of_run(j), seed=j.cfg.train.seed, role=j.role)
 
 # %% ../nbs/14_study.ipynb #a06cb039
+def columns_logged(rows: list[dict]) -> list[str] | None:
+    "The first two columns that runs of somebody's notebook log; None for rows of our own runs."
+    if not any("logged" in r for r in rows): return None
+    return [*dict.fromkeys(name for r in rows for name in r["logged"])][:2]
+
 def status_table(rows: list[dict], title: str) -> Table:
     "Rows of `status` for a terminal: what runs, and counts of the rest."
     counts = ", ".join(f"{v} {k}" for k, v in Counter(r["state"] for r in rows).items())
-    table = Table("run", "step", "train loss", "val loss", "tokens/s", "ETA", title=f"{title}: {counts}")
+    theirs = columns_logged(rows)
+    names = ["train loss", "val loss"] if theirs is None else map(escape, theirs)
+    table = Table("run", "step", *names, "tokens/s", "ETA", title=f"{title}: {counts}")
     known = lambda v: v is not None and not math.isnan(v)
     number = lambda v, how: how(v) if known(v) else ""
     three, whole = "{:.3f}".format, "{:.0f}".format
@@ -1073,7 +1104,8 @@ def status_table(rows: list[dict], title: str) -> Table:
         run = f"{r['arm']}{rate} seed {r['seed']}"
         if r["point"]: run = f"{r['point']}/{run}"
         if r["state"] != "running": run += f" ({r['state']})"
-        losses = number(r["train_loss"], three), number(r["val_loss"], three)
+        losses = [number(r["train_loss"], three), number(r["val_loss"], three)]
+        if theirs is not None: losses = [number(r["logged"].get(name), "{:.4g}".format) for name in theirs]
         speed, eta = number(r["tokens_per_second"], whole), number(r["eta"], spoken)
         steps = f"{r['step']}/{r['of']}" if r["of"] else str(r["step"])
         table.add_row(run, steps, *losses, speed, eta)

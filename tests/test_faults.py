@@ -178,7 +178,7 @@ def two_engines(root, env, *argv):
     watch.stop.set()
     watch.join()
     for process, (out, err) in zip(both, ends, strict=True): assert process.returncode == 0, out + err
-    return watch.results, [int(re.search(r"(\d+) runs in", out)[1]) for out, _ in ends]
+    return watch.results, [int(re.search(r"(\d+) runs? in", out)[1]) for out, _ in ends]
 
 
 def test_two_engines_share_a_study(tmp_path, env, long):

@@ -117,7 +117,7 @@ def test_what_a_stranger_logs_is_drawn_and_its_items_are_weighed():
     assert "`aa` would have the lines of `bare`" in report
     assert (COMMITTED / "mlp" / "curves.svg").stat().st_size > 5_000
     weighed = report.partition("## The items of the evaluation")[2].partition("##")[0]
-    assert "| dropout | 8 | 2,000 |" in weighed
+    assert "| `dropout` | 8 | 2,000 |" in weighed
     assert "which is not the" not in weighed, "the mean of its items is its metric"
     digits = (COMMITTED / "digits" / "report.md").read_text()
     assert "which is not the accuracy itself" in digits
@@ -440,6 +440,9 @@ def test_runs_stand_as_long_as_what_made_them_does(tmp_path, sh):
         back()
         assert states(sh, root) == {"done"}
     coin(root, code + "\nx = 1", study=study)
+    said = succeeded(sh("ablation", "plan", "coin.toml", cwd=root)).stdout
+    assert "9 runs are stale or damaged" in said
+    assert "Nothing is left" not in said
     refused(sh("ablation", "run", "coin.toml", cwd=root), "made with other code")
     succeeded(sh("ablation", "run", "coin.toml", "--rerun-stale", cwd=root))
     assert states(sh, root) == {"done"}
