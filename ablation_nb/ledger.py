@@ -30,7 +30,7 @@ from .claims import (
 from .config import AblationError, ModelConfig, arm_label, did_you_mean, is_task, model_config
 from .config import parse_arm
 from .model import parameter_count
-from .report import Results, amount, beside_the_runs, points, read_results, span, write_text
+from .report import Results, amount, beside_the_runs, count_words, points, read_results, span, write_text
 from .results import PACKED
 from .tables import md_table, reference_file
 
@@ -675,7 +675,7 @@ def tests_list(ledger: pd.DataFrame) -> str:
 
 def study_words(r: Results) -> str:
     "'- main: cpu, 18 runs of 22.7M parameters and 14.3M tokens, rate 3e-4, on builtin'."
-    words = f"- {r.name}: {r.config['scale']}, {len(r.runs)} runs"
+    words = f"- {r.name}: {r.config['scale']}, {count_words(len(r.runs), 'run')}"
     base = r.runs[r.runs.arm.eq("baseline") & r.runs.status.eq("done")]
     if len(base):
         sizes, tokens = span(base.parameters, amount), span(base.tokens, amount)
