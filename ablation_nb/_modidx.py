@@ -1036,6 +1036,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.report.amount': ('report.html#amount', 'ablation_nb/report.py'),
                                     'ablation_nb.report.answer_words': ('report.html#answer_words', 'ablation_nb/report.py'),
                                     'ablation_nb.report.answers': ('report.html#answers', 'ablation_nb/report.py'),
+                                    'ablation_nb.report.answers_by_point': ('report.html#answers_by_point', 'ablation_nb/report.py'),
                                     'ablation_nb.report.answers_figures': ('report.html#answers_figures', 'ablation_nb/report.py'),
                                     'ablation_nb.report.answers_found': ('report.html#answers_found', 'ablation_nb/report.py'),
                                     'ablation_nb.report.answers_over_grid': ('report.html#answers_over_grid', 'ablation_nb/report.py'),

@@ -14,19 +14,20 @@ __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BAREL
            'by_trend', 'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence', 'on_the_ladder',
            'rates_sentence', 'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once',
            'facts', 'fact_list', 'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown',
-           'stem_of', 'Section', 'section', 'findings', 'answers', 'answers_over_grid', 'both_rates', 'losses_by_seed',
-           'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'above_another_rate', 'rates',
-           'with_curves', 'curves_table', 'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words',
-           'dynamics', 'shown_positions', 'losses_by_position', 'probed', 'asked_of', 'verdict_words', 'ability_words',
-           'what_models_can', 'combines', 'interaction_figures', 'interaction_tables', 'interactions', 'noise_table',
-           'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables',
-           'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories',
-           'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files',
-           'write_text', 'write_report', 'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds',
-           'front_setting', 'front_table', 'front_picture', 'front_beside', 'study_question', 'read_sizes',
-           'find_study_in', 'size_of', 'rates_words', 'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size',
-           'crossing_words', 'sides', 'turn_words', 'scale_sentence', 'scale_sentences', 'confounded', 'settings_table',
-           'ranked_alike', 'scale_parts', 'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
+           'stem_of', 'Section', 'section', 'findings', 'answers', 'answers_over_grid', 'answers_by_point',
+           'both_rates', 'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables',
+           'above_another_rate', 'rates', 'with_curves', 'curves_table', 'drawn_arms', 'drawn', 'drawn_words',
+           'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position', 'probed', 'asked_of',
+           'verdict_words', 'ability_words', 'what_models_can', 'combines', 'interaction_figures', 'interaction_tables',
+           'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set',
+           'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories',
+           'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files',
+           'point_labels', 'grid_files', 'write_text', 'write_report', 'find_study', 'standing', 'also_along',
+           'front_findings', 'finished_seeds', 'front_setting', 'front_table', 'front_picture', 'front_beside',
+           'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words', 'one_a_size', 'scale_effects',
+           'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words', 'scale_sentence',
+           'scale_sentences', 'confounded', 'settings_table', 'ranked_alike', 'scale_parts', 'effects_shown',
+           'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, itertools, re
@@ -860,11 +861,12 @@ def answers_found(r: Results) -> list[str]:
     "How many answers each arm has right, a sentence for each point of the grid; nothing for a text."
     if not r.of_a_task: return []
     lines = []
-    for p in points(r):
-        runs = r.main[r.main.point == p]
+    for name, p in product(r.sets, points(r)):
+        runs = r.sets[name][r.sets[name].point == p]
         if not runs.status.eq("done").any(): continue
         words = "; ".join(answer_words(x) for x in answers_table(runs).itertuples())
         where = f" at {point_words(p)}" if p else ""
+        if len(r.sets) > 1: where += f", {setup_words(name)}"
         lines.append(f"Right answers{where} (chance {chances(runs)[0]:.3f}), against the baseline: {words}.")
     return lines
 
@@ -1259,19 +1261,25 @@ def answers(r: Results) -> list[str]:
     return parts + first_answers(r)
 
 def answers_over_grid(r: Results) -> list[str]:
-    "Accuracies of each arm, a column a point of the grid; nothing for a text."
+    "Accuracies of each arm, a column a point of the grid, for each set of runs; nothing for a text."
     if not r.of_a_task: return []
+    parts = ["## Answers over the grid", "Mean accuracy at the trained length, at twice that and at four times; "
+             "intervals and verdicts stand on the page of each point."]
+    for name, runs in r.sets.items():
+        if len(r.sets) > 1: parts.append(f"### Answers, {setup_words(name)}")
+        parts.append(Shown(stem_of(r, name, "answers"), answers_by_point(r, runs)))
+    return parts
+
+def answers_by_point(r: Results, runs: pd.DataFrame) -> pd.DataFrame:
+    "A row an arm, a column a point: accuracies at the three lengths."
     columns = {}
     for p in points(r):
-        levels = accuracy_levels(r.main[r.main.point == p])
+        levels = accuracy_levels(runs[runs.point == p])
         cells = [" / ".join("–" if pd.isna(v) else f"{v:.3f}" for v in row)
                  for row in levels[[*ACCURACIES.values()]].astype(float).itertuples(index=False)]
         columns[point_words(p)] = pd.Series(cells, levels.index)
     table = pd.DataFrame(columns).fillna("–")
-    table = table.loc[arm_order(table.index)].rename_axis("arm").reset_index()
-    words = ("Mean accuracy at the trained length, at twice that and at four times; "
-             "intervals stand on the page of each point.")
-    return ["## Answers over the grid", words, Shown("answers", table)]
+    return table.loc[arm_order(table.index)].rename_axis("arm").reset_index()
 
 # %% ../nbs/23_report.ipynb #5c1e0c10
 def tuned_and_fixed(r: Results) -> bool:
