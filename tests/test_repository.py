@@ -204,7 +204,7 @@ def test_the_repository_stays_small():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
     assert len(tracked) < 2000, "pack the runs of finished studies: `ablation pack outputs/NAME`"
     outputs = [ROOT / f for f in tracked if f.startswith("outputs/")]
-    assert sum(f.stat().st_size for f in outputs if f.exists()) < 95e6
+    assert sum(f.stat().st_size for f in outputs if f.exists()) < 105e6
 
 
 def test_trials_of_the_studies_leave_nothing_for_git():
