@@ -2385,8 +2385,12 @@ def front_scale(
     if len({size_of(r) for r in usable}) < 2: return ""
     effects = scale_effects(usable)
     sizes = [*dict.fromkeys(amount(size_of(r)) for r in usable)]
-    arms = [f"{arm_label(a)} ({verdicts_by_size(own)})" for a, own in effects.groupby("arm", sort=False)]
-    told = trends_over_size(effects).trend.isin(["rises", "falls"]).sum()
+    far = set(effects.arm[effects.parameters == effects.parameters.max()])   # others are on the page itself
+    arms = [f"{arm_label(a)} ({verdicts_by_size(own)})" for a, own in effects.groupby("arm", sort=False) if a in far]
+    trends = trends_over_size(effects)
+    told = trends[trends.arm.isin(far)].trend.isin(["rises", "falls"]).sum()
+    few = effects.arm.nunique() - len(far)
+    more = f" At the smaller sizes alone there are {count_words(few, 'more arm')}." if few else ""
     return inert(f"[Does it survive scale?](../outputs/scale.md) At {joined(sizes)} parameters: "
                  f"{joined(arms)}; over these {len(sizes)} sizes "
-                 f"{told} of {len(arms)} arms have a trend that can be told from none.")
+                 f"{told} of {len(arms)} arms have a trend that can be told from none.{more}")
