@@ -41,7 +41,7 @@ def test_the_arm_is_not_there_without_the_file(project, sh):
 
 def test_an_arm_that_changes_nothing_is_refused_before_it_trains(project, sh):
     root = project(ARM.replace("100.0", "10_000.0"))
-    refused(train(sh, root, "slow_rope"), "'slow_rope' claims a change that is not there")
+    refused(train(sh, root, "slow_rope"), "'slow_rope' changes nothing here: rope_theta=10000.0 is idle")
     assert not (root / "run" / "metrics.jsonl").exists()
 
 
