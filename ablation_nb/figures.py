@@ -831,7 +831,7 @@ VERDICT_LOOKS = {  # verdict -> paper, sign
 }
 
 def name_columns(ax: Axes, groups: Mapping[str, str]) -> None:
-    "Questions above their columns, and above those the name of each group with a line over its columns."
+    "Questions above their columns, and below these a line with the name of each group."
     ax.set_xticks(range(len(groups)), [*groups], rotation=38, ha="left", rotation_mode="anchor", fontsize=10)
     ax.xaxis.tick_top()
     names = [*groups.values()]

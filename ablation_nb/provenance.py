@@ -186,7 +186,7 @@ def folders_added(nodes: list[ast.AST], here: Path) -> list[Path]:  # `here`: wh
     if not moves and not any(words_of(n)[:1] == ["%cd"] for n in nodes): return []
     texts = [text for n in nodes for text in (*words_of(n), *texts_in(n)) if isinstance(n, (ast.Call, ast.Constant))]
     texts += ["/".join(texts_in(n)) for n in nodes if isinstance(n, (ast.Call, ast.BinOp))]   # Path("a") / "b"
-    return [f for text in dict.fromkeys(texts) if text and (f := (here / text).resolve()).is_dir()]
+    return [(here / text).resolve() for text in dict.fromkeys(texts) if text and os.path.isdir(here / text)]
 
 def files_named(nodes: list[ast.AST], folders: list[Path], here: Path) -> list[Path]:
     "The files of Python that code names, as in `%run helper.py` or `exec(open('helper.py').read())`."
@@ -195,10 +195,8 @@ def files_named(nodes: list[ast.AST], folders: list[Path], here: Path) -> list[P
         of_magic = words_of(n)
         words += [word for word in of_magic if word.endswith((".py", ".ipynb"))]
         if of_magic[:1] == ["%run"]: words += [f"{word}.py" for word in of_magic]
-    with suppress(OSError, ValueError):   # of a text that can name no file
-        files = [(folder / word).resolve() for word in dict.fromkeys(words) for folder in (here, *folders)]
-        return [f for f in dict.fromkeys(files) if f.is_file()]
-    return []
+    files = itertools.product((here, *folders), dict.fromkeys(words))
+    return [(folder / word).resolve() for folder, word in files if os.path.isfile(folder / word)]   # no text is too long
 
 def modules_named(nodes: list[ast.AST]) -> list[str]:
     "The first names of the modules that code imports."
