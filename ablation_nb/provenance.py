@@ -196,7 +196,7 @@ def files_named(nodes: list[ast.AST], folders: list[Path], here: Path) -> list[P
         words += [word for word in of_magic if word.endswith((".py", ".ipynb"))]
         if of_magic[:1] == ["%run"]: words += [f"{word}.py" for word in of_magic]
     files = itertools.product((here, *folders), dict.fromkeys(words))
-    return [(folder / word).resolve() for folder, word in files if os.path.isfile(folder / word)]   # no text is too long
+    return [(folder / word).resolve() for folder, word in files if os.path.isfile(folder / word)]
 
 def modules_named(nodes: list[ast.AST]) -> list[str]:
     "The first names of the modules that code imports."

@@ -30,7 +30,7 @@ __all__ = ['JUDGEMENTS', 'SPOKEN', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BAREL
            'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
-import html, re
+import html, itertools, re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -2265,7 +2265,7 @@ def rank_table(effects: pd.DataFrame) -> pd.DataFrame:
 
     small, large (parameters) and the columns of `rank_agreement`; no ranks for fewer than `RANKED` arms in common."""
     named = effects.rename(columns=dict(bits="mean", bits_se="se", pairs="n"))
-    sizes = combinations(named.groupby("parameters"), 2)
+    sizes = itertools.combinations(named.groupby("parameters"), 2)
     rows = [
         dict(small=a, large=b, **rank_agreement(own, other))
         for (a, own), (b, other) in sizes if own.arm.isin(other.arm).any()
