@@ -43,7 +43,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .config import AblationError, arm_label, arm_order, is_task, parse_arm, project_root, run_config
+from .config import (
+    SCALES, AblationError, arm_label, arm_order, is_task, parse_arm, project_root, run_config)
 from .figures import (
     LENGTH_WORDS, MANY,
     abilities_figure, ablation_comparison, answers_figure, atlas_figure, dynamics_figure, effects_figure, families,
@@ -55,7 +56,7 @@ from .results import (
     main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
-    paired_differences, pairs_wanted, pooled_sd, rank_agreement, signed, twins, unsigned)
+    paired_differences, pairs_wanted, rank_agreement, signed, twins, unsigned)
 from .tables import (
     ALIKE, QUESTIONS, Question, abilities, abilities_for_reading, accuracy_levels, against_the_sum, answers_table,
     certificate_table, compared, duration, dynamics_table, effects_along,
@@ -445,11 +446,11 @@ def equality_sentence(
     rows = effects[effects.power.notna() & effects.arm.map(lambda a: bool(parse_arm(a)[0].change))]
     if rows.empty: return ""
     done = runs[runs.status == "done"]
-    luck, _ = pooled_sd(done[done.arm != "aa"], "final_val_loss", ["point", "arm"])
+    luck = done[done.arm != "aa"].groupby(["point", "arm"]).final_val_loss.std().median()
     perplexity = 100 * np.expm1(margin)
     powers = span_of(share_words(p) for p in (rows.power.min(), rows.power.max()))
     size = f"±{margin:g} nats, {perplexity:.2g} % of the perplexity"
-    return (f"Differences within {size}, count as none; another seed moves one loss by {luck:.2g} (standard deviation)."
+    return (f"Differences within {size}, count as none; another seed moves a loss by {luck:.2g} (standard deviation, median of arms)."
             f" Of an arm that truly equals the baseline, that would be shown in {powers} of such studies.")
 
 # %% ../nbs/23_report.ipynb #8fce6a4f
@@ -823,14 +824,20 @@ def on_the_ladder(r: Results) -> pd.DataFrame:
     return r.runs[r.runs.seed.isin(tune["seeds"])]
 
 def rates_sentence(r: Results) -> str:
-    "The arms whose verdict hangs on the rungs of the ladder; empty without such."
+    "The arms whose verdict hangs on the rungs of the ladder, or may; empty without such."
     if "tuned" not in comparable(r): return ""
     table = ladder_table(on_the_ladder(r), r.sets["tuned"], r.margin)
     if "hangs" not in table: return ""
-    arms = [arm_label(a) for a in table.arm[table.hangs.eq("yes") & table.arm.ne("aa")]]
-    if not arms: return ""
-    return (f"The verdict on {joined(arms)} hangs on the learning rate: between the rungs of the ladder the arm, "
-            "or the baseline, could gain as much as would change it ([learning rates](#learning-rates)).")
+    table, words = table[table.arm.ne("aa")].assign(label=table.arm.map(arm_label)), list[str]()
+    hanging = table.label[table.hangs.eq("yes")]
+    unknown = table.label[table.hangs.eq("not known") & table.verdict.ne("undetermined")]
+    if len(hanging):
+        words.append(f"The verdict on {joined(hanging)} hangs on the learning rate: between the rungs of the ladder the arm, "
+                     "or the baseline, could gain as much as would change it")
+    if len(unknown):
+        words.append(f"Whether the verdict on {joined(unknown)} hangs on the learning rate cannot be told: the best "
+                     "rate of the arm, or of the baseline, has no neighbour on one side that learned")
+    return f"{'. '.join(words)} ([learning rates](#learning-rates))." if words else ""
 
 # %% ../nbs/23_report.ipynb #85a88971
 def findings_in_words(
@@ -1026,6 +1033,8 @@ def misfits(r: Results) -> list[str]:
         config = read_json(r.folder / x.folder / "config.json")
         of_point = r.plan["grid"].get(x.point or r.name, {})
         fields = r.plan["overrides"] | of_point
+        left_to_machine = (SCALES[r.plan["scale"]].train | fields).get("precision") == "auto"
+        if left_to_machine: fields["precision"] = every_field(config)["precision"]   # of the one that ran
         try:
             asked = run_config(
                 x.arm, r.plan["scale"], r.plan["corpus"] if is_task(r.plan["corpus"]) else "builtin",
