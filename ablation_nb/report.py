@@ -43,8 +43,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .config import (
-    SCALES, AblationError, arm_label, arm_order, is_task, parse_arm, project_root, run_config)
+from .config import AblationError, arm_label, arm_order, is_task, parse_arm, project_root, run_config
 from .figures import (
     LENGTH_WORDS, MANY,
     abilities_figure, ablation_comparison, answers_figure, atlas_figure, dynamics_figure, effects_figure, families,
@@ -57,6 +56,7 @@ from .results import (
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
     paired_differences, pairs_wanted, rank_agreement, signed, twins, unsigned)
+from .study import precision_is_open
 from .tables import (
     ALIKE, QUESTIONS, Question, abilities, abilities_for_reading, accuracy_levels, against_the_sum, answers_table,
     certificate_table, compared, duration, dynamics_table, effects_along,
@@ -1033,8 +1033,7 @@ def misfits(r: Results) -> list[str]:
         config = read_json(r.folder / x.folder / "config.json")
         of_point = r.plan["grid"].get(x.point or r.name, {})
         fields = r.plan["overrides"] | of_point
-        left_to_machine = (SCALES[r.plan["scale"]].train | fields).get("precision") == "auto"
-        if left_to_machine: fields["precision"] = every_field(config)["precision"]   # of the one that ran
+        if precision_is_open(r.plan["scale"], fields): fields["precision"] = config["train"]["precision"]
         try:
             asked = run_config(
                 x.arm, r.plan["scale"], r.plan["corpus"] if is_task(r.plan["corpus"]) else "builtin",
