@@ -12,7 +12,7 @@ __all__ = ['ARM_COLOURS', 'FAMILY_COLOURS', 'SHADES', 'DASHED', 'STYLE', 'LENGTH
            'front_figure']
 
 # %% ../nbs/21_figures.ipynb #b3bf2984
-import hashlib, io, itertools, textwrap
+import hashlib, itertools, textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import AbstractPathEffect, withStroke
@@ -629,7 +631,8 @@ def name_scales(fig: Figure) -> None:
 def settled(fig: Figure) -> Figure:
     "The same figure with its scales named and its layout fixed: every later drawing would otherwise shift it a little."
     name_scales(fig)
-    fig.draw_without_rendering()
+    layout = fig.get_layout_engine()
+    if layout is not None: layout.execute(fig)
     fig.set_layout_engine("none")
     return fig
 
@@ -1448,11 +1451,14 @@ def save_figure(
 ) -> list[Path]:       # the PNG (150 dots per inch) and the SVG
     "Write `fig` as PNG and SVG; the same figure gives the same bytes."
     png, svg = Path(f"{stem}.png"), Path(f"{stem}.svg")
-    pixels = io.BytesIO()
-    with our_style():
-        fig.savefig(pixels, dpi=150)
-        fig.savefig(svg, metadata={"Date": None, "Creator": None})
-    image = Image.open(pixels).convert("RGB")
+    with our_style():   # `savefig` would draw twice, for layouts that are not settled
+        inches = fig.dpi
+        fig.set_dpi(150)
+        canvas = FigureCanvasAgg(fig)
+        canvas.draw()
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        fig.set_dpi(inches)
+        FigureCanvasSVG(fig).print_svg(svg, metadata={"Date": None, "Creator": None})
     few = image.quantize(  # a third of the size
         256,
         method=Image.Quantize.MEDIANCUT,

@@ -184,8 +184,7 @@ def paired_effects(
     pairs = paired_differences(runs, value, baseline, by)
     groups = pairs.groupby(keys, dropna=False).difference
     differences = {key: d.values for key, d in groups}
-    diverged = runs[runs.status == "diverged"]
-    bases = diverged[diverged.arm == baseline][[*by, "seed"]]
+    bases = runs.loc[runs.status.eq("diverged") & runs.arm.eq(baseline), [*by, "seed"]]
     lost_bases = set(bases.itertuples(index=False, name=None))
     others = runs.loc[runs.arm != baseline, [*keys, "seed", "status"]]
     rows = []
@@ -633,11 +632,11 @@ def _corrected(
 def twins(runs: pd.DataFrame) -> dict[str, str]:  # `runs`: a row a run, at most one an arm and seed
     "Arm -> the arm before it that is the same model: their final losses agree to the last bit."
     if "final_val_loss" not in runs: return {}   # of times that were taken apart from the runs
-    done = runs[runs.status == "done"]
+    done = runs.loc[runs.status == "done", ["arm", "seed", "final_val_loss"]].sort_values("seed")
+    of_arm = {arm: tuple(zip(own.seed, own.final_val_loss)) for arm, own in done.groupby("arm")}
     first, twin_of = dict[tuple, str](), dict[str, str]()
-    for arm in arm_order(set(done.arm) - {"baseline", "aa"}):
-        own = done[done.arm == arm].sort_values("seed")
-        losses = tuple(zip(own.seed, own.final_val_loss))
+    for arm in arm_order(of_arm.keys() - {"baseline", "aa"}):
+        losses = of_arm[arm]
         leader = first.setdefault(losses, arm)
         if leader != arm: twin_of[arm] = leader
     return twin_of

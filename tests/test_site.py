@@ -328,17 +328,18 @@ def look(browser, site):  # noqa: F811
     for context in contexts: context.close()
 
 
-LOOKS = """async () => {
+LOADED = """async () => {
   await window.MathJax?.startup.promise;
   for (const i of document.images) { i.loading = 'eager'; await i.decode().catch(() => 0); }
-  return {
-    wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    broken: [...document.images].filter(i => !i.naturalWidth).map(i => i.src),
-    bad_maths: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent),
-    raw_maths: [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container'))
-      .map(e => e.textContent),
-  }
 }"""
+
+LOOKS = """() => ({
+  wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  broken: [...document.images].filter(i => !i.naturalWidth).map(i => i.src),
+  bad_maths: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent),
+  raw_maths: [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container'))
+    .map(e => e.textContent),
+})"""
 
 
 TABLES = """() => [...document.querySelectorAll('article table')].flatMap(table => {
@@ -359,38 +360,51 @@ TABLES = """() => [...document.querySelectorAll('article table')].flatMap(table 
 })"""
 
 
+def faults_on_a_phone(page, name):
+    page.set_viewport_size(dict(width=390, height=900))
+    page.emulate_media(color_scheme="dark")
+    page.evaluate(DRAWN_ANEW)
+    faults = [f"{name}: {what} {value}" for what, value in page.evaluate(LOOKS).items() if value]
+    ground, text = (page.evaluate(f"getComputedStyle(document.body).{c}") for c in ("backgroundColor", "color"))
+    is_dark = brightness(ground) < 0.05 < 0.4 < brightness(text)
+    if not is_dark: faults.append(f"{name}: {text} on {ground} in the dark")
+    faults += [f"{name}: {image} is drawn for paper" for image in page.evaluate(ON_PAPER)]
+    return faults + [f"{name}: {f}" for f in page.evaluate(TABLES)]
+
+
+def faults_on_a_desk(page, name):
+    page.set_viewport_size(dict(width=1280, height=900))
+    page.emulate_media(color_scheme="light")
+    page.evaluate(DRAWN_ANEW)
+    faults = [f"{name}: {wide} px too wide" for wide in [page.evaluate(TOO_WIDE)] if wide]
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    if brightness(ground) <= 0.9: faults.append(f"{name} is not light")
+    if page.evaluate(CUT_CODE): faults.append(f"{name}: code is cut off")
+    faults += [f"{name}: {f}" for f in page.evaluate(TABLES)]
+    return faults
+
+
 @pytest.fixture(scope="module")
 def walk(look, pages):
-    """Each page once, on a phone in the dark and then on a desk in the light: what is wrong there.
+    """Each page once, on a phone in the dark and on a desk in the light: what is wrong there.
+    The next page opens where the last was looked at, or it would be laid out once more.
 
     On the desk too: how far the verdict of each report lies beyond the edge of its table."""
     page = look("index.html", width=390, dark=True)
-    root, phone, desk, verdicts = page.url.rpartition("_docs/")[0] + "_docs/", [], [], []
+    root = page.url.rpartition("_docs/")[0] + "_docs/"
+    found, verdicts = {faults_on_a_phone: [], faults_on_a_desk: []}, []
+    order = [*found]
     for name in pages:
-        page.set_viewport_size(dict(width=390, height=900))
-        page.emulate_media(color_scheme="dark")
         page.goto(root + name)
-        phone += [f"{name}: {what} {value}" for what, value in page.evaluate(LOOKS).items() if value]
-        phone += [f"{name}: {f}" for f in page.faults]
-        ground, text = (page.evaluate(f"getComputedStyle(document.body).{c}") for c in ("backgroundColor", "color"))
-        is_dark = brightness(ground) < 0.05 < 0.4 < brightness(text)
-        if not is_dark: phone.append(f"{name}: {text} on {ground} in the dark")
-        phone += [f"{name}: {image} is drawn for paper" for image in page.evaluate(ON_PAPER)]
-        page.evaluate(DRAWN_ANEW)
-        phone += [f"{name}: {f}" for f in page.evaluate(TABLES)]
-        page.faults.clear()
-
-        page.set_viewport_size(dict(width=1280, height=900))
-        page.emulate_media(color_scheme="light")
-        page.evaluate(DRAWN_ANEW)
-        if wide := page.evaluate(TOO_WIDE): desk.append(f"{name}: {wide} px too wide")
-        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        if brightness(ground) <= 0.9: desk.append(f"{name} is not light")
-        if page.evaluate(CUT_CODE): desk.append(f"{name}: code is cut off")
-        desk += [f"{name}: {f}" for f in page.evaluate(TABLES)] + [f"{name}: {f}" for f in page.faults]
-        if name.endswith("/report.html"): verdicts += [(name, beyond) for beyond in page.evaluate(BEYOND_THE_EDGE)]
-        page.faults.clear()
-    return phone, desk, verdicts
+        page.evaluate(LOADED)
+        for faults in order:
+            found[faults] += faults(page, name) + [f"{name}: {f}" for f in page.faults]
+            page.faults.clear()
+            on_a_desk = faults is faults_on_a_desk
+            if on_a_desk and name.endswith("/report.html"):
+                verdicts += [(name, beyond) for beyond in page.evaluate(BEYOND_THE_EDGE)]
+        order.reverse()
+    return *found.values(), verdicts
 
 
 DRAWN_ANEW = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
@@ -498,7 +512,7 @@ def test_screenshots_for_a_person(look, site):
     for name in ("index.html", *notebooks, first_report(site), "outputs/ledger.html"):
         for kind, width, dark in (("desktop", 1280, False), ("phone", 390, False), ("dark", 1280, True)):
             page = look(name, width, dark)
-            page.evaluate(LOOKS)
+            page.evaluate(LOADED)
             shot = screens / f"{name.removesuffix('.html').replace('/', '-')}-{kind}.png"
             page.screenshot(path=shot, full_page=True)
             assert shot.stat().st_size > 10_000
