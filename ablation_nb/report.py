@@ -450,7 +450,8 @@ def equality_sentence(
     perplexity = 100 * np.expm1(margin)
     powers = span_of(share_words(p) for p in (rows.power.min(), rows.power.max()))
     size = f"±{margin:g} nats, {perplexity:.2g} % of the perplexity"
-    return (f"Differences within {size}, count as none; another seed moves a loss by {luck:.2g} (standard deviation, median of arms)."
+    return (f"Differences within {size}, count as none; another seed moves a loss by {luck:.2g} "
+            "(standard deviation, median of arms)."
             f" Of an arm that truly equals the baseline, that would be shown in {powers} of such studies.")
 
 # %% ../nbs/23_report.ipynb #8fce6a4f
@@ -832,8 +833,8 @@ def rates_sentence(r: Results) -> str:
     hanging = table.label[table.hangs.eq("yes")]
     unknown = table.label[table.hangs.eq("not known") & table.verdict.ne("undetermined")]
     if len(hanging):
-        words.append(f"The verdict on {joined(hanging)} hangs on the learning rate: between the rungs of the ladder the arm, "
-                     "or the baseline, could gain as much as would change it")
+        words.append(f"The verdict on {joined(hanging)} hangs on the learning rate: between the rungs of the ladder "
+                     "the arm, or the baseline, could gain as much as would change it")
     if len(unknown):
         words.append(f"Whether the verdict on {joined(unknown)} hangs on the learning rate cannot be told: the best "
                      "rate of the arm, or of the baseline, has no neighbour on one side that learned")
