@@ -1616,6 +1616,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ablation_nb.study.point_name': ('study.html#point_name', 'ablation_nb/study.py'),
                                    'ablation_nb.study.power_words': ('study.html#power_words', 'ablation_nb/study.py'),
                                    'ablation_nb.study.precision_is_open': ('study.html#precision_is_open', 'ablation_nb/study.py'),
+                                   'ablation_nb.study.precision_words': ('study.html#precision_words', 'ablation_nb/study.py'),
                                    'ablation_nb.study.prepared': ('study.html#prepared', 'ablation_nb/study.py'),
                                    'ablation_nb.study.progress_of': ('study.html#progress_of', 'ablation_nb/study.py'),
                                    'ablation_nb.study.rate_of_run': ('study.html#rate_of_run', 'ablation_nb/study.py'),

@@ -34,7 +34,8 @@ def show_cost(
     "Print the plan and what it will cost."
     from ablation_nb.results import planned_looks
     from ablation_nb.study import (
-        TODO, NotebookStudy, estimate, flops, job_tokens, plan, power_words, prepared, runs_words, show_plan, spoken)
+        TODO, NotebookStudy, estimate, flops, job_tokens, plan, power_words, precision_words, prepared, runs_words,
+        show_plan, spoken)
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
     ready = prepared(study)
@@ -61,6 +62,7 @@ def show_cost(
     work = f"{runs_words(len(todo))}, {millions:.1f}M tokens, {operations:.1e} FLOPs"
     say(f"To do: {work}; about {spoken(seconds)} on this machine, {n} at a time")
     looks = planned_looks(study.settings)
+    if words := precision_words(todo): say(words)
     if looks: say(f"After {looks[0]} pairs an arm, seeds are added until its verdict stands, up to {looks[-1]} pairs.")
     if len(study.settings["arms"]) > 1: say(power_words(study))
     return 0

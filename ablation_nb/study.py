@@ -6,8 +6,8 @@
 __all__ = ['TODO', 'OUT', 'Study', 'precision_is_open', 'read_study', 'NotebookStudy', 'code_of', 'short_run', 'kernel_of',
            'climb', 'Job', 'plan', 'text_key', 'prepared', 'rate_of_run', 'job_tokens', 'flops', 'show_plan',
            'on_random_tokens', 'torch_threads', 'estimate', 'seconds_to_come', 'runs_words', 'spoken', 'spread_seen',
-           'power_words', 'contrasts', 'newest_logged', 'progress_of', 'steps_of', 'status', 'columns_logged',
-           'status_table']
+           'power_words', 'precision_words', 'contrasts', 'newest_logged', 'progress_of', 'steps_of', 'status',
+           'columns_logged', 'status_table']
 
 # %% ../nbs/14_study.ipynb #47f5beab
 import ast, itertools, json, math, os, platform, re, sys, tempfile
@@ -29,7 +29,7 @@ from rich.table import Table
 
 import ablation_nb
 from .config import (LARGEST, MODEL_FIELDS, PARTS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
-    arm_name, did_you_mean, flops_per_token, is_task, parse_arm, parse_task,
+    arm_name, did_you_mean, flops_per_token, is_task, native_precision, parse_arm, parse_task,
     project_root, resolve_scale, run_config)
 from .data import TokenData, corpus_name, prepare
 from ablation_nb.provenance import (
@@ -1030,6 +1030,12 @@ def power_words(study: Study) -> str:
     power = equivalence_power(pairs, sd, margin, level)
     return (f"{words} (standard deviation). In {where} they spread by {sd:.2g}: "
             f"then in {share_words(power)}, and 80 % would need {pairs_needed(sd, margin)} pairs.")
+
+def precision_words(jobs: list[Job]) -> str:
+    "That runs multiply in bf16 where the machine does not; empty elsewhere."
+    if native_precision() == "bf16" or not any(j.cfg.train.precision == "bf16" for j in jobs): return ""
+    return ("These runs are in bf16, which this processor does not multiply itself: "
+            "a step takes some ten times as long as one in fp32.")
 
 def contrasts(settings: dict) -> int:
     "How many arms are compared with the baseline, controls apart."
