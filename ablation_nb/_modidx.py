@@ -1566,6 +1566,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ablation_nb.study.NotebookStudy.run': ('study.html#notebookstudy.run', 'ablation_nb/study.py'),
                                    'ablation_nb.study.Study': ('study.html#study', 'ablation_nb/study.py'),
                                    'ablation_nb.study.Study.begun_in': ('study.html#study.begun_in', 'ablation_nb/study.py'),
+                                   'ablation_nb.study.Study.fields_at': ('study.html#study.fields_at', 'ablation_nb/study.py'),
                                    'ablation_nb.study.Study.folder': ('study.html#study.folder', 'ablation_nb/study.py'),
                                    'ablation_nb.study.Study.made_by': ('study.html#study.made_by', 'ablation_nb/study.py'),
                                    'ablation_nb.study.Study.prepared': ('study.html#study.prepared', 'ablation_nb/study.py'),

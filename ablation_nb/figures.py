@@ -1451,14 +1451,18 @@ def save_figure(
 ) -> list[Path]:       # the PNG (150 dots per inch) and the SVG
     "Write `fig` as PNG and SVG; the same figure gives the same bytes."
     png, svg = Path(f"{stem}.png"), Path(f"{stem}.svg")
-    with our_style():   # `savefig` would draw twice, for layouts that are not settled
-        inches = fig.dpi
-        fig.set_dpi(150)
-        canvas = FigureCanvasAgg(fig)
-        canvas.draw()
-        image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        fig.set_dpi(inches)
-        FigureCanvasSVG(fig).print_svg(svg, metadata={"Date": None, "Creator": None})
+    canvas, dpi = fig.canvas, fig.dpi
+    try:
+        with our_style():   # `savefig` would draw twice, for layouts that are not settled
+            fig.set_dpi(150)
+            pixels = FigureCanvasAgg(fig)
+            pixels.draw()
+            fig.set_dpi(dpi)
+            FigureCanvasSVG(fig).print_svg(svg, metadata={"Date": None, "Creator": None})
+    finally:
+        fig.set_canvas(canvas)
+        fig.set_dpi(dpi)
+    image = Image.fromarray(np.asarray(pixels.buffer_rgba())).convert("RGB")
     few = image.quantize(  # a third of the size
         256,
         method=Image.Quantize.MEDIANCUT,

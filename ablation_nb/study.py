@@ -56,18 +56,27 @@ class Study:
 
     def run(self, arm: str, point: str = "", lr: float | None = None, seed: int = 0) -> RunConfig:
         "The configuration of one run."
-        fields = {**self.settings["overrides"], **self.points[point]}
-        if precision_is_open(self.settings["scale"], fields): fields["precision"] = self.begun_in or "auto"
-        return run_config(arm, self.settings["scale"], self.corpus, **fields, lr=lr, seed=seed)
+        fields, scale = self.fields_at(point), self.settings["scale"]
+        if self.begun_in and precision_is_open(arm, scale, fields): fields["precision"] = self.begun_in
+        return run_config(arm, scale, self.corpus, **fields, lr=lr, seed=seed)
+
+    def fields_at(self, point: str) -> dict:
+        "What the study sets at a point for every arm."
+        return {**self.settings["overrides"], **self.points[point]}
 
     @cached_property
     def begun_in(self) -> str | None:
-        "The precision of the runs that are there already; None where there is none."
-        loose = self.outputs.glob("**/config.json")
-        for file in sorted({*loose, *(run / "config.json" for run in packed_folders(self.outputs))}):
+        "The precision of the runs that are there already, where a machine chose it; None where there is none."
+        loose = {file.parent for file in self.outputs.glob("**/config.json") if (file.parent / "env.json").exists()}
+        packed = set[Path]()
+        with suppress(AblationError): packed = packed_folders(self.outputs)   # of a damaged one whoever reads it speaks
+        for folder in sorted(loose | packed):
             with suppress(AblationError, OSError, LookupError, TypeError):
-                precision = read_json(file)["train"]["precision"]
-                if precision in ("fp32", "bf16"): return precision
+                config = read_json(folder / "config.json")
+                arm, precision = config["arm"], config["train"]["precision"]
+                fields = self.fields_at("/".join(folder.relative_to(self.outputs).parts[:-2]))
+                chosen = precision_is_open(arm, self.settings["scale"], fields)
+                if chosen and precision in ("fp32", "bf16"): return precision
         return None
 
     def folder(self, cfg: RunConfig | NotebookRun, point: str = "") -> Path:
@@ -85,9 +94,10 @@ class Study:
         "What a run stands on besides its settings, of what `prepared` returned: its tokens."
         return ready[text_key(cfg)]
 
-def precision_is_open(scale: str, fields: dict) -> bool:
-    "Does a study leave it to the machine in which precision it multiplies?"
-    return (SCALES[scale].train | fields).get("precision") == "auto"
+def precision_is_open(arm: str, scale: str, fields: dict) -> bool:
+    "Do arm, scale and a study's fields leave it to the machine in which precision is multiplied?"
+    own = {f for part in parse_arm(arm) for f in part.change}
+    return "precision" not in own and (SCALES[resolve_scale(scale)].train | fields).get("precision") == "auto"
 
 # %% ../nbs/14_study.ipynb #26fc0130
 # key, value, what is wrong with it -> the error, which names the file too
@@ -1032,10 +1042,11 @@ def power_words(study: Study) -> str:
             f"then in {share_words(power)}, and 80 % would need {pairs_needed(sd, margin)} pairs.")
 
 def precision_words(jobs: list[Job]) -> str:
-    "That runs multiply in bf16 where the machine does not; empty elsewhere."
-    if native_precision() == "bf16" or not any(j.cfg.train.precision == "bf16" for j in jobs): return ""
-    return ("These runs are in bf16, which this processor does not multiply itself: "
-            "a step takes some ten times as long as one in fp32.")
+    "That runs multiply in bf16 where nothing says that the machine does; empty elsewhere."
+    n = sum(j.cfg.train.precision == "bf16" for j in jobs)
+    if not n or native_precision() == "bf16": return ""
+    return (f"{n} of these are in bf16, and nothing says that this processor multiplies it: on one that does not, "
+            'a step took 9 to 17 times as long as in fp32, which `precision = "fp32"` under [overrides] asks for.')
 
 def contrasts(settings: dict) -> int:
     "How many arms are compared with the baseline, controls apart."

@@ -387,7 +387,7 @@ def faults_on_a_desk(page, name):
 @pytest.fixture(scope="module")
 def walk(look, pages):
     """Each page once, on a phone in the dark and on a desk in the light: what is wrong there.
-    The next page opens where the last was looked at, or it would be laid out once more.
+    The next page opens where the last was looked at, every second one on a desk: else it would be laid out once more.
 
     On the desk too: how far the verdict of each report lies beyond the edge of its table."""
     page = look("index.html", width=390, dark=True)
