@@ -451,7 +451,7 @@ def check_runs(study: Study, wrong: Wrong) -> None:
         with about("grid", fields, wrong): study.run("baseline", point)
     for arm, point in itertools.product(study.settings["arms"], study.points):
         where = "grid" if point else "overrides"
-        fields = {**study.settings["overrides"], **study.points[point]}
+        fields = study.fields_at(point)
         own = {f for part in parse_arm(arm) for f in part.change}
         if "lr" in own: raise wrong("arms", arm, "sets the learning rate itself, which a study chooses for each arm.")
         if taken := [f for f in fields if f in own]:
