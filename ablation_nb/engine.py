@@ -54,6 +54,7 @@ def parameters_of(cfg: RunConfig, folder: Path, root: Path, env: dict, fresh: bo
         "precision": cfg.train.precision,
         "out": os.path.relpath(folder, root),
         "fresh": fresh,
+        **({"processes": int(env["ABLATION_PROCESSES"])} if "ABLATION_PROCESSES" in env else {}),
     }
 
 # One thread at a time reads code and arrays, whose heads are parsed too; the main thread is one of them.
@@ -378,15 +379,29 @@ def runs_at_a_time(
     for_memory, for_cores = int(min(cards) // A_RUN), cores // len(cards)
     return len(cards) * max(1, min(ON_A_CARD, for_memory, for_cores))
 
+# %% ../nbs/15_engine.ipynb #21500041
+def cards_each(
+    cards: int,
+    runs: int,    # that are left
+    batch: int,   # windows that a step of each has, or a divisor of them
+) -> int:
+    "How many cards a run gets: one, or where there are fewer runs than cards as many as each can have and divide its batch by."
+    if not 0 < runs < cards: return 1
+    return max(k for k in range(1, cards // runs + 1) if batch % k == 0)
+
 # %% ../nbs/15_engine.ipynb #aa1c9fa5
 @contextmanager
-def local_pool(workers: int | None) -> Iterator[tuple]:
+def local_pool(
+    workers: int | None,  # runs at a time; None: as many as the machine takes
+    each: int = 1,        # cards of a run, which share its batches
+) -> Iterator[tuple]:
     "Yields `submit(execute, ...)`, the number of runs at a time, and the threads of each."
     cores, cards = cores_here(), cards_here()
-    workers = workers or runs_at_a_time(cores, memory_of(cards))
+    groups = [cards[i:i + each] for i in range(0, len(cards) - each + 1, each)]
+    workers = workers or (len(groups) if each > 1 else runs_at_a_time(cores, memory_of(cards)))
     threads = max(1, cores // workers)
     slots: queue.Queue[dict] = queue.Queue()
-    for i in range(workers): slots.put({"CUDA_VISIBLE_DEVICES": cards[i % len(cards)]} if cards else {})
+    for i in range(workers): slots.put(slot_on(groups[i % len(groups)]) if groups else {})
     def in_slot(f: Callable, cfg: RunConfig, folder: Path, root: Path, env: dict, fresh: bool | str) -> dict:
         slot = slots.get()
         try: return f(cfg, folder, root, {**env, "ABLATION_THREADS": str(threads), **slot}, fresh)
@@ -396,6 +411,11 @@ def local_pool(workers: int | None) -> Iterator[tuple]:
     finally: pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../nbs/15_engine.ipynb #353f9540
+def slot_on(cards: list[str]) -> dict[str, str]:
+    "What a kernel is told of the cards that it has to itself, or shares with other kernels."
+    several = {"ABLATION_PROCESSES": str(len(cards))} if len(cards) > 1 else {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(cards), **several}
+
 def cores_here() -> int:
     "The cores that this process may use."
     if hasattr(os, "sched_getaffinity"): return len(os.sched_getaffinity(0))
@@ -703,12 +723,14 @@ def work_off(
         if not scheduler and sys.platform == "linux": NURSERY.warm()  # it imports while the text is prepared
         ready = prepared(study)
         package_hash()  # before there are threads
-        with pool_for(workers, scheduler, executor) as (submit, n, _), Progress(study, console, n) as show:
+        each = 1 if workers or scheduler or executor else cards_left_over(study, ready)
+        with pool_for(workers, scheduler, executor, each) as (submit, n, _), Progress(study, console, n) as show:
             underway = Underway(study, ready, submit, env, rerun_stale, show, followers=followers)
             jobs, tuning = underway.begin_new()
             of_a_notebook = isinstance(study, NotebookStudy)
             on = study.settings["notebook" if of_a_notebook else "corpus"]
             runs = f"{runs_words(len(jobs))} {'of' if of_a_notebook else 'on'} {on}, {n} at a time"
+            if not scheduler and not executor: runs += cards_words(each)
             console.print(f"[bold]{study.name}[/bold]: {runs}", soft_wrap=True)
             said = "" if of_a_notebook else otherwise_words(underway.root)
             if said: console.print(said, soft_wrap=True, highlight=False, markup=False)
@@ -735,11 +757,29 @@ def environment_of_kernels(study: Study, started: float, time_limit: float | Non
     if time_limit: env["ABLATION_DEADLINE"] = str(started + max(1, time_limit - 3))
     return env
 
-def pool_for(workers: int | None, scheduler: str | None, executor: Executor | None) -> AbstractContextManager[tuple]:
+def pool_for(
+    workers: int | None,
+    scheduler: str | None,
+    executor: Executor | None,
+    each: int,     # cards of a run on this machine
+) -> AbstractContextManager[tuple]:
     "The pool that was asked for: a cluster's, the caller's own, or one of this machine."
     if scheduler: return dask_pool(scheduler)
     if executor: return nullcontext((executor.submit, workers or 1, 0))
-    return local_pool(workers)
+    return local_pool(workers, each)
+
+def cards_left_over(study: Study, ready: dict) -> int:
+    "How many cards of this machine a run of the study gets."
+    cards = len(cards_here())
+    if cards < 2 or isinstance(study, NotebookStudy): return 1
+    left = [j.cfg for j in plan(study, ready)[0] if j.state not in FINISHED]
+    return cards_each(cards, len(left), math.gcd(*(cfg.train.batch_size for cfg in left)))
+
+def cards_words(each: int) -> str:
+    "What is said of a machine's cards; nothing where it has none, or one."
+    if len(cards_here()) < 2: return ""
+    if each > 1: return f", {each} cards each, as there are fewer runs than cards"
+    return ", each on one card, which is faster than sharing them while runs wait"
 
 def lacking(study: Study, jobs: list[Job], ended: dict) -> dict:
     "Folder -> (status, why) of what a study still lacks, when all that was begun has ended."

@@ -66,7 +66,8 @@ def identity(cfg: RunConfig, data: TokenData) -> str:
     return identity_of(described(cfg), data.data_hash, data.tokenizer_hash)
 
 # %% ../nbs/10_provenance.ipynb #7cb050c4
-COMPUTING = ("config", "stories", "tasks", "data", "layers", "model", "trainer", "runs")  # modules that make numbers
+COMPUTING = (  # modules that make numbers
+    "config", "stories", "tasks", "data", "layers", "model", "trainer", "runs", "parallel")
 
 def code_only(source: str) -> str:
     "Python source without comments, docstrings and empty lines."

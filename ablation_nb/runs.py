@@ -7,8 +7,8 @@ __all__ = ['OPTIONS', 'MetricsFile', 'board_writer', 'Run', 'read_parameters', '
            'load_metrics', 'load_position_losses', 'load_runs', 'load_stories', 'read_json', 'read_rows', 'run_folders']
 
 # %% ../nbs/12_runs.ipynb #3fd2d023
-import ast, json, math, os, shutil, sys
-from collections.abc import Sequence
+import ast, json, math, os, shutil, subprocess, sys, tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,8 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from .checks import blueprint, certificate, check_treatment, require
+import ablation_nb
+from .checks import Check, blueprint, certificate, check_treatment, require
 from .config import MODEL_FIELDS, TRAIN_FIELDS, AblationError, RunConfig
 from .config import did_you_mean, project_root, run_config, train_config
 from .data import prepare, refuse_short_validation, write_atomic, write_through
@@ -33,7 +34,7 @@ from .results import alone, differences, has, read_json, read_rows
 from .results import rows_fault, run_folder, run_state, why_not
 from .step import check_step
 from .tasks import Task
-from .trainer import Trainer, read_checkpoint, resolve_device, use_precision
+from .trainer import Stopped, Trainer, read_checkpoint, resolve_device, use_precision
 
 # %% ../nbs/12_runs.ipynb #879a73e6
 from .provenance import package_hash
@@ -117,17 +118,21 @@ class Run:
         out: Path | str | None = None,  # below the project's root; None: out/<arm>/<lr>-s<seed>-<identity>
         fresh: bool | str = False,      # True: begin anew, whatever lies there; "stale": where it is stale or damaged
         tensorboard: bool = False,      # keep the rows for TensorBoard too, as under `ABLATION_TENSORBOARD`
+        processes: int = 1,             # that share each batch, one a card
+        accumulate: int = 1,            # parts in which a process takes its share, one after the other
     ) -> None:
         self.cfg = cfg
+        self.processes, self.accumulate = processes, accumulate
         watched = tensorboard or os.environ.get("ABLATION_TENSORBOARD")
         self.board = board_writer() if watched else None
         use_precision(cfg.train.precision, resolve_device(cfg.train.device))
         blueprint(cfg.model)
         refuse_replaced(cfg)
+        refuse_shares(cfg, processes, accumulate)
         self.data = prepare(cfg.corpus, cfg.model.vocab_size, context_length=cfg.model.context_length)
         refuse_short(cfg, len(self.data.train))
         refuse_short_validation(self.data.first_stories(cfg.train.valid_stories))
-        self.env = environment(cfg, self.data)
+        self.env = environment(cfg, self.data) | shares_of(processes, accumulate)
         lone = run_folder(project_root() / "out", cfg)
         self.folder = project_root() / out if out else lone.with_name(f"{lone.name}-{self.env['identity'][:6]}")
         if fresh is True or not self.look(fresh): self.begin(fresh)
@@ -213,6 +218,26 @@ def refuse_replaced(cfg: RunConfig) -> None:
     rule = "an arm changes fields and brings parts of its own, and leaves the rest as it is"
     raise AblationError(f"arms.py puts something else in place of {' and '.join(names)}; {rule}.")
 
+def refuse_shares(cfg: RunConfig, processes: int, accumulate: int) -> None:
+    "Processes and parts that no batch can be shared by, or for which there are no cards, are an error."
+    for name, n in dict(processes=processes, accumulate=accumulate).items():
+        if n < 1: raise AblationError(f"{name}={n} must be at least 1.")
+    B, shares = cfg.train.batch_size, processes * accumulate
+    if B % shares:
+        parts = f"processes={processes} and accumulate={accumulate} make {shares} parts"
+        raise AblationError(f"{parts}, and batch_size={B} is no multiple of them; choose numbers that divide it.")
+    device = resolve_device(cfg.train.device)
+    if processes == 1 or device.type == "cpu": return
+    cards = torch.cuda.device_count()
+    if device.index is not None:
+        raise AblationError(f"device='{cfg.train.device}' is one card, for processes={processes}; use device=cuda.")
+    if processes > cards:
+        raise AblationError(f"processes={processes} need a card each, and torch sees {cards} here; ask for fewer.")
+
+def shares_of(processes: int, accumulate: int) -> dict[str, int]:
+    "What env.json keeps of how a batch was shared; nothing where one process takes it whole."
+    return {name: n for name, n in dict(processes=processes, accumulate=accumulate).items() if n > 1}
+
 def refuse_short(cfg: RunConfig, tokens: int) -> None:
     "A training text that does not fill one window is an error."
     T = cfg.model.context_length
@@ -288,10 +313,12 @@ def train(self: Run, progress: bool = True) -> dict:
 def go_on(self: Run, bar: tqdm, rows: MetricsFile) -> dict:
     "Train from the last checkpoint to the end; each row goes to the file, the bar, and TensorBoard if it is asked for."
     board = None
-    def on_row(row: dict) -> None:
-        rows.append(row)
+    def seen(row: dict) -> None:
         advance(bar, row)
         if board: show(board, row)
+    def on_row(row: dict) -> None:
+        rows.append(row)
+        seen(row)
     trainer = self.trainer
     trainer.on_row = on_row
     trainer.deadline = math.inf if TAKING.get() else float(os.environ.get("ABLATION_DEADLINE", "inf"))
@@ -299,9 +326,12 @@ def go_on(self: Run, bar: tqdm, rows: MetricsFile) -> dict:
     step = trainer.resume()
     if step and (why := self.rows_lost(step)):
         raise AblationError(f"{self.folder} cannot go on: {why}; open the run again, and it begins anew.")
-    rows.keep_until(step)
     bar.update(step)
     if self.board: board = self.board(self.folder / "tensorboard", purge_step=step + 1)
+    if self.processes * self.accumulate > 1:
+        self.in_parts(seen)
+        step = trainer.resume()   # after the last one
+    rows.keep_until(step)
     result = trainer.fit()
     if board: board.close()
     return result
@@ -310,6 +340,44 @@ def go_on(self: Run, bar: tqdm, rows: MetricsFile) -> dict:
 def forget(self: Run) -> None:
     "Let go of a model and a trainer that were stopped half-way: another attempt begins with fresh ones."
     for name in ("model", "trainer", "checks"): self.__dict__.pop(name, None)
+
+# %% ../nbs/12_runs.ipynb #21500001
+@patch
+def in_parts(self: Run, seen: Callable[[dict], None]) -> None:
+    """Let several processes make the steps that are left, each with its share of every batch.
+
+    They keep rows and checkpoints in the run's folder; a checkpoint of the last step is what they leave."""
+    above = Path(ablation_nb.__file__).parent.parent
+    path = os.pathsep.join([str(above), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": path, "ABLATION_RUN": json.dumps(self.cfg.as_dict())}
+    argv = [sys.executable, "-m", "ablation_nb.parallel", self.folder.resolve(), self.processes, self.accumulate]
+    said = dict[str, Any]()
+    with (tempfile.TemporaryFile("w+") as complaints,
+          subprocess.Popen([*map(str, argv)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints,
+                           cwd=project_root(), env=env, text=True) as launcher):
+        try:
+            assert launcher.stdout
+            for line in launcher.stdout: hear(line, said, seen)
+        finally: launcher.kill()   # and with it all of them
+        complaints.seek(0)
+        last = (complaints.read().strip().splitlines() or ["they said nothing"])[-1]
+    if "stopped" in said: raise Stopped(said["stopped"])
+    where, again = f"that train in {self.folder}", "start the run again to go on from its last checkpoint"
+    if "killed" in said:
+        how = f"was killed ({said['killed']}), perhaps for want of memory"
+        raise AblationError(f"One of the processes {where} {how}; {again}.")
+    if "error" in said: raise AblationError(said["error"])
+    if "ended" not in said: raise AblationError(f"The processes {where} ended before the last step: {last}; {again}.")
+    self.checks += [Check(**c) for c in said["checks"]]
+
+# %% ../nbs/12_runs.ipynb #21500002
+def hear(line: str, said: dict[str, Any], seen: Callable[[dict], None]) -> None:
+    "Take a line of what processes say while they train: a row for whoever watches, else the first of its kind."
+    try: words = json.loads(line)
+    except ValueError: return   # of a library
+    if not isinstance(words, dict): return
+    if "row" in words: seen(words["row"])
+    else: said |= {k: v for k, v in words.items() if k not in said}
 
 # %% ../nbs/12_runs.ipynb #dab0a51c
 @patch
@@ -356,7 +424,8 @@ def told(self: Run, task: Task) -> dict[str, str]:
 
 # %% ../nbs/12_runs.ipynb #fa015f18
 OPTIONS = dict(  # parameters of train.ipynb besides the config fields
-    ablation="baseline", scale="auto", corpus=None, out=None, fresh=False, tensorboard=False)
+    ablation="baseline", scale="auto", corpus=None, out=None, fresh=False, tensorboard=False,
+    processes=1, accumulate=1)
 
 def read_parameters(
     now: dict,             # `globals()` below the parameters cell
@@ -379,11 +448,13 @@ def open_run(now: dict, before: dict) -> Run:
     for name, kind in OPTION_TYPES.items():
         if kind is bool and p[name] in ("true", "false"): p[name] = p[name] == "true"   # as TOML and YAML spell them
         value = p[name]
-        if isinstance(value, kind) or (name, value) == ("fresh", "stale"): continue
-        wanted = "true or false" if kind is bool else "a text"
+        whole = type(value) is int   # True is none
+        if (whole if kind is int else isinstance(value, kind)) or (name, value) == ("fresh", "stale"): continue
+        wanted = {bool: "true or false", int: "a whole number"}.get(kind, "a text")
         raise AblationError(f"{name}={value!r} is of type {type(value).__name__}; it must be {wanted}.")
-    out, fresh, tensorboard = (p.pop(k) for k in ("out", "fresh", "tensorboard"))
-    return Run(run_config(**p), out, fresh, tensorboard)
+    of_run = ("out", "fresh", "tensorboard", "processes", "accumulate")
+    how = {k: p.pop(k) for k in of_run}
+    return Run(run_config(**p), **how)
 
 # %% ../nbs/12_runs.ipynb #1d7224c6
 def names_set(code: str) -> set[str]:
@@ -404,4 +475,5 @@ def names_asked(cells: Sequence[str], known: Sequence[str]) -> set[str] | None:
 PLAIN = (str, int, float, bool, list, tuple, dict, type(None))  # what papermill can pass
 
 OPTION_TYPES: dict[str, Any] = dict(
-    ablation=str, scale=str, corpus=(str, type(None)), out=(str, type(None)), fresh=bool, tensorboard=bool)
+    ablation=str, scale=str, corpus=(str, type(None)), out=(str, type(None)), fresh=bool, tensorboard=bool,
+    processes=int, accumulate=int)

@@ -478,9 +478,7 @@ def row(self: Trainer, since: float) -> None:
 def evaluate(self: Trainer) -> float:
     "Mean loss over what is scored of the validation set, in nats per token; keeps the best, the first and the last."
     t, s = time.perf_counter(), self.state
-    T, B = self.model.cfg.context_length, self.cfg.batch_size
-    if self.valid.task: self.token_losses = self.answer_losses(self.valid.task)
-    else: self.token_losses = token_losses(self.forward, self.valid.valid, T, B, self.autocast, self.device)
+    self.token_losses = self.valid_losses()
     loss = float(self.token_losses.mean())
     s.setdefault("initial_val_loss", loss)
     s["final_val_loss"] = loss
@@ -488,6 +486,13 @@ def evaluate(self: Trainer) -> float:
     if not math.isfinite(loss): s["diverged_at"] = s["step"]
     s["eval_seconds"] += time.perf_counter() - t
     return loss
+
+@patch
+def valid_losses(self: Trainer) -> np.ndarray:
+    "Loss of all that is scored of the validation set, in nats, one after the other."
+    if self.valid.task: return self.answer_losses(self.valid.task)
+    T, B = self.model.cfg.context_length, self.cfg.batch_size
+    return token_losses(self.forward, self.valid.valid, T, B, self.autocast, self.device)
 
 # %% ../nbs/06_trainer.ipynb #7a5c0306
 @patch
@@ -570,10 +575,11 @@ def finite(x: float | None) -> float | None:
 def summary(self: Trainer) -> dict:
     "What a finished run says of itself."
     s, diverged = self.state, self.state.get("diverged_at")
-    if diverged is None and not len(self.token_losses):  # resumed after the last step
-        already = s["eval_seconds"]
+    if diverged is None and not len(self.token_losses):  # resumed after the last step: what was logged there stands
+        logged = dict(s)
         self.evaluate()
-        s["seconds"] += s["eval_seconds"] - already
+        took = s["eval_seconds"] - logged["eval_seconds"]
+        s |= {**logged, "seconds": logged["seconds"] + took, "eval_seconds": s["eval_seconds"]}
     tokens = s["step"] * self.cfg.batch_size * self.model.cfg.context_length
     training = s["seconds"] - s["eval_seconds"]
     last = self.final_losses()

@@ -102,6 +102,7 @@ def test_bad_input_is_one_sentence_from_papermill(train, tmp_path):
     (dict(context_length=1_000_000), ["context_length=1000000"]),
     (dict(fresh="perhaps"), ["fresh='perhaps'", "true or false"]),
     (dict(ablation="no_norm+post_norm"), ["none to move"]),
+    (dict(processes=3), ["processes=3", "batch_size=4"]),
 ])
 def test_bad_input_is_one_sentence_before_any_training(env, tmp_path, parameters, words):
     folder, own = tmp_path / "bad", {k: env[k] for k in ("ABLATION_CACHE", "ABLATION_CORPUS")}
@@ -185,6 +186,30 @@ def test_a_run_that_is_no_number_from_the_start_is_a_result(train, tmp_path):
     assert result["status"] == "diverged"
     assert result["diverged_at"] == 0
     assert result["steps"] == 0
+
+
+def test_a_run_in_several_processes_ends_with_its_kernel_and_goes_on(train, env, tmp_path):
+    """SIGKILL to papermill alone: kernel, launcher and processes end by themselves, or two would train in one folder.
+    The next one goes on from the checkpoint, and ends as one process does, within rounding."""
+    settings = {"ablation": "nope", "n_steps": 400, "checkpoint_every": 50, "eval_every": 200}
+    shared = {**settings, "processes": 2, "accumulate": 2}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    succeeded(train(whole, **settings))
+    process = forks.Forked(train_command(cut, **shared), ROOT, env)
+    while process.poll() is None and not any(step_of(r) >= 60 for r in whole_lines(cut / "metrics.jsonl")):
+        time.sleep(0.005)
+    assert process.poll() is None, "the run ended before it could be killed"
+    ours = psutil.Process(process.pid).children(recursive=True)
+    assert len(ours) >= 4, "a kernel, a launcher, two processes"
+    process.kill()
+    _, alive = psutil.wait_procs(ours, timeout=30)
+    assert not alive
+    assert not (cut / "result.json").exists()
+    succeeded(train(cut, **shared))
+    rows, due = losses(cut), losses(whole)
+    assert [r["step"] for r in rows] == [r["step"] for r in due]
+    assert max(abs(a["val_loss"] - b["val_loss"]) for a, b in zip(rows, due) if "val_loss" in b) < 1e-3
+    assert json.loads((cut / "env.json").read_text())["processes"] == 2
 
 
 def kill_with_children(process):
