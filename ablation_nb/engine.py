@@ -385,7 +385,7 @@ def cards_each(
     runs: int,    # that are left
     batch: int,   # windows that a step of each has, or a divisor of them
 ) -> int:
-    "How many cards a run gets: one, or where there are fewer runs than cards as many as each can have and divide its batch by."
+    "Cards of a run: one, or where there are fewer runs than cards as many as each can have and divide its batch by."
     if not 0 < runs < cards: return 1
     return max(k for k in range(1, cards // runs + 1) if batch % k == 0)
 
