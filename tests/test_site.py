@@ -577,6 +577,47 @@ def test_tables_of_a_report_can_be_sorted(look, pages):
     assert cells() == first
 
 
+def make_docs(sh, copy):
+    return sh("make", "docs", "--old-file=dev", f"BIN={Path(sys.executable).parent}", cwd=copy)
+
+
+def stamps(folder): return {f.relative_to(folder).as_posix(): f.stat().st_mtime_ns for f in folder.rglob("*.html")}
+
+
+def test_make_docs_again_builds_only_what_changed(copy, site, sh):
+    succeeded(make_docs(sh, copy))
+    rendered, before = copy / "build" / "site", stamps(site)
+    succeeded(make_docs(sh, copy))
+    assert stamps(site) == before, "nothing has changed, and nothing is written"
+
+    was, study = stamps(rendered), copy / "outputs" / "true_model-tinystories"
+    report = study / "report.md"
+    report.write_text(report.read_text().replace("## What was run", "A sentence was planted.\n\n## What was run", 1))
+    (study / "tables" / "noise.tex").unlink()
+    (copy / "build" / "pages" / "stray.md").write_text("# Of an earlier time\n")
+    succeeded(make_docs(sh, copy))
+    written = {page for page, at in stamps(rendered).items() if was.get(page) != at}
+    assert "outputs/true_model-tinystories/report.html" in written
+    assert "outputs/index.html" in written, "it refers to the report"
+    assert not [page for page in written if page.startswith(("nbs/", "outputs/laptop"))]
+    assert "A sentence was planted." in (site / "outputs/true_model-tinystories/report.html").read_text()
+    downloads = "".join(f.as_posix() for f in site.rglob("_downloads/*/*"))
+    assert (ROOT / "outputs" / "true_model-tinystories" / "tables" / "noise.tex").exists()
+    assert len(re.findall(r"/noise\.tex", downloads)) == len(list(copy.glob("outputs/*/**/tables/noise.tex")))
+    assert not (site / "stray.html").exists()
+
+
+def test_a_build_that_fails_leaves_the_site_as_it_was_and_is_not_built_upon(copy, site, sh):
+    before, log = {f: f.read_bytes() for f in site.rglob("*.html")}, copy / "LOG.md"
+    log.write_text(log.read_text() + "\nA [dead link](#of-no-place).\n")
+    failed = make_docs(sh, copy)
+    assert failed.returncode != 0
+    assert "LOG.md" in failed.stderr
+    assert "of-no-place" in failed.stderr
+    assert {f: f.read_bytes() for f in site.rglob("*.html")} == before
+    assert not (copy / "build" / "docs.json").exists(), "the next build begins anew"
+
+
 BEFORE_QUARTO = """
 from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar
 from nbdev.serve import proc_nbs
@@ -616,47 +657,6 @@ def test_what_readme_says_goes_from_an_own_arm_to_the_report_and_the_site(copy, 
     report = (copy / REPORT).read_text()
     assert "there is no arm 'slow_rope' any more" in report
     assert "| Slow RoPE" not in report
-
-
-def make_docs(sh, copy):
-    return sh("make", "docs", "--old-file=dev", f"BIN={Path(sys.executable).parent}", cwd=copy)
-
-
-def stamps(folder): return {f.relative_to(folder).as_posix(): f.stat().st_mtime_ns for f in folder.rglob("*.html")}
-
-
-def test_make_docs_again_builds_only_what_changed(copy, site, sh):
-    succeeded(make_docs(sh, copy))   # another test may have changed something since
-    rendered, before = copy / "build" / "site", stamps(site)
-    succeeded(make_docs(sh, copy))
-    assert stamps(site) == before, "nothing has changed, and nothing is written"
-
-    was, study = stamps(rendered), copy / "outputs" / "true_model-tinystories"
-    report = study / "report.md"
-    report.write_text(report.read_text().replace("## What was run", "A sentence was planted.\n\n## What was run", 1))
-    (study / "tables" / "noise.tex").unlink()
-    (copy / "build" / "pages" / "stray.md").write_text("# Of an earlier time\n")
-    succeeded(make_docs(sh, copy))
-    written = {page for page, at in stamps(rendered).items() if was.get(page) != at}
-    assert "outputs/true_model-tinystories/report.html" in written
-    assert "outputs/index.html" in written, "it refers to the report"
-    assert not [page for page in written if page.startswith(("nbs/", "outputs/laptop"))]
-    assert "A sentence was planted." in (site / "outputs/true_model-tinystories/report.html").read_text()
-    downloads = "".join(f.as_posix() for f in site.rglob("_downloads/*/*"))
-    assert (ROOT / "outputs" / "true_model-tinystories" / "tables" / "noise.tex").exists()
-    assert len(re.findall(r"/noise\.tex", downloads)) == len(list(copy.glob("outputs/*/**/tables/noise.tex")))
-    assert not (site / "stray.html").exists()
-
-
-def test_a_build_that_fails_leaves_the_site_as_it_was_and_is_not_built_upon(copy, site, sh):
-    before, log = {f: f.read_bytes() for f in site.rglob("*.html")}, copy / "LOG.md"
-    log.write_text(log.read_text() + "\nA [dead link](#of-no-place).\n")
-    failed = make_docs(sh, copy)
-    assert failed.returncode != 0
-    assert "LOG.md" in failed.stderr
-    assert "of-no-place" in failed.stderr
-    assert {f: f.read_bytes() for f in site.rglob("*.html")} == before
-    assert not (copy / "build" / "docs.json").exists(), "the next build begins anew"
 
 
 def test_citation_and_changelog_agree_with_the_metadata():
