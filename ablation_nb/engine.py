@@ -723,14 +723,14 @@ def work_off(
         if not scheduler and sys.platform == "linux": NURSERY.warm()  # it imports while the text is prepared
         ready = prepared(study)
         package_hash()  # before there are threads
-        each = 1 if workers or scheduler or executor else cards_left_over(study, ready)
+        each = 1 if workers or scheduler or executor else cards_left_over(study, ready, rerun_stale)
         with pool_for(workers, scheduler, executor, each) as (submit, n, _), Progress(study, console, n) as show:
             underway = Underway(study, ready, submit, env, rerun_stale, show, followers=followers)
             jobs, tuning = underway.begin_new()
             of_a_notebook = isinstance(study, NotebookStudy)
             on = study.settings["notebook" if of_a_notebook else "corpus"]
             runs = f"{runs_words(len(jobs))} {'of' if of_a_notebook else 'on'} {on}, {n} at a time"
-            if not scheduler and not executor: runs += cards_words(each)
+            if not scheduler and not executor: runs += cards_words(each, len(show.jobs))
             console.print(f"[bold]{study.name}[/bold]: {runs}", soft_wrap=True)
             said = "" if of_a_notebook else otherwise_words(underway.root)
             if said: console.print(said, soft_wrap=True, highlight=False, markup=False)
@@ -768,18 +768,21 @@ def pool_for(
     if executor: return nullcontext((executor.submit, workers or 1, 0))
     return local_pool(workers, each)
 
-def cards_left_over(study: Study, ready: dict) -> int:
-    "How many cards of this machine a run of the study gets."
+def cards_left_over(study: Study, ready: dict, rerun_stale: bool) -> int:
+    "How many cards a run of the study gets here; one where the study may yet ask for more runs than it plans now."
     cards = len(cards_here())
-    if cards < 2 or isinstance(study, NotebookStudy): return 1
-    left = [j.cfg for j in plan(study, ready)[0] if j.state not in FINISHED]
-    return cards_each(cards, len(left), math.gcd(*(cfg.train.batch_size for cfg in left)))
+    if cards < 2 or isinstance(study, NotebookStudy) or study.settings.get("until"): return 1
+    left_alone = FINISHED if rerun_stale else (*FINISHED, *SPOILT)
+    left = [j for j in plan(study, ready)[0] if j.state not in left_alone]
+    on_any_card = all(j.cfg.train.device in ("auto", "cuda") for j in left)
+    if not on_any_card or any(j.role == "tune" for j in left): return 1
+    return cards_each(cards, len(left), math.gcd(*(j.cfg.train.batch_size for j in left)))
 
-def cards_words(each: int) -> str:
-    "What is said of a machine's cards; nothing where it has none, or one."
-    if len(cards_here()) < 2: return ""
+def cards_words(each: int, runs: int) -> str:  # `runs`: that are left
+    "What is said of a machine's cards; nothing where there is no choice."
+    cards = len(cards_here())
     if each > 1: return f", {each} cards each, as there are fewer runs than cards"
-    return ", each on one card, which is faster than sharing them while runs wait"
+    return ", one card each, which is faster than sharing them" if 1 < cards <= runs else ""
 
 def lacking(study: Study, jobs: list[Job], ended: dict) -> dict:
     "Folder -> (status, why) of what a study still lacks, when all that was begun has ended."

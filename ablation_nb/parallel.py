@@ -16,13 +16,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing import ProcessExitedException, start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from .checks import require
 from .config import AblationError, RunConfig, train_config
-from .data import prepare
+from .data import TokenData, prepare
 from .kernels import die_with_parent
 from .model import FlexibleTransformerLM
+from .provenance import code_now
 from .runs import MetricsFile
 from .step import check_step
 from .tasks import Task
@@ -72,6 +74,12 @@ class ParallelTrainer(Trainer):
         "The step as it is written: what passes between processes is in no CUDA graph."
         return self.step
 
+    def resume(self) -> int:
+        "The same with this process's own threads: the checkpoint knows those of one that had other cores."
+        threads = torch.get_num_threads()
+        try: return super().resume()
+        finally: torch.set_num_threads(threads)
+
     def save(self, since: float) -> None:
         "The first process alone keeps checkpoints: the others have the same weights."
         if self.rank == 0: super().save(since)
@@ -111,30 +119,40 @@ def say(**words: Any) -> None:
     "A line for whoever started the processes."
     print(json.dumps(words), flush=True)
 
-def own_settings(cfg: RunConfig) -> RunConfig:
+def own_settings(cfg: RunConfig, rank: int, world: int) -> RunConfig:
     "A run's settings for this process: its card, or its part of the cores."
-    rank, world = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
     device = resolve_device(cfg.train.device)
     if device.type == "cuda":
-        torch.cuda.set_device(rank)
-        return replace(cfg, train=replace(cfg.train, device=f"cuda:{rank}"))
+        card = rank if device.index is None else device.index
+        torch.cuda.set_device(card)
+        return replace(cfg, train=replace(cfg.train, device=f"cuda:{card}"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return replace(cfg, train=replace(cfg.train, device="cpu", threads=cfg.train.threads or max(1, cores // world)))
 
-def join(cfg: RunConfig) -> None:
-    "Meet the other processes: over NCCL where each has a card, over gloo on CPUs."
-    dist.init_process_group("nccl" if cfg.train.device.startswith("cuda") else "gloo")
+def refuse_others(cfg: RunConfig, data: TokenData, hashes: dict) -> None:
+    "Another text or other code than the run was opened with is an error."
+    code = code_now(cfg.arm, asdict(cfg.model))
+    now = dict(data_hash=data.data_hash, tokenizer_hash=data.tokenizer_hash,
+               package_hash=code["package_hash"], own_hash=code["own_hash"])
+    changed = [name.removesuffix("_hash") for name, due in hashes.items() if now[name] != due]
+    if not changed: return
+    raise AblationError(f"The {' and the '.join(changed)} changed after the run was opened; open it again.")
+
+def join(cfg: RunConfig, rank: int, world: int, place: str) -> None:
+    "Meet the other processes at a file: over NCCL where each has a card, over gloo on CPUs."
+    backend = "nccl" if cfg.train.device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{place}/processes", rank=rank, world_size=world)
 
 # %% ../nbs/13_parallel.ipynb #21500019
 def train_share(
     folder: Path,     # of the run, which has been opened
-    cfg: RunConfig,   # the run
+    cfg: RunConfig,   # the run, as this process carries it out
     accumulate: int,  # portions of this process's share of a batch
+    hashes: dict,     # of the text and the code that it was opened with
 ) -> None:
     "What one of several processes does: check the step that they make together, and make those that are left."
-    cfg = own_settings(cfg)
-    join(cfg)
     data = prepare(cfg.corpus, cfg.model.vocab_size, context_length=cfg.model.context_length)
+    refuse_others(cfg, data, hashes)
     model = FlexibleTransformerLM(cfg.model, cfg.train.seed)
     t = ParallelTrainer(model, data, cfg.train, folder / "checkpoint.safetensors", accumulate=accumulate)
     checks = [replace(c, name=f"{c.name}, in parts") for c in check_step(t, cfg.arm, train_config(cfg.scale))]
@@ -146,7 +164,6 @@ def train_share(
         if "diverged_at" in t.state: t.save(time.perf_counter() - t.state["seconds"])
         if t.rank == 0: rows.settle()
     if t.rank == 0: say(checks=[asdict(c) for c in checks], ended=True)
-    dist.destroy_process_group()
 
 def first_of_all(t: ParallelTrainer, rows: MetricsFile, step: int) -> None:
     "Let the first process keep the rows, tell them, and look at the clock: it stops for all."
@@ -159,31 +176,32 @@ def first_of_all(t: ParallelTrainer, rows: MetricsFile, step: int) -> None:
 
 # %% ../nbs/13_parallel.ipynb #21500020
 def main(argv: list[str]) -> int:
-    "`python -m ablation_nb.parallel FOLDER PROCESSES ACCUMULATE`: what `torchrun` does, by forks."
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    if sys.platform == "linux": die_with_parent()
-    folder, processes, accumulate = argv
-    how = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=int(processes), max_restarts=0, run_id=f"{os.getpid()}",
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
-    try: elastic_launch(how, be_process)(folder, accumulate)
-    except ChildFailedError as e:   # who failed has said why; who was killed could not
-        killed = [f.signal_name() for f in e.failures.values() if f.exitcode < 0]
-        if killed: say(killed=killed[0])
+    "`python -m ablation_nb.parallel FOLDER PROCESSES ACCUMULATE PLACE`: the processes of a run; they meet in PLACE."
+    folder, processes, accumulate, place = argv
+    die_with_parent()
+    for library in ("GLOO", "NCCL"): os.environ[f"{library}_SOCKET_IFNAME"] = "lo"   # only this machine can reach them
+    own = int(processes), folder, int(accumulate), place
+    try: start_processes(be_process, own, nprocs=int(processes), start_method="fork")
+    except ProcessExitedException as e:   # who failed has said why; who was killed could not
+        if e.signal_name: say(killed=e.signal_name)
         return 1
     return 0
 
-def be_process(folder: str, accumulate: str) -> None:
+def be_process(rank: int, world: int, folder: str, accumulate: int, place: str) -> None:
     "One of the processes, from beginning to end."
-    if sys.platform == "linux": die_with_parent()
-    cfg = RunConfig.from_dict(json.loads(os.environ["ABLATION_RUN"]))
-    try: return train_share(Path(folder), cfg, int(accumulate))
+    die_with_parent()
+    asked = json.loads(os.environ["ABLATION_RUN"])
+    try:
+        cfg = own_settings(RunConfig.from_dict(asked["run"]), rank, world)
+        join(cfg, rank, world, place)
+        train_share(Path(folder), cfg, accumulate, asked["hashes"])
     except Stopped as e: say(stopped=str(e))
     except AblationError as e: say(error=str(e))
     except Exception as e:
         traceback.print_exc()
         say(error=f"a process that trains in {folder} failed ({type(e).__name__}: {str(e).partition(chr(10))[0]}).")
+        time.sleep(1)   # if it only misses one that was killed, the launcher sees that one first
+    else: return dist.destroy_process_group()
     os._exit(1)
 
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main(sys.argv[1:]))

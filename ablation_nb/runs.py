@@ -223,6 +223,9 @@ def refuse_shares(cfg: RunConfig, processes: int, accumulate: int) -> None:
     for name, n in dict(processes=processes, accumulate=accumulate).items():
         if n < 1: raise AblationError(f"{name}={n} must be at least 1.")
     B, shares = cfg.train.batch_size, processes * accumulate
+    if shares > 1 and sys.platform != "linux":
+        how = f"processes={processes} and accumulate={accumulate}"
+        raise AblationError(f"{how} need Linux, where processes end with whoever started them; leave them at 1.")
     if B % shares:
         parts = f"processes={processes} and accumulate={accumulate} make {shares} parts"
         raise AblationError(f"{parts}, and batch_size={B} is no multiple of them; choose numbers that divide it.")
@@ -274,7 +277,8 @@ def check(self: Run) -> pd.DataFrame:
     model = FlexibleTransformerLM(self.cfg.model, self.cfg.train.seed) if self.finished else self.model
     self.checks = check_treatment(model, self.cfg.arm, self.cfg.model, self.cfg.train.seed)
     require(self.checks)
-    if not self.finished:
+    is_whole = self.processes * self.accumulate == 1   # else those who share a batch examine their step
+    if is_whole and not self.finished:
         self.checks += check_step(self.trainer, self.cfg.arm, train_config(self.cfg.scale))
         require(self.checks, "The step that would train is not what is written down")
     return pd.DataFrame([asdict(c) for c in self.checks])
@@ -319,22 +323,29 @@ def go_on(self: Run, bar: tqdm, rows: MetricsFile) -> dict:
     def on_row(row: dict) -> None:
         rows.append(row)
         seen(row)
-    trainer = self.trainer
+    step = self.step_reached()
+    bar.update(step)
+    if self.board: board = self.board(self.folder / "tensorboard", purge_step=step + 1)
+    shared = self.processes * self.accumulate > 1
+    if shared: self.in_parts(seen)
+    trainer = self.trainer   # only now: whoever shares a batch may be short of memory
     trainer.on_row = on_row
     trainer.deadline = math.inf if TAKING.get() else float(os.environ.get("ABLATION_DEADLINE", "inf"))
     trainer.on_save = rows.settle
-    step = trainer.resume()
-    if step and (why := self.rows_lost(step)):
-        raise AblationError(f"{self.folder} cannot go on: {why}; open the run again, and it begins anew.")
-    bar.update(step)
-    if self.board: board = self.board(self.folder / "tensorboard", purge_step=step + 1)
-    if self.processes * self.accumulate > 1:
-        self.in_parts(seen)
-        step = trainer.resume()   # after the last one
-    rows.keep_until(step)
+    trainer.resume()
+    if not shared: rows.keep_until(step)   # else all steps are made, and their rows are there
     result = trainer.fit()
     if board: board.close()
     return result
+
+@patch
+def step_reached(self: Run) -> int:
+    "The step of the checkpoint, 0 without one; an error where rows up to it are lost."
+    checkpoint = self.folder / "checkpoint.safetensors"
+    step = read_checkpoint(checkpoint)[1]["step"] if checkpoint.exists() else 0
+    if step and (why := self.rows_lost(step)):
+        raise AblationError(f"{self.folder} cannot go on: {why}; open the run again, and it begins anew.")
+    return step
 
 @patch
 def forget(self: Run) -> None:
@@ -349,16 +360,23 @@ def in_parts(self: Run, seen: Callable[[dict], None]) -> None:
     They keep rows and checkpoints in the run's folder; a checkpoint of the last step is what they leave."""
     above = Path(ablation_nb.__file__).parent.parent
     path = os.pathsep.join([str(above), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": path, "ABLATION_RUN": json.dumps(self.cfg.as_dict())}
-    argv = [sys.executable, "-m", "ablation_nb.parallel", self.folder.resolve(), self.processes, self.accumulate]
+    asked = dict(run=self.cfg.as_dict(), hashes={k: self.env.get(k) for k in HASHES})
+    env = {**os.environ, "PYTHONPATH": path, "ABLATION_RUN": json.dumps(asked)}
+    own = read_json(self.folder / "env.json")
+    write_json(self.folder / "env.json", own | shares_of(self.processes, self.accumulate))   # if it was begun otherwise
     said = dict[str, Any]()
-    with (tempfile.TemporaryFile("w+") as complaints,
-          subprocess.Popen([*map(str, argv)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints,
-                           cwd=project_root(), env=env, text=True) as launcher):
-        try:
-            assert launcher.stdout
-            for line in launcher.stdout: hear(line, said, seen)
-        finally: launcher.kill()   # and with it all of them
+    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryFile("w+") as complaints:
+        argv = [self.folder.resolve(), self.processes, self.accumulate, place]
+        launcher = subprocess.Popen(
+            [sys.executable, "-m", "ablation_nb.parallel", *map(str, argv)], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=complaints, env=env, text=True)
+        with launcher:
+            try:
+                assert launcher.stdout
+                for line in launcher.stdout:
+                    hear(line, said, seen)
+                    if "stopped" in said: break
+            finally: launcher.kill()   # and with it all of them
         complaints.seek(0)
         last = (complaints.read().strip().splitlines() or ["they said nothing"])[-1]
     if "stopped" in said: raise Stopped(said["stopped"])
@@ -371,6 +389,8 @@ def in_parts(self: Run, seen: Callable[[dict], None]) -> None:
     self.checks += [Check(**c) for c in said["checks"]]
 
 # %% ../nbs/12_runs.ipynb #21500002
+HASHES = ("data_hash", "tokenizer_hash", "package_hash", "own_hash")   # of env.json: what trains is what was opened
+
 def hear(line: str, said: dict[str, Any], seen: Callable[[dict], None]) -> None:
     "Take a line of what processes say while they train: a row for whoever watches, else the first of its kind."
     try: words = json.loads(line)

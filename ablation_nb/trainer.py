@@ -441,7 +441,7 @@ def fit(self: Trainer) -> dict:
     "Train to the end or to divergence; returns the summary that `result.json` keeps."
     cfg, s = self.cfg, self.state
     since = time.perf_counter() - s["seconds"]
-    if s["step"] == 0: self.row(since)
+    if s["step"] == 0 and "diverged_at" not in s: self.row(since)
     step = self.stepper()
     while s["step"] < cfg.n_steps and "diverged_at" not in s:
         i = s["step"]

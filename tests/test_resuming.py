@@ -93,7 +93,7 @@ def test_stale_is_judged_by_behaviour(other_code):
 
     notebook.write_text(cells)
     # what trains may not be changed unnoticed: checks see it; how a model is evaluated only its behaviour shows
-    evaluation = "self.token_losses = token_losses(", "self.token_losses = 1.01 * token_losses("
+    evaluation = "self.token_losses = self.valid_losses()", "self.token_losses = 1.01 * self.valid_losses()"
     trainer.write_text(edited(text, evaluation))
     done = refused(run(), "silu/0.01-s0", "--rerun-stale")
     assert done.stderr.count("other code") == 2

@@ -201,11 +201,15 @@ def test_a_run_in_several_processes_ends_with_its_kernel_and_goes_on(train, env,
     assert process.poll() is None, "the run ended before it could be killed"
     ours = psutil.Process(process.pid).children(recursive=True)
     assert len(ours) >= 4, "a kernel, a launcher, two processes"
+    doors = [c.laddr for p in ours for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    assert {d.ip for d in doors} <= {"127.0.0.1", "::1"}, "somebody else could reach the processes"
     process.kill()
     _, alive = psutil.wait_procs(ours, timeout=30)
     assert not alive
     assert not (cut / "result.json").exists()
+    kept = [r for r in whole_lines(cut / "metrics.jsonl") if step_of(r) <= 50]
     succeeded(train(cut, **shared))
+    assert whole_lines(cut / "metrics.jsonl")[:len(kept)] == kept, "the run began anew"
     rows, due = losses(cut), losses(whole)
     assert [r["step"] for r in rows] == [r["step"] for r in due]
     assert max(abs(a["val_loss"] - b["val_loss"]) for a, b in zip(rows, due) if "val_loss" in b) < 1e-3
