@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OWN_KEYS', 'PREFACE', 'Claim', 'Advice', 'claims_file', 'ranges', 'read_claims', 'read_advice', 'is_trial',
-           'ledger_folders', 'notebook_studies', 'settings_kept', 'studies_in', 'at_points', 'sets_of', 'bearing',
-           'runs_of', 'differs_in_text', 'answers', 'settle_claim', 'computed_verdict', 'settle_all', 'settle',
-           'claims_of', 'Weighed', 'Reading', 'weigh', 'readings', 'recommendations', 'item', 'write_ledger',
+           'ledger_folders', 'notebook_studies', 'settings_kept', 'studies_in', 'with_points', 'at_points', 'sets_of',
+           'bearing', 'runs_of', 'differs_in_text', 'answers', 'settle_claim', 'computed_verdict', 'settle_all',
+           'settle', 'claims_of', 'Weighed', 'Reading', 'weigh', 'readings', 'recommendations', 'item', 'write_ledger',
            'count_of', 'advice_page', 'verdict_at', 'claims_table', 'section_of', 'tests_list', 'study_words',
            'ledger_page']
 
@@ -31,7 +31,7 @@ from .config import AblationError, ModelConfig, arm_label, did_you_mean, is_task
 from .config import parse_arm
 from .model import parameter_count
 from .report import Results, amount, beside_the_runs, count_words, points, read_results, span, write_text
-from .results import PACKED
+from .results import PACKED, each_file_once
 from .tables import md_table, reference_file
 
 # %% ../nbs/25_ledger.ipynb #ed0f4ff4
@@ -285,10 +285,15 @@ def studies_in(outputs: Path) -> tuple[list[Results], dict]:
     studies: list[Results] = []
     unread = {}
     for folder in ledger_folders(outputs):
-        try: r = read_results(folder)
+        try: studies += with_points(folder)
         except AblationError as e: unread[folder.name] = str(e)
-        else: studies += [r, *at_points(r)]
     return studies, unread
+
+@each_file_once()
+def with_points(folder: Path | str) -> list[Results]:
+    "A study, and each point of its grid by itself."
+    r = read_results(folder)
+    return [r, *at_points(r)]
 
 def at_points(r: Results) -> list[Results]:
     "The points of a study's grid that hold finished runs, each by itself."
@@ -500,13 +505,13 @@ def claims_of(
     path: Path | str | None = None,  # of the claims; None: reference/claims.toml of the project
 ) -> pd.DataFrame:                   # the rows that runs of this study decide, whatever its scale
     "What one study by itself says of the claims."
-    r = read_results(study_folder)
+    r, *points = with_points(study_folder)
     claims = []
     for c in read_claims(path):
         if c.test == "none" or c.by not in KINDS["empirical"]: continue
         claims.append(c if c.tied else replace(c, scales=(r.config["scale"],)))
     of_notebook = "notebook" in r.plan   # its arms are none of the report's, whatever they are called
-    table = settle_all(claims, [] if of_notebook else sets_of([r, *at_points(r)]))
+    table = settle_all(claims, [] if of_notebook else sets_of([r, *points]))
     return table[table.verdict != "not tested"].reset_index(drop=True)
 
 # %% ../nbs/25_ledger.ipynb #65656efa

@@ -50,7 +50,7 @@ from .figures import (
     front_figure,
     interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
-    ACCURACIES, PROMPTS, RUN, every_field, load_doc_losses, load_metrics, load_position_losses, load_probes,
+    ACCURACIES, PROMPTS, RUN, each_file_once, every_field, load_doc_losses, load_metrics, load_position_losses, load_probes,
     load_stories,
     main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
 from .statistics import (
@@ -159,6 +159,7 @@ def nothing_finished(
         f"or with the study file that it is named after.{unused}")
 
 # %% ../nbs/23_report.ipynb #496f83b3
+@each_file_once()
 def read_results(
     folder: Path | str,  # a study's folder, or that of one point of its grid
 ) -> Results:
@@ -1884,6 +1885,7 @@ def write_text(path: Path, text: str) -> Path:
     path.write_bytes((inert(text) if path.suffix == ".md" else text).encode())
     return path
 
+@each_file_once()
 def write_report(
     study_folder: Path | str,  # e.g. "outputs/laptop", or one point of a grid
     say: Callable[[str], object] = lambda words: None,   # is told what is being done

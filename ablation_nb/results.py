@@ -9,10 +9,11 @@ import io, itertools, json, math, os, platform, re, sys, zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, fields
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -30,14 +31,15 @@ from .tasks import find_task
 if TYPE_CHECKING or "nbdev" in sys.modules: import pandas as pd
 
 # %% auto #0
-__all__ = ['PACKED', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'PROMPTS', 'OF_RUN', 'RUN', 'RECORD',
-           'DRAWN_BY', 'SETTINGS', 'Archive', 'has', 'content', 'Damaged', 'read_json', 'read_array', 'read_rows',
-           'rows_written', 'rows_left', 'is_row', 'steps_due', 'rows_fault', 'read_checked', 'standing_at',
-           'run_folders', 'who', 'cut_short', 'load_runs', 'load_metrics', 'load_stories', 'load_arrays',
-           'load_doc_losses', 'load_position_losses', 'whose', 'load_probes', 'mean_and_range', 'curves_of',
-           'done_runs', 'main_lr', 'gaps', 'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not',
-           'trusted_runs', 'differences', 'notebook_differences', 'run_state', 'lacks_metric', 'run_folder', 'Busy',
-           'alone', 'busy', 'pack_runs', 'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
+__all__ = ['PACKED', 'READ', 'Found', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'PROMPTS', 'OF_RUN',
+           'RUN', 'RECORD', 'DRAWN_BY', 'SETTINGS', 'Archive', 'each_file_once', 'kept', 'has', 'content', 'Damaged',
+           'read_json', 'read_array', 'read_rows', 'rows_written', 'rows_left', 'is_row', 'steps_due', 'rows_fault',
+           'read_checked', 'standing_at', 'run_folders', 'who', 'cut_short', 'load_runs', 'load_metrics',
+           'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses', 'whose', 'load_probes',
+           'mean_and_range', 'curves_of', 'done_runs', 'main_lr', 'gaps', 'planned_seeds', 'planned_looks',
+           'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences', 'notebook_differences', 'run_state',
+           'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs', 'sha256_of', 'made_of', 'written_files',
+           'keep_record', 'is_current']
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -85,7 +87,32 @@ def packed(path: Path) -> tuple[Archive, str] | None:
     if name not in archive.runs.get(inside, ()): return None
     return archive, f"{inside}/{name}"
 
+# %% ../nbs/11_results.ipynb #0ce00002
+READ: ContextVar[dict | None] = ContextVar("READ", default=None)   # (reader, path) -> what it found there
+Found = TypeVar("Found")
+
+@contextmanager
+def each_file_once() -> Iterator[None]:
+    "Within this, who reads a file of a run gets what the first one read there. Nobody may change what he gets."
+    if READ.get() is not None:
+        yield
+        return
+    token = READ.set({})
+    try: yield
+    finally: READ.reset(token)
+
+def kept(read: Callable[[Path], Found]) -> Callable[[Path], Found]:
+    "A reader of one file that takes part in `each_file_once`."
+    @wraps(read)
+    def reader(path: Path) -> Found:
+        known, key = READ.get(), (read.__name__, os.fspath(path))
+        if known is None: return read(path)
+        if key not in known: known[key] = read(path)
+        return known[key]
+    return reader
+
 # %% ../nbs/11_results.ipynb #695b3bc8
+@kept
 def has(path: Path) -> bool:
     "Is there such a file of a run, in its folder or in the archive of its study?"
     return path.exists() or packed(path) is not None
@@ -110,12 +137,14 @@ WAYS_OUT = {
     "tuning.json": "`ablation report` writes it again from the runs",
     "speed.json": "remove it, or let `ablation time` write it again"}
 
+@kept
 def read_json(path: Path) -> Any:
     "The content of a JSON file of a run; a damaged one is an error that names it."
     try: return json.loads(content(path).decode("utf-8"))
     except AblationError: raise
     except (ValueError, RecursionError): raise Damaged(path, "is not valid JSON") from None
 
+@kept
 def read_array(path: Path) -> np.ndarray:
     "A .npy file of numbers; a damaged one is an error that names it."
     try: array = np.lib.format.read_array(io.BytesIO(content(path)), allow_pickle=False)
@@ -125,6 +154,7 @@ def read_array(path: Path) -> np.ndarray:
     return array
 
 # %% ../nbs/11_results.ipynb #695b3bcb
+@kept
 def read_rows(path: Path) -> list[dict]:
     "Rows of a metrics file, up to the first line that is none, such as one that a kill cut short."
     if not has(path) or path.is_dir(): return []
@@ -277,6 +307,7 @@ SHAPES: dict[str, dict[str, str]] = {  # file -> key, and what stands there
 }
 
 # %% ../nbs/11_results.ipynb #7b0c0004
+@kept
 def read_checked(path: Path) -> dict:
     "A JSON file of a run or a study, of the shape that its name asks for; another one is an error that names it."
     try: value = read_json(path)
@@ -425,7 +456,7 @@ def row_of(study: Path | str, folder: Path) -> dict:
     own = {} if is_notebook(config) else every_field(config)   # a notebook's parameters may have any name
     if is_notebook(config):
         asked = asked_by_study(study, config)
-        result |= dict(value=value_in(result, asked["metric"]), final_val_loss=loss_in(result, asked))
+        result = result | dict(value=value_in(result, asked["metric"]), final_val_loss=loss_in(result, asked))
     return {
         **own,
         **name,
@@ -479,9 +510,11 @@ def load_arrays(
     "A long frame from a file of arrays."
     import pandas as pd
     having = [f for f in folders or run_folders(study) if has(f / name)]
-    parts = [pd.DataFrame({**who(study, f), **rows(read_array(f / name))}) for f in having]
-    if not parts: return pd.DataFrame(columns=[*WHO, *columns])
-    return pd.concat(parts, ignore_index=True)
+    if not having: return pd.DataFrame(columns=[*WHO, *columns])
+    parts = [rows(read_array(f / name)) for f in having]
+    runs = pd.DataFrame([who(study, f) for f in having])
+    own = {c: np.concatenate([part[c] for part in parts]) for c in columns}
+    return runs.loc[runs.index.repeat([len(part[columns[0]]) for part in parts])].reset_index(drop=True).assign(**own)
 
 def load_doc_losses(study: Path | str, folders: Folders = None) -> pd.DataFrame:
     """The final loss of every validation document in every finished run.

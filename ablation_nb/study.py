@@ -35,8 +35,9 @@ from .data import TokenData, corpus_name, prepare
 from ablation_nb.provenance import (
     Draw, NotebookCode, NotebookRun, code_cells, described, kept_answer, module_text, names_assigned, notebook_code,
     without_magics)
-from .results import (busy, cut_short, differences, final_loss, is_time, numbers_of_short_run, planned_looks,
-    packed_folders, planned_seeds, read_json, read_rows, rows_left, run_folder, run_state, why_not, point_fields)
+from .results import (
+    busy, cut_short, differences, each_file_once, final_loss, is_time, numbers_of_short_run, planned_looks, packed_folders,
+    planned_seeds, read_json, read_rows, rows_left, run_folder, run_state, why_not, point_fields)
 
 # Annotations name them, and nbdev's documentation asks what they mean. A plan does without, which saves two seconds.
 if TYPE_CHECKING or "nbdev" in sys.modules:
@@ -762,6 +763,7 @@ class Job:
     state: str            # absent | partial | done | diverged | stale | damaged | waiting
     why: str = ""         # what differs, if stale; what is wrong, if damaged
 
+@each_file_once()
 def plan(
     study: Study,
     ready: dict | None = None,    # what `prepared` returns

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['How', 'COLUMNS', 'OUR_LINK', 'ALIVE', 'DEFINITION', 'TEXT', 'TEX', 'AGAINST', 'INTERVALS', 'ALIKE', 'ABLE', 'BACK',
            'WORTH', 'QUESTIONS', 'SEED_REPORT', 'duration', 'p_words', 'inert', 'plain_words', 'cell_text',
-           'cell_words', 'looks', 'md_table', 'tex_words', 'booktabs', 'tex_table', 'last_test', 'judged', 'arm_means',
-           'results_table', 'interval_words', 'for_reading', 'compared', 'accuracy_levels', 'answers_table', 'Question',
-           'with_abilities', 'abilities', 'abilities_for_reading', 'sureness_table', 'side_by_side', 'tuning_effects',
-           'ladder_gains', 'learned', 'ladder_table', 'reference_file', 'SeedReport', 'overview_table',
-           'precision_table', 'certificate_table', 'gap_columns', 'dynamics_table', 'rates_long', 'rate_words',
-           'rates_table', 'positions_table', 'parts_of', 'parts_combined', 'factorial', 'interactions_table',
-           'against_the_sum', 'together_table', 'effects_along', 'in_bits', 'effects_at_size', 'trends_over_size']
+           'cell_words', 'looks', 'md_table', 'tex_words', 'booktabs', 'tex_table', 'last_test', 'judged', 'SeenRuns',
+           'judged_before', 'arm_means', 'results_table', 'interval_words', 'for_reading', 'compared',
+           'accuracy_levels', 'answers_table', 'Question', 'with_abilities', 'abilities', 'abilities_for_reading',
+           'sureness_table', 'side_by_side', 'tuning_effects', 'ladder_gains', 'learned', 'ladder_table',
+           'reference_file', 'SeedReport', 'overview_table', 'precision_table', 'certificate_table', 'gap_columns',
+           'dynamics_table', 'rates_long', 'rate_words', 'rates_table', 'positions_table', 'parts_of', 'parts_combined',
+           'factorial', 'interactions_table', 'against_the_sum', 'together_table', 'effects_along', 'in_bits',
+           'effects_at_size', 'trends_over_size']
 
 # %% ../nbs/22_tables.ipynb #5c1d0a03
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ import ablation_nb
 from .config import AblationError, arm_label, arm_order, parse_arm, project_root
 from .results import ACCURACIES, RUN, gaps
 from .statistics import (
-    add_factors, crossed_effects, equivalence_power, factorial_effects, family_effects,
+    SAME_IN_A_PAIR, add_factors, crossed_effects, equivalence_power, factorial_effects, family_effects,
     holm, look_levels, looks_behind, mean_interval, off_ladder, paired_differences, paired_effects, paired_trend,
     pairing_gain, ratio_interval, share_words, signed, smallest_effect, studies_trend, turning_size, verdicts, unsigned)
 
@@ -227,7 +228,24 @@ def judged(
 
     `detectable` is the smallest effect that Holm's first step detects among `contrasts`;
     `power` is how often an arm without effect is called equivalent. Where seeds are added, both at the last look."""
-    effects, looks = family_effects(runs, value), looks_behind(runs)
+    return judged_before(SeenRuns(runs, value), margin, value).copy()
+
+class SeenRuns:
+    "What a comparison sees of runs. A page asks a dozen times about the same ones."
+    def __init__(self, runs: pd.DataFrame, value: str) -> None:
+        self.looks = looks_behind(runs)
+        columns = dict.fromkeys(("arm", "seed", "status", value, "final_val_loss", *SAME_IN_A_PAIR))
+        self.runs = runs[[c for c in columns if c in runs]]
+        rows = pd.util.hash_pandas_object(self.runs, index=False).to_numpy().tobytes()
+        self.key = rows, tuple(self.runs), tuple(arm_order(self.runs.arm)), self.looks
+
+    def __eq__(self, other: object) -> bool: return isinstance(other, SeenRuns) and self.key == other.key
+    def __hash__(self) -> int: return hash(self.key)
+
+@lru_cache(maxsize=256)
+def judged_before(seen: SeenRuns, margin: float, value: str) -> pd.DataFrame:
+    "What `judged` returns; it is worked out once."
+    effects, looks = family_effects(seen.runs, value), seen.looks
     contrasts = (effects.arm.ne("aa") & effects.twin_of.eq("")).sum()
     least, power = [], []
     for e in effects.itertuples():
