@@ -50,9 +50,8 @@ from .figures import (
     front_figure,
     interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
-    ACCURACIES, PROMPTS, RUN, each_file_once, every_field, load_doc_losses, load_metrics, load_position_losses, load_probes,
-    load_stories,
-    main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
+    ACCURACIES, PROMPTS, RUN, each_file_once, every_field, load_doc_losses, load_metrics, load_position_losses,
+    load_probes, load_stories, main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
     paired_differences, pairs_wanted, rank_agreement, signed, twins, unsigned)
@@ -107,6 +106,8 @@ class Results:
     @cached_property
     def evaluations(self) -> pd.DataFrame:
         return evaluations_table(self, self.shown)
+    @cached_property
+    def noise(self) -> pd.DataFrame: return noise_table(self)
     @cached_property
     def timed(self) -> pd.DataFrame:
         "A row an arm and round in which arms were timed in turn; empty without a clock."
@@ -776,7 +777,7 @@ def over_points(r: Results) -> list[str]:
 def luck_sentence(r: Results) -> str:
     "How far weights and order move a loss and a difference, where the study tells."
     if not noise.needs(r): return ""
-    budget = noise_table(r).set_index(["source", "quantity"])
+    budget = r.noise.set_index(["source", "quantity"])
     def spread(quantity: str) -> str:
         parts = []
         for source in ("another initialisation", "another data order"):
@@ -1626,10 +1627,10 @@ def noise_is_known(r: Results) -> bool:
     fields = {f for p in r.runs.point.unique() for f in point_fields(p)}
     if fields - {"order"}: return False
     if "baseline" not in set(r.shown.arm): return False
-    return noise_table(r).df.ne(0).any()
+    return r.noise.df.ne(0).any()
 
 def noise_tables(r: Results) -> Tables:
-    tables = dict(noise=noise_table(r))
+    tables = dict(noise=r.noise)
     if not r.evaluations.empty: tables["evaluations"] = r.evaluations
     return tables
 
@@ -1647,7 +1648,7 @@ def noise(r: Results) -> list[str]:
     """Standard deviations by source.
 
     And what the replicated report's evaluation would have shown."""
-    budget = noise_table(r)
+    budget = r.noise
     if r.shown.arm.nunique() < 2: budget = budget[budget.quantity == "loss"]
     words = ("Standard deviation of one number, in nats per token, by what was drawn anew. "
              "A source with no degrees of freedom was not measured in this study"

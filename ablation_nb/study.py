@@ -10,7 +10,7 @@ __all__ = ['TODO', 'OUT', 'Study', 'precision_is_open', 'read_study', 'NotebookS
            'columns_logged', 'status_table']
 
 # %% ../nbs/14_study.ipynb #47f5beab
-import ast, itertools, json, math, os, platform, re, sys, tempfile
+import ast, heapq, itertools, json, math, os, platform, re, sys, tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -36,8 +36,8 @@ from ablation_nb.provenance import (
     Draw, NotebookCode, NotebookRun, code_cells, described, kept_answer, module_text, names_assigned, notebook_code,
     without_magics)
 from .results import (
-    busy, cut_short, differences, each_file_once, final_loss, is_time, numbers_of_short_run, planned_looks, packed_folders,
-    planned_seeds, read_json, read_rows, rows_left, run_folder, run_state, why_not, point_fields)
+    busy, cut_short, differences, each_file_once, final_loss, is_time, numbers_of_short_run, planned_looks,
+    packed_folders, planned_seeds, read_json, read_rows, rows_left, run_folder, run_state, why_not, point_fields)
 
 # Annotations name them, and nbdev's documentation asks what they mean. A plan does without, which saves two seconds.
 if TYPE_CHECKING or "nbdev" in sys.modules:
@@ -961,11 +961,48 @@ def cards_used(todo: list[Job]) -> int:
     if resolve_device(todo[0].cfg.train.device).type != "cuda": return 0
     return torch.cuda.device_count()
 
-def tokens_scored(j: Job, data: TokenData) -> float:
+def tokens_scored(j: Job, text: int) -> float:  # `text`: the tokens of an evaluation
     "What the evaluations of a run cost, in tokens of training: a forward pass is a third of a step."
     t = j.cfg.train
     evaluations = t.n_steps // t.eval_every + 3
-    return len(data.first_stories(t.valid_stories).valid) * evaluations / 3
+    return text * evaluations / 3
+
+# %% ../nbs/14_study.ipynb #c0570002
+EXTRA_STEPS = 20                   # what checks, losses by position and stories take, in steps
+AROUND = dict(cpu=1.1, cuda=15.)   # seconds of a run besides
+CROWDED = 1.28                     # of a card's time for a step where several processes are on it, by that of one alone
+
+def all_flops(j: Job, scored: float) -> float:  # `scored`: as by `tokens_scored`
+    "The floating-point operations of a run, in training and besides."
+    return flops(j) * (1 + EXTRA_STEPS / j.cfg.train.n_steps + scored / job_tokens(j))
+
+def turn_on_card(
+    own: float,     # seconds of the card that a run needs
+    around: float,  # seconds that it is busy elsewhere
+    n: int,         # runs at a time on the card
+) -> float:
+    "Seconds from the end of a run to the end of the next, where `n` share a card."
+    waiting, rate = 0., 0.
+    for k in range(1, n + 1):
+        stay = own * (1 + waiting)
+        rate = k / (stay + around)
+        waiting = rate * stay
+    return 1 / rate
+
+def until_all_ended(
+    alone: list[float],  # seconds that what each run computes would take with nothing beside it
+    workers: int,        # runs at a time
+    cards: int = 0,      # that they share; 0: they run on a CPU
+) -> float:
+    "Seconds that these runs will take, each begun by the first worker that is free."
+    free = [0.] * max(1, min(workers, len(alone)))
+    side_by_side = max(1, len(free) // (cards or 1))
+    crowded = CROWDED if side_by_side > 1 else 1.
+    for seconds in alone:
+        took = seconds + AROUND["cpu"]
+        if cards: took = side_by_side * turn_on_card(crowded * seconds, AROUND["cuda"], side_by_side)
+        heapq.heapreplace(free, free[0] + took)
+    return max(free)
 
 # %% ../nbs/14_study.ipynb #fd1798b6
 def estimate(study: Study, jobs: list[Job], ready: dict, workers: int, threads: int) -> float:
@@ -975,12 +1012,9 @@ def estimate(study: Study, jobs: list[Job], ready: dict, workers: int, threads: 
     for j in todo:
         if j.point in seconds_a_flop: continue
         seconds_a_flop[j.point] = seconds_per_step(j.cfg, threads) / flops(j) * j.cfg.train.n_steps
-    def seconds_of(j: Job) -> float:
-        scored = tokens_scored(j, ready[text_key(j.cfg)])
-        return flops(j) * seconds_a_flop[j.point] * (1 + scored / job_tokens(j))
-    steps = sum(map(seconds_of, todo))
-    at_once = min(workers, cards_used(todo) or workers)
-    return steps / at_once + 1.5 * len(todo) / workers  # and a second or so of notebook
+    def text_of(j: Job) -> int: return len(ready[text_key(j.cfg)].first_stories(j.cfg.train.valid_stories).valid)
+    alone = [all_flops(j, tokens_scored(j, text_of(j))) * seconds_a_flop[j.point] for j in todo]
+    return until_all_ended(alone, workers, cards_used(todo))
 
 def seconds_to_come(jobs: list[Job]) -> list[float]:
     """What each run that is to do will take; empty before the first one has ended.
