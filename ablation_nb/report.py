@@ -51,7 +51,8 @@ from .figures import (
     interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
     ACCURACIES, PROMPTS, RUN, each_file_once, every_field, load_doc_losses, load_metrics, load_position_losses,
-    load_probes, load_stories, main_lr, planned_looks, planned_seeds, point_fields, read_checked, read_json, trusted_runs)
+    load_probes, load_stories, main_lr, planned_looks, planned_seeds, point_fields,
+    read_checked, read_json, trusted_runs)
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
     paired_differences, pairs_wanted, rank_agreement, signed, twins, unsigned)
