@@ -1676,6 +1676,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ablation_nb.study.runs_wanted': ('study.html#runs_wanted', 'ablation_nb/study.py'),
                                    'ablation_nb.study.runs_words': ('study.html#runs_words', 'ablation_nb/study.py'),
                                    'ablation_nb.study.same_tokens': ('study.html#same_tokens', 'ablation_nb/study.py'),
+                                   'ablation_nb.study.seconds_on_card': ('study.html#seconds_on_card', 'ablation_nb/study.py'),
                                    'ablation_nb.study.seconds_per_step': ('study.html#seconds_per_step', 'ablation_nb/study.py'),
                                    'ablation_nb.study.seconds_to_come': ('study.html#seconds_to_come', 'ablation_nb/study.py'),
                                    'ablation_nb.study.seeds_wanted': ('study.html#seeds_wanted', 'ablation_nb/study.py'),

@@ -281,7 +281,9 @@ def settings_kept(folder: Path) -> dict:
     except AblationError: return {}
 
 def studies_in(outputs: Path) -> tuple[list[Results], dict]:
-    "Every study of the ledger that can be read, whole and point by point; and why the others cannot."
+    """Every study of the ledger that can be read, whole and point by point; and why the others cannot.
+
+    One with a point that cannot be read is among the others."""
     studies: list[Results] = []
     unread = {}
     for folder in ledger_folders(outputs):

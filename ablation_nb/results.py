@@ -93,7 +93,9 @@ Found = TypeVar("Found")
 
 @contextmanager
 def each_file_once() -> Iterator[None]:
-    "Within this, who reads a file of a run gets what the first one read there. Nobody may change what he gets."
+    """Within this, who reads a file of a run gets what the first one read there. Nobody may change what he gets.
+
+    That holds for `has`, `read_json`, `read_checked`, `read_rows` and `read_array`; errors are not kept."""
     if READ.get() is not None:
         yield
         return

@@ -968,9 +968,10 @@ def tokens_scored(j: Job, text: int) -> float:  # `text`: the tokens of an evalu
     return text * evaluations / 3
 
 # %% ../nbs/14_study.ipynb #c0570002
-EXTRA_STEPS = 20                   # what checks, losses by position and stories take, in steps
-AROUND = dict(cpu=1.1, cuda=15.)   # seconds of a run besides
-CROWDED = 1.28                     # of a card's time for a step where several processes are on it, by that of one alone
+EXTRA_STEPS = 20    # what checks, losses by position and stories take, in steps
+AROUND = 1.1        # seconds of a run besides
+AROUND_CARD = 15.   # the same of a compiled run on a card, where one that is not compiled was never measured
+CROWDED = 1.28      # of a card's time for a step where several processes are on it, by that of one alone
 
 def all_flops(j: Job, scored: float) -> float:  # `scored`: as by `tokens_scored`
     "The floating-point operations of a run, in training and besides."
@@ -989,19 +990,29 @@ def turn_on_card(
         waiting = rate * stay
     return 1 / rate
 
+def seconds_on_card(
+    alone: list[float],  # seconds of computing of each run if it ran alone
+    around: float,       # seconds of each run besides
+    n: int,              # runs at a time
+) -> float:
+    "Seconds that these runs will take on one card: in waves of `n`, and those that are left by themselves."
+    whole = len(alone) - len(alone) % n
+    def wave(runs: list[float], n: int) -> float:
+        return sum(turn_on_card(seconds * (CROWDED if n > 1 else 1), around, n) for seconds in runs)
+    return wave(alone[:whole], n) + wave(alone[whole:], len(alone) - whole)
+
 def until_all_ended(
-    alone: list[float],  # seconds that what each run computes would take with nothing beside it
-    workers: int,        # runs at a time
-    cards: int = 0,      # that they share; 0: they run on a CPU
+    alone: list[float],      # seconds of computing of each run if it ran alone
+    workers: int,            # runs at a time
+    cards: int = 0,          # that they share; 0: they run on a CPU
+    around: float = AROUND,  # seconds of each run besides
 ) -> float:
     "Seconds that these runs will take, each begun by the first worker that is free."
+    if cards:   # workers and runs go round the cards
+        at_once = [len(range(i, workers, cards)) for i in range(cards)]
+        return max(seconds_on_card(alone[i::cards], around, n) for i, n in enumerate(at_once) if n)
     free = [0.] * max(1, min(workers, len(alone)))
-    side_by_side = max(1, len(free) // (cards or 1))
-    crowded = CROWDED if side_by_side > 1 else 1.
-    for seconds in alone:
-        took = seconds + AROUND["cpu"]
-        if cards: took = side_by_side * turn_on_card(crowded * seconds, AROUND["cuda"], side_by_side)
-        heapq.heapreplace(free, free[0] + took)
+    for seconds in alone: heapq.heapreplace(free, free[0] + seconds + around)
     return max(free)
 
 # %% ../nbs/14_study.ipynb #fd1798b6
@@ -1014,7 +1025,9 @@ def estimate(study: Study, jobs: list[Job], ready: dict, workers: int, threads: 
         seconds_a_flop[j.point] = seconds_per_step(j.cfg, threads) / flops(j) * j.cfg.train.n_steps
     def text_of(j: Job) -> int: return len(ready[text_key(j.cfg)].first_stories(j.cfg.train.valid_stories).valid)
     alone = [all_flops(j, tokens_scored(j, text_of(j))) * seconds_a_flop[j.point] for j in todo]
-    return until_all_ended(alone, workers, cards_used(todo))
+    cards = cards_used(todo)
+    compiled = cards and any(j.cfg.train.compile for j in todo)
+    return until_all_ended(alone, workers, cards, AROUND_CARD if compiled else AROUND)
 
 def seconds_to_come(jobs: list[Job]) -> list[float]:
     """What each run that is to do will take; empty before the first one has ended.

@@ -30,7 +30,8 @@ from .results import ACCURACIES, RUN, gaps
 from .statistics import (
     SAME_IN_A_PAIR, add_factors, crossed_effects, equivalence_power, factorial_effects, family_effects,
     holm, look_levels, looks_behind, mean_interval, off_ladder, paired_differences, paired_effects, paired_trend,
-    pairing_gain, ratio_interval, share_words, signed, smallest_effect, studies_trend, turning_size, verdicts, unsigned)
+    pairing_gain, ratio_interval, require_columns, share_words, signed,
+    smallest_effect, studies_trend, turning_size, verdicts, unsigned)
 
 
 # %% ../nbs/22_tables.ipynb #5c1d0a09
@@ -231,8 +232,9 @@ def judged(
     return judged_before(SeenRuns(runs, value), margin, value).copy()
 
 class SeenRuns:
-    "What a comparison sees of runs. A page asks a dozen times about the same ones."
+    "What a comparison sees of runs. A page asks up to twelve times about the same ones."
     def __init__(self, runs: pd.DataFrame, value: str) -> None:
+        require_columns(runs, [value, "arm", "seed"])
         self.looks = looks_behind(runs)
         columns = dict.fromkeys(("arm", "seed", "status", value, "final_val_loss", *SAME_IN_A_PAIR))
         self.runs = runs[[c for c in columns if c in runs]]
