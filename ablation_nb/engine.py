@@ -782,7 +782,7 @@ def cards_words(each: int, runs: int) -> str:  # `runs`: that are left
     "What is said of a machine's cards; nothing where there is no choice."
     cards = len(cards_here())
     if each > 1: return f", {each} cards each, as there are fewer runs than cards"
-    return ", one card each, which is faster than sharing them" if 1 < cards <= runs else ""
+    return ", one card each" if 1 < cards <= runs else ""
 
 def lacking(study: Study, jobs: list[Job], ended: dict) -> dict:
     "Folder -> (status, why) of what a study still lacks, when all that was begun has ended."

@@ -1009,8 +1009,9 @@ def until_all_ended(
 ) -> float:
     "Seconds that these runs will take, each begun by the first worker that is free."
     if cards:   # workers and runs go round the cards
-        at_once = [len(range(i, workers, cards)) for i in range(cards)]
-        return max(seconds_on_card(alone[i::cards], around, n) for i, n in enumerate(at_once) if n)
+        used = min(cards, workers)
+        at_once = [len(range(i, workers, used)) for i in range(used)]
+        return max(seconds_on_card(alone[i::used], around, n) for i, n in enumerate(at_once))
     free = [0.] * max(1, min(workers, len(alone)))
     for seconds in alone: heapq.heapreplace(free, free[0] + seconds + around)
     return max(free)
