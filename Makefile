@@ -56,7 +56,8 @@ test: export TORCHINDUCTOR_COMPILE_THREADS := 1
 test: export PYTHONDONTWRITEBYTECODE :=
 # What the compiler of torch made once, it does not make again for every copy of the project.
 test: export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
-test: lint  ## lint, then the notebooks' own tests and those from end to end, side by side
+test: dev  ## names, then types, the notebooks' own tests and those from end to end, side by side
+	$(BIN)/ruff check nbs tests ablation_nb setup.py
 	$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20 tests
 
 lint: dev  ## names, types and loose ends of notebooks, package and tests

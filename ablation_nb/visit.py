@@ -30,7 +30,7 @@ from .ready import refuse_offline, refuse_unwritable
 from .results import (
     RUN_FILES, RUN_LOCKS, Busy, alone, content, cut_short, every_field, has, run_folders, why_not)
 from .runs import OWN_FILES, clear
-from .study import read_study
+from .study import NotebookStudy, read_study
 from .trainer import Trainer, can_compile, resolve_device
 
 # %% ../nbs/32_visit.ipynb #006a709e
@@ -555,6 +555,9 @@ def visit(
     started, console, device = time.time(), Console(), resolve_device()
     refuse_unwritable(out)
     study = read_study(study_file, corpus, scale)
+    if isinstance(study, NotebookStudy):
+        raise AblationError(f"{study.name} runs {study.settings['notebook']}, of which a visit knows neither "
+                            "checks nor files to bring home; use `ablation run` there, and copy its folder.")
     refuse_offline(study.corpus)
     out.mkdir(parents=True, exist_ok=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -13,7 +13,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parent.parent
 
-LONGEST = ("site", "training", "repository", "resuming", "doors", "visit", "study", "lab", "faults")  # by minutes
+LONGEST = (  # by minutes
+    "site", "training", "repository", "resuming", "doors", "visit", "strangers", "study", "provenance", "types", "lab",
+    "faults")
 LONG_NOTEBOOKS = ("23_report", "25_ledger", "32_visit", "07_step", "09_statistics")
 SHARE_NOTHING = ("test_notebooks", "test_faults")  # but what a whole session shares
 

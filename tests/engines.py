@@ -13,9 +13,9 @@ LONG = HEAD + """
 arms = ["baseline", "nope"]
 seeds = [0, 1]
 [overrides]
-n_steps = 400
+n_steps = 240
 checkpoint_every = 20
-eval_every = 200
+eval_every = 120
 """
 
 

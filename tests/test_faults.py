@@ -190,18 +190,18 @@ def test_two_engines_share_a_study(tmp_path, env, long):
     assert sum(counts) == 4
     assert results(root, "long-builtin") == long
 
-    file = write(root, "long", LONG.replace("n_steps = 400", "n_steps = 300"))
+    file = write(root, "long", LONG.replace("n_steps = 240", "n_steps = 180"))
     second, counts = two_engines(root, env, file, "--rerun-stale")
     assert len(second - first) == 4
     assert sum(counts) == 4
     steps = {numbers["steps"] for numbers, _, _ in results(root, "long-builtin").values()}
-    assert steps == {300}
+    assert steps == {180}
     notebooks = left(root, "run.ipynb")
     assert len(notebooks) == 4
     for notebook in notebooks:
         text = notebook.read_text()
         assert "(new)" in text, notebook
-        assert "300/300" in text, notebook
+        assert "180/180" in text, notebook
 
 
 def test_an_engine_takes_over_from_one_that_died(tmp_path, env, long):

@@ -27,11 +27,15 @@ THEIRS = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 assert "ablation_nb" not in sys.modules
-model, tok = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
-ids = tok(sys.argv[2], return_tensors="pt")
-story = model.generate(**ids, do_sample=False, max_new_tokens=20)[0]
-with torch.no_grad(): logits = model(**ids).logits
-print(json.dumps([ids["input_ids"][0].tolist(), logits[0].tolist(), tok.decode(story, skip_special_tokens=True)]))
+prompt, *folders = sys.argv[1:]
+told = []
+for folder in folders:
+    model, tok = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tok(prompt, return_tensors="pt")
+    story = model.generate(**ids, do_sample=False, max_new_tokens=20)[0]
+    with torch.no_grad(): logits = model(**ids).logits
+    told.append([ids["input_ids"][0].tolist(), logits[0].tolist(), tok.decode(story, skip_special_tokens=True)])
+print(json.dumps(told))
 """
 
 WARNED = """
@@ -76,14 +80,24 @@ def spoken(sh, code, *argv, **env):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.fixture(scope="module")
+def exported(train, sh, tmp_path_factory):
+    "Arm -> its run, its folder in the other layout, and what the other library says from that, in one process for all."
+    there, told = tmp_path_factory.mktemp("exported"), {}
+    for arm in CAN:
+        told[arm] = there / arm / "run", there / arm / "hf"
+        succeeded(train(told[arm][0], ablation=arm))
+        succeeded(sh("ablation", "export", told[arm][0], "--to", "hf", told[arm][1]))
+    folders = [hf for _, hf in told.values()]
+    says = spoken(sh, THEIRS, PROMPT, *folders, HF_HUB_OFFLINE="1", PYTHONPATH="")
+    return {arm: (*told[arm], said) for arm, said in zip(CAN, says, strict=True)}
+
+
 @pytest.mark.parametrize("arm", CAN)
-def test_an_arm_that_llama_can_express_says_the_same_there(arm, train, sh, tmp_path):
-    run, hf = tmp_path / "run", tmp_path / "hf"
-    succeeded(train(run, ablation=arm))
-    succeeded(sh("ablation", "export", run, "--to", "hf", hf))
+def test_an_arm_that_llama_can_express_says_the_same_there(arm, exported, sh):
+    run, hf, (ids, logits, text) = exported[arm]
     configs = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert {f.name for f in hf.iterdir()} == {"README.md", "model.safetensors", *configs}
-    ids, logits, text = spoken(sh, THEIRS, hf, PROMPT, HF_HUB_OFFLINE="1", PYTHONPATH="")
     our_ids, our_logits, our_text = spoken(sh, OURS, run, PROMPT, arm)
     assert ids == our_ids
     assert text == our_text

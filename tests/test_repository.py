@@ -64,13 +64,6 @@ def test_the_committed_reports_regenerate_byte_for_byte(copy, study):
         assert p.read_bytes() == (again / p.relative_to(folder)).read_bytes(), p.relative_to(ROOT)
 
 
-def test_the_committed_ledger_regenerates_byte_for_byte(copy):
-    from ablation_nb.ledger import write_ledger
-    write_ledger(copy / "outputs", ROOT / "reference" / "claims.toml")
-    for name in ("ledger.md", "ledger.csv"):
-        assert (ROOT / "outputs" / name).read_bytes() == (copy / "outputs" / name).read_bytes()
-
-
 def test_the_committed_page_of_scale_regenerates_byte_for_byte(copy):
     from ablation_nb.report import write_scale
     assert write_scale(copy / "outputs")
@@ -263,7 +256,7 @@ def test_sdist_holds_the_replicated_report(built):
 def installed(built, kind, sh, folder):
     "The package alone in an empty environment, whose folder this is; what it needs is lent by that of the tests."
     (file,) = built.glob(f"*.{kind}")
-    succeeded(sh("python", "-m", "venv", folder))
+    succeeded(sh("python", "-m", "venv", "--without-pip", folder))
     (site,) = (folder / "lib").glob("python*/site-packages")
     (site / "lent.pth").write_text(f"import sys; sys.path += [{sysconfig.get_path('purelib')!r}]")
     pip = ("-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index")
@@ -271,19 +264,28 @@ def installed(built, kind, sh, folder):
     return folder / "bin", site
 
 
+ABOUT_ITSELF = """
+import json
+import ablation_nb, ablation_nb.interop
+from ablation_nb.tables import SEED_REPORT, reference_file
+files = {name: str(reference_file(name)) for name in ("report.csv", "claims.toml", "untrained.csv")}
+print(json.dumps([ablation_nb.__file__, ablation_nb.__version__, files, SEED_REPORT.hours["baseline"]]))
+"""
+
+
 @pytest.mark.parametrize("kind", ["whl", "tar.gz"])
 def test_wheel_and_sdist_install_in_an_empty_environment(built, kind, sh, tmp_path):
     bin, site = installed(built, kind, sh, tmp_path / "env")
     python = bin / "python"
 
-    def says(code): return succeeded(sh(python, "-c", code, cwd=tmp_path)).stdout.strip()
-    assert says("import ablation_nb, ablation_nb.interop; print(ablation_nb.__file__)").startswith(str(site))
-    assert says("import ablation_nb; print(ablation_nb.__version__)") == version("ablation_nb")
-    for name in ("report.csv", "claims.toml", "untrained.csv"):
-        file = Path(says(f"from ablation_nb.tables import reference_file; print(reference_file({name!r}))"))
-        assert file.is_relative_to(site)
-        assert file.read_bytes() == (ROOT / "reference" / name).read_bytes()
-    assert says("from ablation_nb.tables import SEED_REPORT; print(SEED_REPORT.hours['baseline'])") == "2.1"
+    place, own_version, files, hours = json.loads(succeeded(sh(python, "-c", ABOUT_ITSELF, cwd=tmp_path)).stdout)
+    assert place.startswith(str(site))
+    assert own_version == version("ablation_nb")
+    assert set(files) == {"report.csv", "claims.toml", "untrained.csv"}
+    for name, file in files.items():
+        assert Path(file).is_relative_to(site)
+        assert Path(file).read_bytes() == (ROOT / "reference" / name).read_bytes()
+    assert hours == 2.1
     shown = succeeded(sh(tmp_path / "env" / "bin" / "ablation", "--help", cwd=tmp_path)).stdout
     for word in ("plan", "run", "status", "report", "export"): assert word in shown
 

@@ -169,7 +169,7 @@ def test_a_dask_worker_killed_in_mid_run(tmp_path, env, cluster, long):
     def in_the_middle(folder):
         if (folder / "result.json").exists() or card(folder) != "3": return False
         seen = rows(folder)
-        return bool(seen) and 20 <= json.loads(seen[-1])["step"] < 300
+        return bool(seen) and 20 <= json.loads(seen[-1])["step"] < 200
 
     cut = []
     wait_for(lambda: cut.extend(p.parent for p in checkpoints(root) if in_the_middle(p.parent)) or cut, 200)
@@ -205,7 +205,7 @@ def test_an_interrupted_engine_takes_its_runs_from_the_cluster(tmp_path, env, cl
 
 def test_status_from_another_terminal(tmp_path, env, sh):
     root = project(tmp_path)
-    process = engine(root, env, write(root, "long", LONG.replace("n_steps = 400", "n_steps = 40_000")))
+    process = engine(root, env, write(root, "long", LONG.replace("n_steps = 240", "n_steps = 40_000")))
     try:
         wait_for(lambda: checkpoints(root))
         rows = json.loads(sh("ablation", "status", "studies/long.toml", "--json", cwd=root).stdout)
@@ -222,7 +222,7 @@ def test_status_from_another_terminal(tmp_path, env, sh):
 
 def test_a_terminal_shows_a_live_table(tmp_path, env):
     root = project(tmp_path)
-    file = write(root, "long", LONG.replace("[0, 1]", "[0]").replace("n_steps = 400", "n_steps = 1000"))
+    file = write(root, "long", LONG.replace("[0, 1]", "[0]").replace("n_steps = 240", "n_steps = 600"))
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
     terminal = dict(stdin=slave, stdout=slave, stderr=slave)

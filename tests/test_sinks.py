@@ -120,7 +120,7 @@ def test_a_tracker_that_is_not_installed_is_said_before_the_first_run(tmp_path, 
     lacking.mkdir()
     (lacking / f"{name}.py").write_text("raise ImportError\n")
     root = coin(tmp_path / "coin", study=STUDY)
-    done = sh("ablation", "run", "coin.toml", "--log", name, cwd=root, anew=True, PYTHONPATH=f"{lacking}:{ROOT}")
+    done = sh("ablation", "run", "coin.toml", "--log", name, cwd=root, PYTHONPATH=f"{lacking}:{ROOT}")
     refused(done, f"pip install 'ablation_nb[{name}]'", status=2)
     assert not (root / "outputs").exists()
 

@@ -1,6 +1,7 @@
 "The rendered site: built as `make docs` builds it, read as a machine reads it, and looked at in a browser."
 import configparser
 import functools
+import gc
 import json
 import os
 import re
@@ -81,7 +82,25 @@ def site(copy, before, sh):
 def pages(site):
     "Each page of the site, parsed."
     files = [p for p in sorted(site.rglob("*.html")) if "_static" not in p.parts]
-    return {p.relative_to(site).as_posix(): BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser") for p in files}
+    gc.disable()   # it would look through all pages again and again
+    parsed = {p.relative_to(site).as_posix(): BeautifulSoup(without_colours(p), "html.parser") for p in files}
+    gc.freeze()
+    gc.enable()
+    return parsed
+
+
+def without_colours(page):
+    "The text of a page without the elements that colour words of code, which are two thirds of all."
+    def plain(code):
+        assert not re.search(r"<span[^>]* (id|href)=", code[0]), page
+        return re.sub(r"</?span[^>]*>", "", code[0])
+    return re.sub(r"<pre\b.*?</pre>", plain, page.read_text(encoding="utf-8"), flags=re.S)
+
+
+@pytest.fixture(scope="module")
+def places(pages):
+    "Each page with its elements that a link can lead to, by name."
+    return {name: {e["id"]: e for e in soup.select("[id]")} for name, soup in pages.items()}
 
 
 def test_nothing_was_trained_or_executed(copy, before, site):
@@ -171,13 +190,15 @@ def test_arms_of_another_notebook_lead_to_none_of_ours(pages):
 def test_a_touch_on_a_figure_opens_its_file_and_drawings_have_twins_for_the_dark(site, pages):
     drawn = 0
     for name, soup in pages.items():
-        for image in soup.select("article img"):
+        images = soup.select("article img")
+        for image in images:
             link = image.find_parent("a")
             assert link, f"{name}: {image}"
             if "figure" in link["class"]: assert link["href"] == image["src"]
-        light = [i for i in soup.select("article img.only-light") if i["src"].endswith(".svg")]
-        dark = [i["src"] for i in soup.select("article img.only-dark")]
-        assert len([i for i in soup.select("article img") if i["src"].endswith(".svg")]) == len(light) + len(dark)
+        drawings = [i for i in images if i["src"].endswith(".svg")]
+        light = [i for i in drawings if "only-light" in i.get("class", [])]
+        dark = [i["src"] for i in images if "only-dark" in i.get("class", [])]
+        assert len(drawings) == len(light) + len(dark)
         assert len(light) == len(dark)
         drawn += len(dark)
     assert drawn > 100
@@ -234,14 +255,13 @@ def link_fault(tag, link, page, site, ids):
     return None
 
 
-def test_every_link_leads_somewhere_and_every_file_is_in_the_site(site, pages):
-    ids = {page: {e["id"] for e in soup.select("[id]")} for page, soup in pages.items()}
-    faults = []
+def test_every_link_leads_somewhere_and_every_file_is_in_the_site(site, pages, places):
+    attributes, faults = dict(LINKS), []
     for page, soup in pages.items():
-        for tag, attribute in LINKS:
-            for link in (e[attribute] for e in soup.select(f"{tag}[{attribute}]")):
-                fault = link_fault(tag, link, page, site, ids)
-                if fault: faults.append(f"{page}: {link} {fault}")
+        for e in soup.find_all([*attributes]):
+            link = e.get(attributes[e.name])
+            fault = None if link is None else link_fault(e.name, link, page, site, places)
+            if fault: faults.append(f"{page}: {link} {fault}")
     assert not faults, "\n".join(faults)
 
 
@@ -261,10 +281,10 @@ def test_the_story_can_be_read_from_page_to_page(pages):
     assert walked[start:start + len(numbered)] == numbered
 
 
-def name_at(pages, href):
+def name_at(places, href):
     "The module and the name of an entry of the API's index, as the link to its source says."
     page, _, anchor = href.partition("#")
-    entry = pages[page].find(id=anchor)
+    entry = places[page][anchor]
     section = entry if entry.name == "section" else entry.find_parent("section")
     module, line = re.search(r"source/(\w+)\.html#L-(\d+)$", section.select_one("a.source")["href"]).groups()
     lines = (ROOT / "ablation_nb" / f"{module}.py").read_text(encoding="utf-8").splitlines()
@@ -272,12 +292,12 @@ def name_at(pages, href):
     return module, re.search(r"\b(?:def|class) (\w+)\b", around)[1]
 
 
-def test_every_exported_name_has_an_entry_with_its_source(site, pages):
+def test_every_exported_name_has_an_entry_with_its_source(site, pages, places):
     """Two modules may use the same name: each has an entry of its own.
     What is exported for use within the package has none."""
     from ablation_nb._modidx import d
     listed = [r["href"] for r in pages["api.html"].select("tbody tr td:first-child a.reference")]
-    entries = {name_at(pages, href) for href in listed}
+    entries = {name_at(places, href) for href in listed}
     defined = {tuple(n.split(".")[1:]) for names in d["syms"].values() for n in names if n.count(".") == 2}
     doors = {(m, name) for m, name in defined if name in import_module(f"ablation_nb.{m}").__all__}
     assert len(listed) > 100
@@ -391,6 +411,7 @@ def walk(look, pages):
 
     On the desk too: how far the verdict of each report lies beyond the edge of its table."""
     page = look("index.html", width=390, dark=True)
+    page.add_init_script(UNPAINTED)
     root = page.url.rpartition("_docs/")[0] + "_docs/"
     found, verdicts = {faults_on_a_phone: [], faults_on_a_desk: []}, []
     order = [*found]
@@ -407,6 +428,12 @@ def walk(look, pages):
     return *found.values(), verdicts
 
 
+# What is asked of the pages is in their layout and styles; to paint them takes a quarter of the time.
+UNPAINTED = """new MutationObserver((_, seen) => {
+  if (!document.documentElement) return;
+  document.documentElement.style.visibility = 'hidden';
+  seen.disconnect();
+}).observe(document, {childList: true, subtree: true})"""
 DRAWN_ANEW = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 ON_PAPER = """() => [...document.querySelectorAll('article img')].filter(i => i.offsetParent)
@@ -509,14 +536,18 @@ def test_screenshots_for_a_person(look, site):
     screens = ROOT / "build" / "screens"
     screens.mkdir(parents=True, exist_ok=True)
     notebooks = ("nbs/tour.html", "nbs/03_layers.html", "nbs/train.html")
+    page = look("index.html")
+    root = page.url.removesuffix("index.html")
     for name in ("index.html", *notebooks, first_report(site), "outputs/ledger.html"):
+        page.goto(root + name)
+        page.evaluate(LOADED)
         for kind, width, dark in (("desktop", 1280, False), ("phone", 390, False), ("dark", 1280, True)):
-            page = look(name, width, dark)
-            page.evaluate(LOADED)
+            page.set_viewport_size(dict(width=width, height=900))
+            page.emulate_media(color_scheme="dark" if dark else "light")
+            page.evaluate(DRAWN_ANEW)
             shot = screens / f"{name.removesuffix('.html').replace('/', '-')}-{kind}.png"
             page.screenshot(path=shot, full_page=bool(os.environ.get("SCREENS")))
             assert shot.stat().st_size > 10_000
-            page.context.close()
 
 
 def test_the_reader_can_switch_to_the_dark_and_it_stays(look):

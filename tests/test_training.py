@@ -121,7 +121,7 @@ def test_killed_at_any_moment_and_started_again(train, env, tmp_path):
     """SIGKILL to papermill and its kernel, again and again.
     It comes before the first checkpoint, then twice between checkpoints. What a checkpoint had reached is kept as it
     was, wall-clock times included, and the end is that of an undisturbed run."""
-    settings = {"ablation": "silu", "n_steps": 600, "checkpoint_every": 50, "eval_every": 100}
+    settings = {"ablation": "silu", "n_steps": 360, "checkpoint_every": 50, "eval_every": 120}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     succeeded(train(whole, **settings))
     rows, kept = cut / "metrics.jsonl", []
@@ -191,7 +191,7 @@ def test_a_run_that_is_no_number_from_the_start_is_a_result(train, tmp_path):
 def test_a_run_in_several_processes_ends_with_its_kernel_and_goes_on(train, env, tmp_path):
     """SIGKILL to papermill alone: kernel, launcher and processes end by themselves, or two would train in one folder.
     The next one goes on from the checkpoint, and ends as one process does, within rounding."""
-    settings = {"ablation": "nope", "n_steps": 400, "checkpoint_every": 50, "eval_every": 200}
+    settings = {"ablation": "nope", "n_steps": 200, "checkpoint_every": 50, "eval_every": 100}
     shared = {**settings, "processes": 2, "accumulate": 2}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     succeeded(train(whole, **settings))
