@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STUDY_NAME', 'EXAMPLE', 'ARMS_FILE', 'STUDY_FILE', 'SETTINGS_FILE', 'IGNORED', 'README_FILE', 'NAME', 'QUESTION_FILE',
            'UPWARD', 'template', 'project_files', 'free_place', 'write_project', 'new_project', 'code_in', 'tagged',
-           'like_parameters', 'study_from']
+           'like_parameters', 'quoted', 'study_from']
 
 # %% ../nbs/28_new.ipynb #5e1b0303
 import ast, json, os, re, sys, tempfile
@@ -18,7 +18,7 @@ from .config import AblationError
 from .data import write_atomic
 from .provenance import code_cells, names_assigned, without_magics
 from .ready import refuse_unwritable
-from .study import ALWAYS
+from .study import ALWAYS, names_a_folder
 
 # %% ../nbs/28_new.ipynb #5e1b0306
 STUDY_NAME = "mine"
@@ -158,13 +158,15 @@ def code_in(nb: dict) -> list[tuple[int, str]]:
 
 def tagged(nb: dict) -> int | None:
     "The place of the cell tagged `parameters`; None if there is none."
-    return next((i for i, c in enumerate(nb["cells"]) if "parameters" in c.get("metadata", {}).get("tags", [])), None)
+    return next((i for i, c in enumerate(nb["cells"])
+                 if c["cell_type"] == "code" and "parameters" in c.get("metadata", {}).get("tags", [])), None)
 
 def like_parameters(nb: dict) -> int | None:
     "The place of the first cell that sets a parameter and does nothing but set values; None if there is none."
     for i, source in code_in(nb):
         nodes = ast.parse(source).body
         plain = nodes and all(isinstance(n, (ast.Assign, ast.AnnAssign)) for n in nodes)
+        if any(isinstance(n, ast.Call) for node in nodes for n in ast.walk(node)): continue   # it computes
         if plain and {name for n in nodes for name in names_assigned(n)} & set(ALWAYS): return i
     return None
 
@@ -311,6 +313,18 @@ def innermost(statements: list[ast.stmt]) -> list[ast.stmt]:
     holding = [s for s in some if len(some.intersection(ast.walk(s))) > 1]
     return sorted(some.difference(holding), key=where)
 
+def keys_of_words(nodes: list[ast.AST]) -> set[str]:
+    "The keys that a notebook gives texts to, and nothing else: no metric is among them."
+    words, others = set[str](), set[str]()
+    for node in nodes:
+        match node:
+            case ast.Dict(): pairs = [(text_of(k), v) for k, v in zip(node.keys, node.values)]
+            case ast.keyword(arg=str() as name): pairs = [(name, node.value)]
+            case _: continue
+        for key, value in pairs:
+            if key is not None: (others if text_of(value) is None else words).add(key)
+    return words - others
+
 def metrics_written(nb: dict) -> list[str] | None:
     "The keys that can be read of what is written to `result.json`; None where no code names that file."
     nodes = all_nodes(nb)
@@ -327,11 +341,12 @@ def metrics_written(nb: dict) -> list[str] | None:
     found: Found = []
     for node in innermost(dumping):
         for call in filter(is_dump, ast.walk(node)): found += keys_of(call, nodes)
-    keys = [text for _, _, text in found if text not in NO_METRIC]
+    words = keys_of_words(nodes)
+    keys = [text for _, _, text in found if text not in (*NO_METRIC, *words)]
     if keys: return list(dict.fromkeys(keys))
     for node in innermost([s for s in naming if s not in dumping]):   # a function may write it, or `to_json`
         for n in ast.walk(node): found += keys_of(n, nodes) if isinstance(n, ast.Name | ast.Dict | ast.Call) else []
-    return list(dict.fromkeys(text for _, _, text in found if text not in NO_METRIC))
+    return list(dict.fromkeys(text for _, _, text in found if text not in (*NO_METRIC, *words)))
 
 # %% ../nbs/28_new.ipynb #28f00004
 QUESTION_FILE = """\
@@ -345,6 +360,10 @@ seeds    = [0, 1, 2, 3, 4, 5, 6, 7]
 margin   = 0.01   # set this: the smallest difference in the metric that matters
 """
 UPWARD = ("acc", "score", "f1", "auc", "reward", "return", "precision", "recall", "r2", "bleu")   # in a metric's name
+
+def quoted(text: str) -> str:
+    "A text as TOML has it."
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 def study_from(
     notebook: Path,
@@ -363,23 +382,30 @@ def study_from(
         code_cells(notebook)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise AblationError(f"{notebook} is no Jupyter notebook; name a file that Jupyter saved.") from None
-    at, missing = parameters_cell(notebook, nb, ask)
+    at = tagged(nb) if tagged(nb) is not None else like_parameters(nb)
     try: saved = saved_values(without_magics("".join(nb["cells"][at]["source"]))) if at is not None else {}
     except SyntaxError as e: raise AblationError(f"The parameters cell of {notebook} is not Python: {e.msg}.") from None
+    baseline = saved.get("ablation") or "baseline"
+    if not isinstance(baseline, str):
+        raise AblationError(f"{notebook} sets ablation = {baseline!r}, and an arm is a text; "
+                            "set ablation = \"baseline\".")
+    at, missing = parameters_cell(notebook, nb, ask)
     lacking = [p for p in ALWAYS if at is not None and p not in saved]
     missing += [f"Its parameters cell sets no `{p}`; add {p} = {EXAMPLES[p]}." for p in lacking]
-    metrics, baseline = metrics_written(nb), saved.get("ablation") or "baseline"
+    metrics = metrics_written(nb)
     if metrics is None: missing.append("No cell writes result.json with a metric into `out`; let the last one do so.")
     elif not metrics: missing.append("The keys of what is written to result.json could not be read; set `metric`.")
     arms = list(dict.fromkeys([baseline, "aa", *arms_compared(nb)]))
+    missing += [f"'{a}' cannot name a folder; call this arm something of letters, digits, _, ., :, + and -."
+                for a in arms if not names_a_folder(a)]
     if len(arms) < 3: missing.append("Nothing in it asks what `ablation` is, so the arms are for you to name.")
     metric = metrics[0] if metrics else "loss"
     to_set = "" if metrics else "   # set this: a key of result.json"
     beside = Path() if folder == Path("studies") else folder   # a study in studies/ names it from the project's root
     file.write_text(QUESTION_FILE.format(
-        notebook=json.dumps(Path(os.path.relpath(notebook, beside)).as_posix()),
-        metric=json.dumps(metric) + to_set, better="higher" if any(w in metric.lower() for w in UPWARD) else "lower",
-        baseline=json.dumps(baseline), arms=json.dumps(arms)), encoding="utf-8")
+        notebook=quoted(Path(os.path.relpath(notebook, beside)).as_posix()),
+        metric=quoted(metric) + to_set, better="higher" if any(w in metric.lower() for w in UPWARD) else "lower",
+        baseline=quoted(baseline), arms=f"[{', '.join(map(quoted, arms))}]"), encoding="utf-8")
     return file, missing
 
 # %% ../nbs/28_new.ipynb #28f00005
@@ -396,5 +422,8 @@ def parameters_cell(notebook: Path, nb: dict, ask: Callable[[str], bool]) -> tup
     if not ask(f"Cell {at + 1} of {notebook} begins with `{first}`. Tag it `parameters`?"):
         return at, [f"Cell {at + 1} has no tag `parameters`; a study does not run without."]
     nb["cells"][at]["metadata"]["tags"] = [*nb["cells"][at]["metadata"].get("tags", []), "parameters"]
-    write_atomic(notebook, json.dumps(nb, indent=1, ensure_ascii=False) + "\n")
+    file = notebook.resolve()   # behind a link
+    mode = file.stat().st_mode
+    write_atomic(file, json.dumps(nb, indent=1, ensure_ascii=False) + "\n")
+    file.chmod(mode)
     return at, []

@@ -187,11 +187,16 @@ def rows_written(
     return rows
 
 def rows_left(path: Path) -> list[dict]:
-    "The same with steps that rise: where one goes back, as after a resume, what stood from there on counts no more."
+    """The same with steps that rise: where one goes back, as after a resume, what stood from there on counts no more.
+
+    A resume may repeat the very last step: of two rows of one step that say the same, times apart, one counts."""
     rows: list[dict] = []
+    def told(row: dict) -> dict: return {k: v for k, v in row.items() if not is_time(k)}
     for row in rows_written(path):
         back = rows and row["step"] < rows[-1]["step"]
         while back and rows and rows[-1]["step"] >= row["step"]: rows.pop()
+        of_step = itertools.takewhile(lambda earlier: earlier["step"] == row["step"], reversed(rows))
+        if any(told(earlier) == told(row) for earlier in of_step): continue
         rows.append(row)
     return rows
 
