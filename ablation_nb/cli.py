@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METRIC_COLUMNS', 'SCALE_NAMES', 'WORKERS', 'PROVE', 'show_cost', 'show_status', 'finite_numbers', 'report',
-           'mend_settings', 'metric_table', 'result_table', 'run', 'show_proof', 'pack_studies', 'export', 'probe_runs',
-           'probe_words', 'show_comparison', 'make_study', 'make_project', 'bring_home', 'add_command', 'as_sentence',
-           'add_on_study', 'add_study_commands', 'add_run_options', 'add_other_commands', 'add_compare', 'add_visit',
-           'add_visit_run', 'check_numbers', 'ShowVersion', 'main']
+           'name_changed', 'mend_settings', 'metric_table', 'result_table', 'run', 'show_proof', 'pack_studies',
+           'export', 'probe_runs', 'probe_words', 'show_comparison', 'make_study', 'make_project', 'bring_home',
+           'add_command', 'as_sentence', 'add_on_study', 'add_study_commands', 'add_run_options', 'add_other_commands',
+           'add_compare', 'add_visit', 'add_visit_run', 'check_numbers', 'ShowVersion', 'main']
 
 # %% ../nbs/33_cli.ipynb #c1100003
 import argparse, errno, itertools, json, math, os, signal, sys
@@ -75,11 +75,11 @@ def cost_of_notebook(
 ) -> str:
     "What the rest of a study of somebody's notebook will take, from the runs that have ended; nobody can tell before."
     from ablation_nb.results import planned_looks
-    from ablation_nb.study import TODO, runs_words, seconds_to_come, spoken
+    from ablation_nb.study import TODO, runs_words, seconds_to_come, spoken, until_all_ended
     todo, seconds = sum(j.state in TODO for j in jobs), seconds_to_come(jobs)
     says = f"To do: {runs_words(todo)} of {study.settings['notebook']}, {workers} at a time; "
     if not seconds: says += "what they cost is known once the first one has ended"
-    else: says += f"about {spoken(sum(seconds) / workers)}, at {spoken(sum(seconds) / todo)} a run"
+    else: says += f"about {spoken(until_all_ended(seconds, workers, around=0))}, at {spoken(sum(seconds) / todo)} a run"
     looks = planned_looks(study.settings)
     if looks: says += f"; after {looks[0]} pairs an arm, seeds are added until its verdict stands, up to {looks[-1]}"
     return f"{says}."
@@ -117,19 +117,30 @@ def finite_numbers(row: dict) -> dict:
 # %% ../nbs/33_cli.ipynb #c1100013
 def report(study: "Study", console: "Console") -> int:
     "Write what a study's runs say, where it does not stand already; print its result table, and where the report lies."
-    import pandas as pd
-
     from ablation_nb.results import is_current
+    from ablation_nb.tables import read_results_table
     mend_settings(study)
+    name_changed(study)
     words = "The report"
     if is_current(study.outputs): words = "The report, as it was"
     else: write_pages(study, console)
-    results = pd.read_csv(study.outputs / "tables" / "results.csv")
+    results = read_results_table(study.outputs)
     if "metric" in study.settings: console.print(metric_table(results, study.settings))
     else: console.print(result_table(results, has_one_rate(study)))
     page = os.path.relpath(study.outputs / "report.md")
     console.print(f"{words}: {page}", highlight=False, soft_wrap=True)
     return 0
+
+def name_changed(study: "Study") -> None:
+    "Say on standard error which keys of the study file say something else than its runs were asked for."
+    from ablation_nb.results import read_checked
+    file = study.outputs / "study.json"
+    if not file.exists(): return
+    kept, asked = read_checked(file), json.loads(json.dumps(study.settings))
+    changed = [k for k in asked if k in kept and kept[k] != asked[k] and k not in ("study", "corpus")]
+    if not changed: return
+    print(f"ablation: the study file has another {', '.join(changed)} than {os.path.relpath(file)}; "
+          "the report keeps to the latter, and `ablation run` takes the file over.", file=sys.stderr)
 
 def mend_settings(study: "Study") -> None:
     "Write the study's own files again where they are damaged, or ask a notebook's runs for something else by now."
@@ -137,8 +148,9 @@ def mend_settings(study: "Study") -> None:
     files = [study.outputs / name for name in ("study.json", "tuning.json")]
     try:
         kept = {f.name: read_checked(f) for f in files if f.exists()}
-        outdated = "metric" in study.settings and kept.get("study.json", study.settings) != study.settings
-        if outdated: raise Damaged(files[0], "is not what the study file says")
+        asked = json.loads(json.dumps(study.settings))   # as a file gives it back
+        if "metric" in asked and kept.get("study.json", asked) != asked:
+            raise Damaged(files[0], "is not what the study file says")
     except Damaged:
         from ablation_nb.engine import mend
         mend(study)
@@ -321,7 +333,7 @@ def probe_runs(args: argparse.Namespace) -> int:
     for k, folder in enumerate(folders, 1):
         found = probe(folder, args.corpus)
         print(f"[{k}/{len(folders)}] {os.path.relpath(folder)}: {probe_words(found)}", flush=True)
-    print(f"Written to probe.json of each run. Next: ablation report {asked.name}" if not one
+    print("Written to probe.json of each run. Next: the report of their study." if not one
           else f"Written to {os.path.relpath(asked / 'probe.json')}.")
     return 0
 
@@ -389,11 +401,12 @@ def project_above(path: Path) -> Path | None:
         if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir(): return folder
     return None
 
-PATHS = ("file", "run", "folder", "corpus")   # what may be a path, of commands that know a project by one
+PATHS = ("file", "study", "run", "folder", "corpus")   # what may be a path, of commands that know a project by one
 
 def go_to_project(args: argparse.Namespace) -> None:
     "Work in the project of the study or run that was named, wherever this was typed; paths keep their meaning."
-    named = Path(getattr(args, "file", None) or getattr(args, "run", None) or "")
+    given = [getattr(args, name, None) for name in ("file", "study", "run")]
+    named = Path(next((value for value in given if isinstance(value, str)), ""))
     if not named.name or not named.exists(): return
     project = project_above(named)
     if project is None or project == project_above(Path.cwd() / "here"): return
@@ -401,7 +414,8 @@ def go_to_project(args: argparse.Namespace) -> None:
     if "corpus" in args and not args.corpus and text and Path(text).exists(): args.corpus = text
     for option in PATHS:
         value = getattr(args, option, None)
-        if value and (option == "folder" or Path(value).exists()): setattr(args, option, str(Path(value).resolve()))
+        if not isinstance(value, str) or not value: continue
+        if option == "folder" or Path(value).exists(): setattr(args, option, str(Path(value).resolve()))
     print(f"ablation: the project is {project}.", file=sys.stderr)
     os.chdir(project)
 
@@ -659,9 +673,9 @@ def main(
     add_compare(sub)
     add_visit(sub)
     args = parser.parse_args(argv)
-    go_to_project(args)
     from ablation_nb.config import AblationError
     try:
+        go_to_project(args)
         check_numbers(args)
         return args.call(args)
     except AblationError as e:
