@@ -32,20 +32,21 @@ from .config import arm_label, arm_order, model_config, parse_arm, train_config
 from .model import (
     FlexibleTransformerLM, ffn_matrices, flops_per_token, parameter_count, reference_logits)
 from .report import (
-    Results, count_words, evaluations_table, half_way_to_guessing,
-    of, on_the_ladder, point_words, points)
+    AT_ONCE, TRENDS, Results, count_words, evaluations_table, half_way_to_guessing, hanging_verdicts,
+    not_learned, of, on_the_ladder, point_words, points)
 from .results import RUN
 from .statistics import (
     EARNABLE, Interval, mean_interval, noise_budget,
     paired_differences, paired_effects, paired_trend, verdicts)
-from .tables import SEED_REPORT, factorial, interval_words, judged, reference_file, share_words
+from .tables import SEED_REPORT, against_the_sum, interval_words, judged, reference_file, share_words
 
 # %% ../nbs/24_claims.ipynb #5b4f6215
 class Settled(NamedTuple):
     "What a test says."
-    verdict: str        # holds | fails | undetermined | could not be shown
-    figures: str        # our numbers, in words
-    thin: bool = False  # undetermined for want of a second run: evidence with two seeds goes before
+    verdict: str         # holds | fails | undetermined | could not be shown
+    figures: str         # our numbers, in words
+    thin: bool = False   # undetermined for want of a second run: evidence with two seeds goes before
+    hangs: bool = False  # another learning rate between those that were tried could change it
 
 CLAIM_VERDICTS = (
     "holds", "fails", "undetermined", "could not be shown", "not tested", "beyond a test",
@@ -524,15 +525,24 @@ def effects_on(
     if value == "seconds":
         base = runs[(runs.arm == "baseline") & (runs.status == "done")].value.mean()
         runs, margin = runs.assign(value=100 * runs.value / base), 1.
-    e.memo[key] = judged(runs, margin, "value").set_index("arm")
+    effects = judged(runs, margin, "value").set_index("arm")
+    at_the_end = e.setup == "tuned" and value == "final_val_loss" and at is None
+    hangs = hanging_verdicts(e.r) if at_the_end else {}
+    e.memo[key] = effects.assign(hangs=[hangs.get(str(arm), "no") for arm in effects.index])
     return e.memo[key]
 
 # %% ../nbs/24_claims.ipynb #b5b05bc9
+HANGS = {  # what is said of a verdict, by `hanging_verdicts`
+    "yes": ", which hangs on the learning rate",
+    "no": "",
+    "not known": ", and whether that hangs on the learning rate cannot be told",
+}
+
 def effect_figures(effect: pd.Series, unit: str = "nats") -> str:
     "A row of `effects_on`: 'NoPE +0.1285 [+0.1095, +0.1476] nats: worse (3 pairs)'."
     figures = interval_words(effect["mean"], effect.lo, effect.hi)
     pairs = count_words(int(effect.n), "pair")
-    return f"{arm_label(str(effect.name))} {figures} {unit}: {effect.verdict} ({pairs})"
+    return f"{arm_label(str(effect.name))} {figures} {unit}: {effect.verdict} ({pairs}){HANGS[effect.hangs]}"
 
 def beyond_reach(effect: Any) -> bool:
     "Is it undetermined, where equality would hardly have been shown?"
@@ -586,7 +596,8 @@ def effect(
     agree = [as_expected(t.verdict, t.lo, t.hi, expect, beyond) for t in effects.itertuples()]
     words = [effect_figures(t, unit) for _, t in effects.iterrows()]
     if clear: words.append(f"clear means by more than {margin:g} {unit}")
-    answer = all_hold(agree, words)
+    elif value == "seconds": words.append(f"within ±{margin:g} {unit} counts as none")
+    answer = all_hold(agree, words)._replace(hangs=bool(effects.hangs.eq("yes").any()))
     hopeless = effects[[expect == "equal" and beyond_reach(t) for t in effects.itertuples()]]
     if answer.verdict != "undetermined" or hopeless.empty: return answer
     return Settled("could not be shown", f"{answer.figures}; {reach_words(hopeless)}")
@@ -851,7 +862,7 @@ def trend(
     grows, words = [], []
     for arm, slope in slopes.iterrows():
         grows.append(slope_verdict(slope, arm in breaks, arm in alone))
-        words.append(slope_words(slope, over, breaks.get(str(arm)), arm in alone))
+        words.append(slope_words(slope, runs, over, breaks.get(str(arm)), arm in alone))
     thin = bool(alone) or n.min(axis=None) < 2
     if not any_of: return all_hold(grows, words, thin)
     return answered("holds" in grows, all(v == "fails" for v in grows), words, thin=thin)
@@ -865,16 +876,20 @@ def slope_verdict(slope: pd.Series, breaks: bool, alone: bool) -> str:
 
 def slope_words(
     slope: pd.Series,
+    runs: pd.DataFrame,   # of all arms, at each level of the field
     over: str,
-    level: float | None,
+    level: float | None,  # the one from which on the arm diverges
     alone: bool,
 ) -> str:
-    "'NoPE +0.05 [+0.04, +0.06] nats per doubling of lr (3 seeds)'; or from where on it diverges."
-    arm = arm_label(str(slope.name))
+    "'NoPE +0.05 [+0.04, +0.06] nats per doubling of lr (3 seeds)'; or from where on it diverges, or does not learn."
+    arm, own = arm_label(str(slope.name)), runs[runs.arm == slope.name]
     if level is not None:
+        at_once = AT_ONCE if own.diverged_at[own[over] >= level].eq(0).all() else ""
         single = ", where single runs decide nothing" * alone
-        return f"{arm} diverges from {over} = {level:g} on{single}"
+        return f"{arm} diverges from {over} = {level:g} on{at_once}{single}"
+    dead = [v for v, of_level in runs.groupby(over) if not_learned(of_level, str(slope.name))]
     if np.isnan(slope["mean"]): words = "no trend"
+    elif dead: words = f"{TRENDS[slope.verdict]}; at {over} = {dead[0]:g} it does not learn"
     else: words = f"{interval_words(slope['mean'], slope.lo, slope.hi)} nats per doubling of {over}"
     return f"{arm} {words} ({0 if np.isnan(slope.n) else int(slope.n)} seeds)"
 
@@ -1038,16 +1053,16 @@ def beyond(e: Evidence, arm: str) -> Settled | None:
 # %% ../nbs/24_claims.ipynb #807064a3
 @settles("runs")
 def interacts(e: Evidence) -> Settled | None:
-    "Is any interaction of the factorial away from zero?"
-    table = factorial(e.runs, e.r.margin)
-    if table.empty or not (table.order > 1).any(): return None
-    table = table[table.order > 1]
+    "Does any combination cost more, or less, than the sum of what its parts cost alone?"
+    table = against_the_sum(e.runs, e.r.margin)
+    if table.empty: return None
+    said = dict(worse="more", better="less", equivalent="as much")
     def words(t: Any) -> str:
-        parts = " × ".join(map(arm_label, t.effect.split(":")))
-        return f"{parts} {interval_words(t.mean, t.lo, t.hi)}"
+        return f"{arm_label(t.arm)} {interval_words(t.mean, t.lo, t.hi)}: {said.get(t.verdict, t.verdict)}"
     some = table.verdict.isin(["worse", "better"]).any()
     none = table.verdict.eq("equivalent").all()
-    return answered(some, none, map(words, table.itertuples()))
+    figures = "; ".join(map(words, table.itertuples()))
+    return answered(some, none, f"beyond the sum, in nats: {figures}")
 
 @settles("runs")
 def together(e: Evidence) -> Settled | None:

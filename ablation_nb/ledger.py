@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 if sys.version_info >= (3, 11): import tomllib
 else: import tomli as tomllib
 
-import numpy as np
 import pandas as pd
 
 from .claims import (
@@ -32,7 +31,7 @@ from .config import parse_arm
 from .model import parameter_count
 from .report import Results, amount, beside_the_runs, count_words, points, read_results, span, write_text
 from .results import PACKED, each_file_once
-from .tables import md_table, reference_file
+from .tables import md_table, read_results_table, reference_file
 
 # %% ../nbs/25_ledger.ipynb #ed0f4ff4
 @dataclass(frozen=True)
@@ -266,9 +265,8 @@ def notebook_studies(outputs: Path) -> list[str]:
         settings = settings_kept(folder)
         if "notebook" not in settings: continue
         says = f"- {folder.name}: {settings['metric']} of `{settings['notebook']}`, no part of this ledger"
-        table = folder / "tables" / "results.csv"
-        if table.exists():
-            found = pd.read_csv(table).dropna(subset=["verdict"])
+        if (folder / "tables" / "results.csv").exists():
+            found = read_results_table(folder).dropna(subset=["verdict"])
             by_verdict = found[found.setup.eq(found.setup.iloc[0]) & found.arm.ne("aa")].groupby("verdict", sort=False)
             words = [f"{', '.join(dict.fromkeys(own.arm))} {verdict}" for verdict, own in by_verdict]
             says += f": against {settings['baseline']}, {'; '.join(words)}"
@@ -423,13 +421,13 @@ def settle_claim(claim: Claim, sets: list[Evidence]) -> dict:
     e, answer = given[0]
     at, others = verdict_places(claim, given)
     evidence = f"{e.name} (its arms timed in turn)" if timed(claim) else e.words
-    verdict, figures, _ = answer
+    verdict, figures, *_ = answer
     return row | dict(verdict=verdict, at=at, figures=figures, evidence=evidence, others=others)
 
 def computed_verdict(claim: Claim) -> dict:
     "What a computation says of a claim; what restates the report's own table agrees with it or not."
     by, test = TESTS[claim.test]
-    verdict, figures, _ = test(**claim.parameters)
+    verdict, figures, *_ = test(**claim.parameters)
     if by == "its table":
         verdict = "agrees with its table" if verdict == "holds" else "disagrees with its table"
     return dict(verdict=verdict, figures=figures, evidence="computation")
@@ -521,6 +519,7 @@ class Weighed(NamedTuple):
     "A recommendation, held against the rows that bear on it."
     says: str
     stands: bool
+    hangs: bool         # do all rows that back it hang on the learning rate?
     sizes: list[str]    # of the models of the rows that back it
     backed: list[str]   # rows that speak for it and hold, in words
     opposed: list[str]  # rows that are against it, in words
@@ -528,8 +527,9 @@ class Weighed(NamedTuple):
 class Reading(NamedTuple):
     "What one set of runs, or a computation, says of a row."
     verdict: str
-    size: str   # of the model
-    words: str  # all of it, in words
+    size: str            # of the model
+    words: str           # all of it, in words
+    hangs: bool = False  # as in `Settled`
 
 def weigh(
     advice: Advice,
@@ -548,7 +548,8 @@ def weigh(
         elif speaks_for and there and there[0].verdict == "holds": backing.append(there[0])
     sizes = list(dict.fromkeys(x.size for x in backing))
     stands = bool(backing) and not opposed
-    return Weighed(advice.says, stands, sizes, [x.words for x in backing], opposed)
+    hangs = stands and all(x.hangs for x in backing)
+    return Weighed(advice.says, stands, hangs, sizes, [x.words for x in backing], opposed)
 
 # %% ../nbs/25_ledger.ipynb #4196a86a
 def readings(
@@ -568,12 +569,13 @@ def readings(
         if not of_its_size: continue
         size, more = place(claim, e)
         words = f"claim {claim.number} {s.verdict} at {size}, {more}: {s.figures} · {e.words}"
-        there.append(Reading(s.verdict, size, words))
+        there.append(Reading(s.verdict, size, words, s.hangs))
     return there
 
 def recommendations(weighed: list[Weighed]) -> list[str]:
     "The advice that stands, each with the rows that back it."
-    return [item(f"**{w.says}** ({', '.join(w.sizes)})", w.backed) for w in weighed if w.stands]
+    doubt = "; all that speaks for it hangs on the learning rate"
+    return [item(f"**{w.says}** ({', '.join(w.sizes)}{doubt * w.hangs})", w.backed) for w in weighed if w.stands]
 
 def item(head: str, lines: list[str]) -> str:
     "An item of a list, with items of its own, as markdown."
@@ -605,8 +607,12 @@ studies even where it is true, so that the claim was lost before the first run; 
 people's models.
 
 Within a study, tests of means are corrected over its arms. Across the rows of this \
-page nothing is corrected: each row is tested at its own 5 %, so of {tested} rows that a \
-test of runs decides, up to {wrong:.0f} may be decided by luck.
+page nothing is corrected: each row is tested at its own 5 %, so that among as many rows as \
+the {tested} that a test of runs decides here luck alone would decide about {wrong:.0f}; and rows \
+that rest on one comparison go wrong together.
+
+An effect at own best rates *hangs on the learning rate* where another rate between those that were tried could \
+change its verdict; the report of its study tells of each arm whether it does.
 
 A verdict says where it was found: the baseline's parameters, the learning rates (each \
 arm's own best one, or one for all arms) and the tokens of a run; behind it stands \
@@ -705,7 +711,7 @@ def ledger_page(
            "and what this project's runs and computations say of it.")
     parts = ["# Claims ledger", f"{aim} {count_of(ledger)}"]
     tested = (ledger.kind.eq("empirical") & ledger.verdict.isin(CLAIM_VERDICTS[:2])).sum()
-    parts.append(PREFACE.format(tokens=f"{tokens_of('full'):,}", tested=tested, wrong=np.ceil(.05 * tested)))
+    parts.append(PREFACE.format(tokens=f"{tokens_of('full'):,}", tested=tested, wrong=.05 * tested))
     parts += [*advice_page(weighed), "## The claims"]
     for section, rows in ledger.groupby(section_of(ledger), sort=False):
         parts += [f"### {section}", claims_table(rows)]
