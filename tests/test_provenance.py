@@ -68,6 +68,12 @@ def test_a_renamed_variable_leaves_runs_of_another_machine_standing_and_another_
     assert not any(standing(sh, clone))
 
 
+def test_a_proof_against_the_last_commit_needs_no_name(clone, sh):
+    edit(clone, ("share = (i", "part = (i"), ("min(1, share)", "min(1, part)"))
+    done = succeeded(sh("ablation", "prove", "--arms", "nope", cwd=clone, PYTHONPATH=clone))
+    assert "1 of 1 arms make the same numbers" in done.stdout
+
+
 def test_what_is_no_commit_is_said(clone, sh):
     done = refused(prove(sh, clone, "yesterday"), "'yesterday' is no commit", status=2)
     assert done.stderr.count("\n") == 1
