@@ -319,7 +319,10 @@ def keys_of_words(nodes: list[ast.AST]) -> set[str]:
     for node in nodes:
         match node:
             case ast.Dict(): pairs = [(text_of(k), v) for k, v in zip(node.keys, node.values)]
-            case ast.keyword(arg=str() as name): pairs = [(name, node.value)]
+            case ast.Call(func=ast.Name(id="dict") | ast.Attribute(attr="update")):
+                pairs = [(k.arg, k.value) for k in node.keywords]
+            case ast.Assign():
+                pairs = [(text_of(t.slice), node.value) for t in node.targets if isinstance(t, ast.Subscript)]
             case _: continue
         for key, value in pairs:
             if key is not None: (others if text_of(value) is None else words).add(key)

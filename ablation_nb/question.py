@@ -139,7 +139,7 @@ def set_words(r: Results, name: str) -> str:
     if not parts: parts = ["no arm besides the control"]
     head = f"{said}against `{r.plan['baseline']}` in {r.plan['metric']}{unit}, {r.plan['better']} is better, {seeds}"
     left = [point_words(p) for p in points(r) if p and point_words(p) not in set(table.setting)]
-    if left: parts.append(f"nothing to compare yet at {joined(left)}")
+    if left: parts.append(f"nothing to compare at {joined(left)}")
     return f"{head[:1].upper()}{head[1:]}: {'; '.join(parts)}."
 
 # %% ../nbs/29_question.ipynb #29f0000b

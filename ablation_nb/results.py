@@ -33,8 +33,8 @@ if TYPE_CHECKING or "nbdev" in sys.modules: import pandas as pd
 # %% auto #0
 __all__ = ['PACKED', 'READ', 'Found', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'PROMPTS', 'OF_RUN',
            'RUN', 'RECORD', 'DRAWN_BY', 'SETTINGS', 'Archive', 'each_file_once', 'kept', 'has', 'content', 'Damaged',
-           'read_json', 'read_array', 'read_rows', 'rows_written', 'rows_left', 'is_row', 'steps_due', 'rows_fault',
-           'read_checked', 'standing_at', 'run_folders', 'who', 'cut_short', 'load_runs', 'load_metrics',
+           'read_json', 'read_array', 'read_rows', 'rows_written', 'rows_left', 'said_once', 'is_row', 'steps_due',
+           'rows_fault', 'read_checked', 'standing_at', 'run_folders', 'who', 'cut_short', 'load_runs', 'load_metrics',
            'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses', 'whose', 'load_probes',
            'mean_and_range', 'curves_of', 'done_runs', 'main_lr', 'gaps', 'planned_seeds', 'planned_looks',
            'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences', 'notebook_differences', 'run_state',
@@ -186,19 +186,27 @@ def rows_written(
         rows.append({k: v for k, v in row.items() if type(v) in (int, float)})
     return rows
 
-def rows_left(path: Path) -> list[dict]:
+def rows_left(
+    path: Path,
+    repeats: bool = False,  # keep what a resume has written once more, as runs of before were hashed
+) -> list[dict]:
     """The same with steps that rise: where one goes back, as after a resume, what stood from there on counts no more.
 
-    A resume may repeat the very last step: of two rows of one step that say the same, times apart, one counts."""
+    A resume may repeat the very last step: where all rows of a step stand there twice, times apart, they count once."""
     rows: list[dict] = []
-    def told(row: dict) -> dict: return {k: v for k, v in row.items() if not is_time(k)}
     for row in rows_written(path):
         back = rows and row["step"] < rows[-1]["step"]
         while back and rows and rows[-1]["step"] >= row["step"]: rows.pop()
-        of_step = itertools.takewhile(lambda earlier: earlier["step"] == row["step"], reversed(rows))
-        if any(told(earlier) == told(row) for earlier in of_step): continue
         rows.append(row)
-    return rows
+    if repeats: return rows
+    return [row for _, of_step in itertools.groupby(rows, lambda row: row["step"]) for row in said_once([*of_step])]
+
+def said_once(rows: list[dict]) -> list[dict]:  # of one step
+    "The first half, where the second says the same, times apart; else all."
+    half, odd = divmod(len(rows), 2)
+    if odd: return rows
+    told = [{k: v for k, v in row.items() if not is_time(k)} for row in rows]
+    return rows[:half] if told[:half] == told[half:] else rows
 
 def is_row(value: Any) -> bool:
     "Is it a row of metrics: numbers by name, with a step?"
@@ -693,7 +701,8 @@ def notebook_result_fault(folder: Path, config: dict, result: dict) -> str | Non
     if result["status"] == "done" and result["value"] is None: return f"its result.json has no {config['metric']}"
     if result["value"] != value_in(result, config["metric"]):
         return f"its result.json says two things of its {config['metric']}"
-    if result["numbers"] != numbers_left(folder, result.get("own", {}), config):
+    own = result.get("own", {})
+    if result["numbers"] not in (numbers_left(folder, own, config, repeats) for repeats in (False, True)):
         return "its result.json, metrics.jsonl and items.npy are not those that it ended with"
     return None
 
@@ -708,6 +717,7 @@ def numbers_left(
     folder: Path,
     own: dict,       # what the notebook's result.json said
     config: dict,    # of its config.json
+    repeats: bool = False,  # as for `rows_left`
 ) -> str:
     """Hash of every number that a notebook's run left: two runs of one model have one.
 
@@ -720,7 +730,7 @@ def numbers_left(
         if isinstance(value, (bool, int, float)): return value
         if not isinstance(value, dict): return None
         return {k: counted(v) for k, v in value.items() if not is_time(k) and k not in given}
-    rows = counted(rows_left(folder / "metrics.jsonl"))
+    rows = counted(rows_left(folder / "metrics.jsonl", repeats))
     items = read_array(folder / "items.npy").tolist() if has(folder / "items.npy") else []
     return hash_of([own.get(config["metric"]), counted(own), rows, items])
 
