@@ -32,8 +32,8 @@ from .config import arm_label, arm_order, model_config, parse_arm, train_config
 from .model import (
     FlexibleTransformerLM, ffn_matrices, flops_per_token, parameter_count, reference_logits)
 from .report import (
-    AT_ONCE, TRENDS, Results, count_words, evaluations_table, half_way_to_guessing, hanging_verdicts,
-    not_learned, of, on_the_ladder, point_words, points)
+    AT_ONCE, TRENDS, UNJUDGED, Results, count_words, evaluations_table, half_way_to_guessing,
+    joined, not_learned, of, on_the_ladder, point_words, points)
 from .results import RUN
 from .statistics import (
     EARNABLE, Interval, mean_interval, noise_budget,
@@ -518,7 +518,7 @@ def effects_on(
     value: str,
     at: int | None = None,
 ) -> pd.DataFrame:
-    "Judged effects on a value, or on the loss at a step; on times in per cent of the baseline's."
+    "Judged effects on a value, or on the loss at a step; on times in per cent of the baseline's. With `Results.hangs`."
     key = e.setup, value, at
     if key in e.memo: return e.memo[key]
     runs, margin = runs_with(e, value, at), e.r.margin
@@ -527,7 +527,7 @@ def effects_on(
         runs, margin = runs.assign(value=100 * runs.value / base), 1.
     effects = judged(runs, margin, "value").set_index("arm")
     at_the_end = e.setup == "tuned" and value == "final_val_loss" and at is None
-    hangs = hanging_verdicts(e.r) if at_the_end else {}
+    hangs = e.r.hangs if at_the_end else {}
     e.memo[key] = effects.assign(hangs=[hangs.get(str(arm), "no") for arm in effects.index])
     return e.memo[key]
 
@@ -612,7 +612,8 @@ def size(e: Evidence, arm: str, nats: float) -> Settled | None:
     # An interval that holds everything shows nothing.
     fine = (t.hi - t.lo) / 2 <= max(e.r.margin, abs(nats) / 2)
     lost = lost_runs(e, "baseline", arm)
-    return answered(inside and fine, not inside and t.n > 1, effect_figures(t), lost)
+    answer = answered(inside and fine, not inside and t.n > 1, effect_figures(t), lost)
+    return answer._replace(hangs=t.hangs == "yes")
 
 @settles("runs")
 def below(
@@ -707,7 +708,7 @@ def only(
     another = (whole & (lo > percent))[others].any()
     mean = 100 * effects["mean"] / base
     words = [f"{arm_label(a)} {interval_words(mean[a], lo[a], hi[a])} %" for a in effects.index]
-    return answered(alone, too_little or another, words)
+    return answered(alone, too_little or another, words)._replace(hangs=bool(effects.hangs.eq("yes").any()))
 
 @settles("runs")
 def nothing_from(
@@ -720,8 +721,9 @@ def nothing_from(
     effects = effects_on(e, "final_val_loss").loc[arms]
     verdict = effects.verdict
     none, some = verdict.eq("equivalent").sum(), verdict.isin(["worse", "better"]).sum()
-    words = [f"{arm_label(a)}: {v}" for a, v in verdict.items()]
+    words = [f"{arm_label(a)}: {v}{HANGS[effects.hangs[a]]}" for a, v in verdict.items()]
     answer = answered(none >= at_least, some > len(arms) - at_least, words)
+    answer = answer._replace(hangs=bool(effects.hangs.eq("yes").any()))
     hopeless = effects[[beyond_reach(t) for t in effects.itertuples()]]
     still_possible = len(arms) - some - len(hopeless)
     if answer.verdict != "undetermined" or still_possible >= at_least: return answer
@@ -889,7 +891,9 @@ def slope_words(
         return f"{arm} diverges from {over} = {level:g} on{at_once}{single}"
     dead = [v for v, of_level in runs.groupby(over) if not_learned(of_level, str(slope.name))]
     if np.isnan(slope["mean"]): words = "no trend"
-    elif dead: words = f"{TRENDS[slope.verdict]}; at {over} = {dead[0]:g} it does not learn"
+    elif dead:
+        goes = TRENDS.get(slope.verdict, UNJUDGED.get(slope.verdict, slope.verdict)).rstrip(",")
+        words = f"{goes}; at {over} = {joined(f'{v:g}' for v in dead)} it does not learn"
     else: words = f"{interval_words(slope['mean'], slope.lo, slope.hi)} nats per doubling of {over}"
     return f"{arm} {words} ({0 if np.isnan(slope.n) else int(slope.n)} seeds)"
 

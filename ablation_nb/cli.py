@@ -137,7 +137,7 @@ def name_changed(study: "Study") -> None:
     file = study.outputs / "study.json"
     if not file.exists(): return
     kept, asked = read_checked(file), json.loads(json.dumps(study.settings))
-    changed = [k for k in asked if k in kept and kept[k] != asked[k] and k not in ("study", "corpus")]
+    changed = [k for k in {**kept, **asked} if kept.get(k) != asked.get(k) and k not in ("study", "corpus", "scale")]
     if not changed: return
     print(f"ablation: the study file has another {', '.join(changed)} than {os.path.relpath(file)}; "
           "the report keeps to the latter, and `ablation run` takes the file over.", file=sys.stderr)
@@ -401,6 +401,7 @@ def project_above(path: Path) -> Path | None:
         if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir(): return folder
     return None
 
+VISIT_OUT = "out/visit"   # where a visit's results go, in the project
 PATHS = ("file", "study", "run", "folder", "corpus")   # what may be a path, of commands that know a project by one
 
 def go_to_project(args: argparse.Namespace) -> None:
@@ -416,6 +417,8 @@ def go_to_project(args: argparse.Namespace) -> None:
         value = getattr(args, option, None)
         if not isinstance(value, str) or not value: continue
         if option == "folder" or Path(value).exists(): setattr(args, option, str(Path(value).resolve()))
+    out = getattr(args, "out", None)
+    if out and str(out) != VISIT_OUT: args.out = type(out)(os.path.abspath(out))
     print(f"ablation: the project is {project}.", file=sys.stderr)
     os.chdir(project)
 
@@ -623,7 +626,7 @@ def add_visit_run(steps: Any) -> None:
     there.add_argument("study", help="the study file")
     there.add_argument(
         "--out", type=Path,
-        default=Path(os.environ.get("OUT") or "out/visit"),
+        default=Path(os.environ.get("OUT") or VISIT_OUT),
         help="where checks, race and archives go")
     there.add_argument(
         "--time-limit", type=float, default=560.0, metavar="SECONDS",

@@ -608,7 +608,7 @@ people's models.
 
 Within a study, tests of means are corrected over its arms. Across the rows of this \
 page nothing is corrected: each row is tested at its own 5 %, so that among as many rows as \
-the {tested} that a test of runs decides here luck alone would decide about {wrong:.0f}; and rows \
+the {tested} that a test of runs decides here luck alone would decide about {wrong:.2g}; and rows \
 that rest on one comparison go wrong together.
 
 An effect at own best rates *hangs on the learning rate* where another rate between those that were tried could \

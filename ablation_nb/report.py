@@ -110,6 +110,10 @@ class Results:
     @cached_property
     def noise(self) -> pd.DataFrame: return noise_table(self)
     @cached_property
+    def hangs(self) -> dict[str, str]:
+        "Arm -> does its verdict at its own best rate hang on the rungs of the ladder: yes, no or not known."
+        return hanging_verdicts(self)
+    @cached_property
     def timed(self) -> pd.DataFrame:
         "A row an arm and round in which arms were timed in turn; empty without a clock."
         return rounds(self.clock)
@@ -150,10 +154,10 @@ def beside_the_runs(folder: Path, name: str) -> dict:
     return read_checked(file) if file.exists() else {}
 
 def an_own_file(name: str) -> str:
-    "A study file of the project, for an example: the one that a study is named after, if there is one."
-    files = sorted((project_root() / "studies").glob("*.toml"))
+    "The study file that a folder is named after, or any that is there, as one would type it; a folder's first."
+    files = sorted((project_root() / "studies").glob("*.toml"), key=lambda f: (f.stem != "laptop", f.name))
     after = [f for f in files if name == f.stem or name.startswith(f"{f.stem}-")]
-    first = next((f for f in (*after[-1:], *[f for f in files if f.stem == "laptop"], *files)), None)
+    first = max(after, key=lambda f: len(f.stem)) if after else next(iter(files), None)
     return f"studies/{first.name}" if first else "FILE.toml"
 
 def nothing_finished(
@@ -164,7 +168,7 @@ def nothing_finished(
     unused = "".join(f" '{f}' is not used: {why}." for f, why in refused.items())
     return AblationError(
         f"'{folder.name}' holds no finished run to report on; "
-        f"fill it with `ablation run {an_own_file(folder.name)}`.{unused}")
+        f"fill it with its study file, as in `ablation run {an_own_file(folder.name)}`.{unused}")
 
 # %% ../nbs/23_report.ipynb #496f83b3
 @each_file_once()
@@ -481,9 +485,9 @@ def effect_words(effect: pd.Series) -> str:
     "A mean difference with its interval, as a sentence has it."
     return interval_words(effect["mean"], effect.lo, effect.hi, digits=3)
 
-AT_ONCE = " before any update, as the first loss is no number"
+AT_ONCE = ", before any update, as the first loss is no number"
 
-def lost_words(runs: pd.DataFrame) -> dict[str, str]:
+def lost_words(runs: pd.DataFrame, where: str = "") -> dict[str, str]:
     "Arm -> 'n of m runs diverged', for the arms of which runs did; and whether that was before any update."
     ended = runs[runs.status != "partial"]
     diverged = ended.status.eq("diverged")
@@ -491,7 +495,7 @@ def lost_words(runs: pd.DataFrame) -> dict[str, str]:
     lost = by_arm[by_arm["sum"] > 0]
     last = ended[diverged].groupby("arm").diverged_at.max()
     return {
-        arm: f"{n} of {count_words(m, 'run')} diverged{'' if last[arm] else AT_ONCE}"
+        arm: f"{n} of {count_words(m, 'run')} diverged{where}{'' if last[arm] else AT_ONCE}"
         for arm, n, m in lost.itertuples()
     }
 
@@ -648,6 +652,7 @@ def level_words(
 ) -> str:
     "A difference at one level of the axis, and what is to be known of its runs."
     at, notes = level_text(e.level) + unit, []
+    if e.n == 0 and e.n_diverged: return lost_words(runs, f" at {at}")[e.arm]
     if e.n_diverged: notes.append(lost_words(runs)[e.arm])
     elif verdict: notes.append(e.verdict)
     failure = not_learned(runs, e.arm)
@@ -834,18 +839,16 @@ def on_the_ladder(r: Results) -> pd.DataFrame:
     return r.runs[r.runs.seed.isin(tune["seeds"])]
 
 def hanging_verdicts(r: Results) -> dict[str, str]:
-    """Arm -> does its verdict at its own best rate hang on the rungs of the ladder: yes, no or not known.
-
-    Only verdicts that a test gave; empty where no rate was chosen on a ladder."""
+    "`Results.hangs`: only of verdicts that a test gave; empty where no rate was chosen on a ladder."
     if "tuned" not in comparable(r): return {}
     table = ladder_table(on_the_ladder(r), r.sets["tuned"], r.margin)
     if "hangs" not in table: return {}
-    told = table[table.arm.ne("aa") & (table.hangs.ne("not known") | table.verdict.isin(JUDGEMENTS))]
+    told = table[table.arm.ne("aa") & table.verdict.isin(JUDGEMENTS)]
     return dict(zip(told.arm, told.hangs))
 
 def rates_sentence(r: Results) -> str:
     "The arms whose verdict hangs on the rungs of the ladder, or may; empty without such."
-    hangs, words = hanging_verdicts(r), list[str]()
+    hangs, words = r.hangs, list[str]()
     hanging, unknown = ([arm_label(a) for a in hangs if hangs[a] == says] for says in ("yes", "not known"))
     if len(hanging):
         words.append(f"The verdict on {joined(hanging)} hangs on the learning rate: between the rungs of the ladder "
@@ -1276,7 +1279,7 @@ def longer_answers(runs: pd.DataFrame) -> pd.DataFrame:
     "`abilities` in longer episodes, with what is no better than chance said to be so."
     chance, tables = dict(zip(ACCURACIES.values(), chances(runs))), []
     for column, own in abilities(runs, LONGER).groupby("question", sort=False):
-        tables.append(own.assign(verdict=or_at_chance(own, own.level_lo, chance[column])))
+        tables.append(own.assign(verdict=or_at_chance(own, own.level_mean, own.level_lo, chance[column])))
     return pd.concat(tables) if tables else abilities(runs, LONGER)
 
 @section("Answers", lambda r: r.of_a_task, answers_figures, answers_tables)
@@ -2003,7 +2006,7 @@ def front_findings(
 
     Of each arm, the largest difference first, and of combinations."""
     main, *others = (read_results(outputs / s) for s in studies)
-    effects, changes, hangs = {}, tuning_changes(main), hanging_verdicts(main)
+    effects, changes, hangs = {}, tuning_changes(main), main.hangs
     ladder = f"../outputs/{main.name}/report.md#learning-rates"
     remarks = {
         "yes": f" (a verdict that [hangs on the rate]({ladder}))",
@@ -2191,11 +2194,14 @@ def one_a_size(effects: pd.DataFrame) -> pd.DataFrame:
     """Where studies of one size share an arm, its effect by the one with most pairs, the first of equals.
 
     An arm that is another one's model there has that one's effect."""
-    most = effects.sort_values("pairs", ascending=False, kind="stable")
+    leaders = effects[effects.twin_of != ""].set_index(["arm", "parameters"]).twin_of.to_dict()
+    model = [leaders.get(key, key[0]) for key in zip(effects.arm, effects.parameters)]
+    most = effects.assign(model=model).sort_values("pairs", ascending=False, kind="stable")
+    best = most.drop_duplicates(["model", "parameters"]).set_index(["model", "parameters"])
     chosen = most.drop_duplicates(["arm", "parameters"]).sort_index()
-    model = chosen.arm.where(chosen.twin_of.eq(""), chosen.twin_of)
-    of_model = chosen.set_index(["arm", "parameters"]).loc[zip(model, chosen.parameters)].reset_index()
-    return of_model.assign(arm=chosen.arm.to_numpy(), twin_of=chosen.twin_of.to_numpy())
+    of_model = best.loc[zip(chosen.model, chosen.parameters)].reset_index()
+    twin_of = chosen.model.where(chosen.model.ne(chosen.arm), "")
+    return of_model.drop(columns="model").assign(arm=chosen.arm.to_numpy(), twin_of=twin_of.to_numpy())
 
 def scale_effects(studies: list[Results]) -> pd.DataFrame:
     """The effects of the arms that have two or more sizes, those at their own best rates where they are tuned.
@@ -2204,7 +2210,7 @@ def scale_effects(studies: list[Results]) -> pd.DataFrame:
     tables = []
     for r in studies:
         tuned = next(iter(r.sets)) == "tuned"
-        hangs = hanging_verdicts(r) if tuned else {}
+        hangs = r.hangs if tuned else {}
         own = effects_at_size(r.main, r.margin).assign(study=r.name, rates=rates_words(r), tuned=tuned)
         tables.append(own.assign(hangs=[hangs.get(arm, "no") for arm in own.arm]))
     effects = one_a_size(pd.concat(tables, ignore_index=True))
@@ -2323,7 +2329,8 @@ def rank_table(effects: pd.DataFrame) -> pd.DataFrame:
     """How far a smaller size tells of the arms what a larger one does, for each two sizes; rows of `scale_effects`.
 
     small, large (parameters) and the columns of `rank_agreement`; no ranks for fewer than `RANKED` arms in common."""
-    models = effects[effects.twin_of == ""]   # of arms that are one model, one counts
+    here = {*zip(effects.arm, effects.parameters)}   # of arms that are one model, one counts
+    models = effects[[key not in here for key in zip(effects.twin_of, effects.parameters)]]
     named = models.rename(columns=dict(bits="mean", bits_se="se", pairs="n"))
     sizes = itertools.combinations(named.groupby("parameters"), 2)
     rows = [
@@ -2451,9 +2458,11 @@ def front_scale(
     told = trends[trends.arm.isin(far)].trend.isin(["rises", "falls"]).sum()
     few = effects.arm.nunique() - len(far)
     more = f" At smaller sizes alone, each at two or more, there are {count_words(few, 'more arm')}." if few else ""
-    doubt = effects[effects.arm.isin(far) & effects.hangs.eq("yes")]
-    hang = [f"{arm_label(e.arm)} at {amount(e.parameters)}" for e in doubt.itertuples()]
-    if hang: more = f" The verdicts on {joined(hang)} hang on the learning rate.{more}"
+    doubts = {"yes": "The learning rate could change the verdict on", "not known": "Whether it could cannot be told of"}
+    for hangs, says in reversed(doubts.items()):
+        doubt = effects[effects.arm.isin(far) & effects.hangs.eq(hangs)]
+        of_arms = [f"{arm_label(arm)} at {joined(map(amount, own.parameters))}" for arm, own in doubt.groupby("arm")]
+        if of_arms: more = f" {says} {joined(of_arms)}.{more}"
     return inert(f"[Does it survive scale?](../outputs/scale.md) At {joined(sizes)} parameters: "
                  f"{joined(arms)}; over these {len(sizes)} sizes "
                  f"{told} of {len(arms)} arms have a trend that can be told from none.{more}")

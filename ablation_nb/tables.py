@@ -385,12 +385,15 @@ def accuracy_levels(runs: pd.DataFrame) -> pd.DataFrame:
 AT_CHANCE = "at chance"
 
 def or_at_chance(
-    table: pd.DataFrame,     # arm, verdict: an arm a row
-    lo: pd.Series,           # lower end of the interval of each arm's accuracy
-    chance: float | pd.Series,
-) -> pd.Series:              # the verdicts
-    "Where neither an arm nor the baseline answers better than who guesses, nothing is won, lost or kept: at chance."
-    above = lo > chance
+    table: pd.DataFrame,  # arm, verdict: an arm a row
+    mean: pd.Series,      # of each arm's accuracy
+    lo: pd.Series,        # lower end of its interval
+    chance: float,
+) -> pd.Series:           # the verdicts
+    """Where neither an arm nor the baseline answers better than who guesses, nothing is won, lost or kept: at chance.
+
+    Better is what an interval shows, or a mean that lies more than `ALIKE` above."""
+    above = (lo > chance) | (mean > chance + ALIKE)
     knows = above | above[table.arm.eq("baseline")].any()
     tested = table.verdict.isin(["worse", "better", "equivalent", "undetermined"])
     return table.verdict.where(knows | ~tested, AT_CHANCE)
@@ -407,7 +410,7 @@ def answers_table(
         effects = wrong.assign(**turned)[AGAINST]
     arms = runs[["arm"]].drop_duplicates().set_index("arm")
     table = in_order(arms.join([accuracy_levels(runs), effects]).reset_index())
-    table["verdict"] = or_at_chance(table, table.accuracy_lo, runs.chance.max())
+    table["verdict"] = or_at_chance(table, table.accuracy, table.accuracy_lo, float(runs.chance.max()))
     one, *longer = ACCURACIES.values()
     def columns(c: str) -> list[str]: return [c, f"{c}_lo", f"{c}_hi"]
     return table[["arm", *columns(one), *AGAINST[:3], "verdict", "p_holm", *(x for c in longer for x in columns(c))]]
