@@ -85,6 +85,7 @@ def exported(train, sh, tmp_path_factory):
     "Arm -> its run, its folder in the other layout, and what the other library says from that, in one process for all."
     there, told = tmp_path_factory.mktemp("exported"), {}
     for arm in CAN:
+        (there / arm).mkdir()
         told[arm] = there / arm / "run", there / arm / "hf"
         succeeded(train(told[arm][0], ablation=arm))
         succeeded(sh("ablation", "export", told[arm][0], "--to", "hf", told[arm][1]))
