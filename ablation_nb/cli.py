@@ -319,7 +319,7 @@ def export(args: argparse.Namespace) -> int:
 
 def probe_runs(args: argparse.Namespace) -> int:
     "Ask trained models what they can do: one run, or all of a study whose weights are there."
-    from ablation_nb.config import AblationError
+    from ablation_nb.config import AblationError, project_root
     from ablation_nb.ready import refuse_unwritable
     from ablation_nb.results import run_folders
     asked = Path(args.run)
@@ -333,7 +333,9 @@ def probe_runs(args: argparse.Namespace) -> int:
     for k, folder in enumerate(folders, 1):
         found = probe(folder, args.corpus)
         print(f"[{k}/{len(folders)}] {os.path.relpath(folder)}: {probe_words(found)}", flush=True)
-    print("Written to probe.json of each run. Next: the report of their study." if not one
+    known = (project_root() / "studies" / f"{asked.name}.toml").exists()
+    following = f"ablation report {asked.name}" if known else "the report of their study"
+    print(f"Written to probe.json of each run. Next: {following}" if not one
           else f"Written to {os.path.relpath(asked / 'probe.json')}.")
     return 0
 
