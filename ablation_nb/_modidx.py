@@ -593,6 +593,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'ablation_nb/figures.py'),
                                      'ablation_nb.figures.settled': ('figures.html#settled', 'ablation_nb/figures.py'),
                                      'ablation_nb.figures.short_number': ('figures.html#short_number', 'ablation_nb/figures.py'),
+                                     'ablation_nb.figures.signed_heights': ('figures.html#signed_heights', 'ablation_nb/figures.py'),
                                      'ablation_nb.figures.simple_arms': ('figures.html#simple_arms', 'ablation_nb/figures.py'),
                                      'ablation_nb.figures.spread_apart': ('figures.html#spread_apart', 'ablation_nb/figures.py'),
                                      'ablation_nb.figures.steps_words': ('figures.html#steps_words', 'ablation_nb/figures.py'),

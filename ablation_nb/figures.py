@@ -7,9 +7,9 @@ __all__ = ['ARM_COLOURS', 'FAMILY_COLOURS', 'SHADES', 'DASHED', 'STYLE', 'LENGTH
            'arm_colour', 'ink', 'line_style', 'plot_losses', 'plot_schedule', 'plot_intervals', 'difference_rows',
            'plot_differences', 'our_style', 'ablation_comparison', 'plot_levels', 'plot_accuracy', 'answers_figure',
            'abilities_figure', 'effects_figure', 'families', 'atlas_figure', 'name_columns', 'verdict_map',
-           'sensitivity_figure', 'plot_gaps', 'plot_gradients', 'plot_runs', 'dynamics_figure', 'plot_by_position',
-           'positions_figure', 'interactions_figure', 'sweep_figure', 'scale_figure', 'save_figure', 'plot_setups',
-           'front_figure']
+           'sensitivity_figure', 'signed_heights', 'plot_gaps', 'plot_gradients', 'plot_runs', 'dynamics_figure',
+           'plot_by_position', 'positions_figure', 'interactions_figure', 'sweep_figure', 'scale_figure', 'save_figure',
+           'plot_setups', 'front_figure']
 
 # %% ../nbs/21_figures.ipynb #b3bf2984
 import hashlib, itertools, textwrap
@@ -1000,6 +1000,16 @@ def sensitivity_figure(
     return settled(fig)
 
 # %% ../nbs/21_figures.ipynb #37a005ac
+def signed_heights(ax: Axes, lo: float, hi: float) -> None:
+    "Heights from `lo` to `hi` in decades on both sides of zero, linear within ±0.01, so that small ones are seen."
+    ax.set_yscale("symlog", linthresh=.01, linscale=.6)
+    ax.set(ylim=(lo, hi))
+    decades = [10.**k for k in range(-2, 5)]
+    ticks = [*(-d for d in reversed(decades)), 0, *decades]
+    ax.set_yticks([t for t in ticks if lo <= t <= hi], minor=False)
+    ax.yaxis.set_major_formatter(lambda v, _: f"{v:+g}" if v else "0")
+    ax.minorticks_off()
+
 def plot_gaps(ax: Axes, runs: pd.DataFrame, metrics: pd.DataFrame) -> None:
     "The gap of each arm to the baseline against steps: mean and range over seeds; runs that diverged dotted."
     rows = gaps(runs, metrics).query("step > 0")
@@ -1007,13 +1017,8 @@ def plot_gaps(ax: Axes, runs: pd.DataFrame, metrics: pd.DataFrame) -> None:
     curves = mean_and_range(rows.groupby(["arm", "step"]).gap)
     lo = min(-.01, curves["min"].min() * 1.3)
     hi = max(.026, curves["max"].max() * 1.3)
-    ax.set_yscale("symlog", linthresh=.01, linscale=.6)
-    ax.set(xlim=(0, rows.step.max()), ylim=(lo, hi))
-    decades = [10.**k for k in range(-2, 5)]
-    ticks = [*(-d for d in reversed(decades)), 0, *decades]
-    ax.set_yticks([t for t in ticks if lo <= t <= hi], minor=False)
-    ax.yaxis.set_major_formatter(lambda v, _: f"{v:+g}" if v else "0")
-    ax.minorticks_off()
+    ax.set(xlim=(0, rows.step.max()))
+    signed_heights(ax, lo, hi)
     ax.axhline(0, color=arm_colour("baseline"), lw=1.2)
     lost_rows = gaps(runs, metrics, "diverged").query("step > 0")
     lost = draw_diverged(ax, runs[runs.arm != "baseline"], lost_rows, "gap")
@@ -1402,12 +1407,13 @@ def draw_sizes(
         ax.plot(x, e.bits, "D", color=colour, mfc=fill, ms=6, zorder=4)
 
 def draw_line(
-    ax: Axes,            # whose limits are final
+    ax: Axes,
     line: StudiesTrend,
+    parameters: pd.Series, # of the studies that it goes through, where it ends
     colour: str,
 ) -> None:
-    "The line through the studies and its band."
-    sizes = np.geomspace(*ax.get_xlim(), 60)
+    "The line through the studies and its band, no further than what was measured."
+    sizes = np.geomspace(parameters.min(), parameters.max(), 60)
     height, lo, hi = line_at(line, sizes)
     ax.plot(sizes, height, color=colour, lw=1.4)
     ax.fill_between(sizes, lo, hi, color=colour, alpha=.1, lw=0)
@@ -1417,7 +1423,7 @@ def draw_line(
 def scale_figure(
     effects: pd.DataFrame,             # arm, parameters, tokens, bits, bits_lo, bits_hi, bits_se, tuned
     lines: Mapping[str, StudiesTrend], # arm -> the line through its effects over the parameters
-) -> Figure:                            # a column of panels an arm
+) -> Figure:                            # for each arm a panel over parameters and below it one over tokens, six abreast
     "The difference of each arm to the baseline over the size of the model and over the tokens."
     arms = compared_arms(effects.arm)
     if not arms: raise AblationError("There is no arm to draw over sizes; give effects of two studies or more.")
@@ -1425,19 +1431,27 @@ def scale_figure(
     lo, hi = min(0, seen.bits.min()), max(0, seen.bits.max())
     more = .3 * max(hi - lo, .004)
     lo, hi = max(np.fmin(lo, seen.bits_lo.min()), lo - more), min(np.fmax(hi, seen.bits_hi.max()), hi + more)
-    room = .08 * (hi - lo)
-    fig = new_figure(max(6, 2 + 2.4 * len(arms)), 6)
-    panels = fig.subplots(2, len(arms), sharey=True, squeeze=False)
-    for row, over in zip(panels, ("parameters", "tokens")):
+    lowest, highest = min(-.01, 1.3 * lo), max(.026, 1.3 * hi)
+    across = min(6, len(arms))
+    rows = 2 * -(-len(arms) // across)
+    fig = new_figure(max(6, 2 + 2.4 * across), 1.2 + 2.6 * rows)
+    panels = fig.subplots(rows, across, sharey=True, squeeze=False)
+    for i, over in enumerate(("parameters", "tokens")):
         limits = effects[over].min() / 1.8, effects[over].max() * 1.8
-        for ax, arm in zip(row, arms):
-            ax.set(xscale="log", xlim=limits, ylim=(lo - room, hi + room), xlabel=over)
+        below = panels[i::2].flatten()
+        for ax, arm in zip(below, arms):
+            ax.set(xscale="log", xlim=limits, xlabel=over)
             log_ticks(ax.xaxis, EngFormatter(places=0, sep=""))
+            signed_heights(ax, lowest, highest)
             ax.axhline(0, color=arm_colour("baseline"), lw=1.2, zorder=1)
-            draw_sizes(ax, effects[effects.arm == arm], over, hi)
-            if over == "parameters" and arm in lines: draw_line(ax, lines[arm], arm_colour(arm))
-        row[0].set(ylabel="bits per byte")
-    for ax, arm in zip(panels[0], arms): ax.set_title(arm_label(arm), color=ink(arm_colour(arm)))
+            own = effects[effects.arm == arm]
+            draw_sizes(ax, own, over, hi)
+            if over == "parameters" and arm in lines: draw_line(ax, lines[arm], own.parameters, arm_colour(arm))
+        for ax in below[len(arms):]: ax.axis("off")
+    for first, *others in panels:
+        first.set_ylabel("bits per byte", fontsize="small")
+        for ax in others: ax.yaxis.label.set_visible(False)
+    for ax, arm in zip(panels[::2].flatten(), arms): ax.set_title(arm_label(arm), color=ink(arm_colour(arm)))
     fig.supxlabel(
         "Validation loss against the baseline of the same seed; ◆ each arm at its own best rate, ◇ one rate for all,\n"
         "× runs diverged; bars and band: 95 % intervals. A panel that is all tinted has a line that may go anywhere",
