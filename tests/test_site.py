@@ -404,9 +404,36 @@ def faults_on_a_desk(page, name):
     return faults
 
 
+def of_each_kind(pages):
+    """The names of the pages, of those made alike only the one with the widest code: of the runs of a study, and of the
+    sources of modules. With SCREENS=1 every page."""
+    if os.environ.get("SCREENS"): return [*pages]
+
+    def kind(name):
+        alike = re.fullmatch(r"(outputs/[^/]+)/.+/run\.html|(source)/\w+\.html", name)
+        return alike.groups() if alike else name
+
+    def width(name):
+        code = "\n".join(pre.get_text() for pre in pages[name].select("pre"))
+        return max(map(len, code.splitlines()), default=0)
+    widest = {}
+    for name in pages: widest[kind(name)] = max(name, widest.get(kind(name), name), key=width)
+    return [name for name in pages if name in widest.values()]
+
+
+def test_a_walk_sees_each_kind_of_page(pages, monkeypatch):
+    monkeypatch.delenv("SCREENS", raising=False)
+    seen = {*of_each_kind(pages)}
+    for study in (ROOT / "outputs").glob("*/study.json"):
+        of_study = {name for name in pages if name.startswith(f"outputs/{study.parent.name}/")}
+        assert len(of_study & seen) == len({name for name in of_study if not name.endswith("/run.html")}) + 1, study
+    assert len([name for name in seen if name.startswith("source/")]) == 1
+    assert not {name for name in pages if name.startswith(("nbs/", "studies/")) or "/" not in name} - seen
+
+
 @pytest.fixture(scope="module")
 def walk(look, pages):
-    """Each page once, on a phone in the dark and on a desk in the light: what is wrong there.
+    """Pages of each kind, on a phone in the dark and on a desk in the light: what is wrong there.
     The next page opens where the last was looked at, every second one on a desk: else it would be laid out once more.
 
     On the desk too: how far the verdict of each report lies beyond the edge of its table."""
@@ -415,7 +442,7 @@ def walk(look, pages):
     root = page.url.rpartition("_docs/")[0] + "_docs/"
     found, verdicts = {faults_on_a_phone: [], faults_on_a_desk: []}, []
     order = [*found]
-    for name in pages:
+    for name in of_each_kind(pages):
         page.goto(root + name)
         page.evaluate(LOADED)
         for faults in order:
