@@ -132,8 +132,9 @@ def compare_numbers(
     controls: Sequence[str] = (), # arms that are no contrast
     looks: Sequence[int] = (),    # pairs at which somebody looked before more were added
 ) -> pd.DataFrame:                # a row a setting and arm
-    """Setting, arm, runs, n (pairs), value (mean), difference, lo, hi, p, p_holm, verdict, detectable, power.
+    """Setting, arm, runs, n (pairs), value (mean), difference, lo, hi, p, p_holm, verdict, within, detectable, power.
 
+    `within` is the smallest margin at which an arm would be equivalent,
     `detectable` is the smallest difference that so many pairs show with 80 % power at Holm's first step,
     `power` how often they show an equality within the margin."""
     arms = sorted(set(numbers.rows.arm))
@@ -189,6 +190,7 @@ def compare_setting(
         p=judged.p,
         p_holm=judged.p_holm,
         verdict=verdict,
+        within=judged.within,
         detectable=least,
         power=power))
     base = dict(arm=baseline, runs=counts[baseline], n=0, value=means.get(baseline, np.nan), verdict="")

@@ -102,7 +102,7 @@ def judged_set(r: Results, runs: pd.DataFrame) -> pd.DataFrame:
     table = table.sort_values("arm", key=lambda a: a.map(order.index), kind="stable")
     table = table.sort_values("setting", key=lambda s: s.map(settings.index), kind="stable")
     table.loc[table.arm.isin(idle), "verdict"] = NOTHING
-    table.loc[table.arm.isin(once), ["lo", "hi", "p", "p_holm", "detectable", "power"]] = np.nan
+    table.loc[table.arm.isin(once), ["lo", "hi", "p", "p_holm", "within", "detectable", "power"]] = np.nan
     table.loc[table.arm.isin(once), "verdict"] = ONE_DRAW
     return table.reset_index(drop=True)
 

@@ -59,11 +59,11 @@ from .statistics import (
 from .study import precision_is_open
 from .tables import (
     ALIKE, QUESTIONS, Question, abilities, abilities_for_reading, accuracy_levels, against_the_sum, answers_table,
-    certificate_table, compared, duration, dynamics_table, effects_along,
-    factorial, for_reading, inert, interactions_table, interval_words, judged, ladder_table, md_table,
+    certificate_table, compared, duration, dynamics_table, effects_along, effects_at_size, equality_interval,
+    factorial, for_reading, in_bits, inert, interactions_table, interval_words, judged, ladder_table, md_table,
     or_at_chance, overview_table, parts_combined, positions_table, precision_table, rates_long, rates_table,
-    results_table, share_words, side_by_side, sureness_table, together_table, tuning_effects,
-    effects_at_size, in_bits, tex_table, trends_over_size, with_abilities)
+    results_table, share_words, side_by_side, sureness_table, tested_words, tex_table, together_table,
+    trends_over_size, tuning_effects, verdict_head, with_abilities)
 
 # %% ../nbs/23_report.ipynb #43633bb3
 def no_stories() -> pd.DataFrame:
@@ -387,8 +387,7 @@ def equality_words(effect: pd.Series, margin: float) -> str:
     if effect.arm == "aa": return again
     power = share_words(effect.power)
     if effect.verdict == "equivalent":
-        half = effect.within - abs(effect["mean"])
-        lo, hi = signed(effect["mean"] - half, 4), signed(effect["mean"] + half, 4)
+        lo, hi = (signed(end, 4) for end in equality_interval(effect["mean"], effect.within))
         inside = f": the interval of the two tests, {lo} to {hi}, lies inside"
         return f"{inside}, as it would in {power} of studies of an equal arm"
     if effect.verdict != "undetermined" or effect.power >= EARNABLE: return ""
@@ -516,10 +515,10 @@ def by_verdict(
     def words(e: pd.Series) -> str:
         alike = effects.arm[effects.twin_of == e.arm] if "twin_of" in effects else []
         parts = [joined(map(arm_label, [e.arm, *alike]))]
-        if e.n: parts.append(effect_words(e))
+        if e.n: parts.append(tested_words(e["mean"], e.lo, e.hi, e.verdict, e.within))
         if e.arm in lost: parts.append(f"({lost[e.arm]})")
         return " ".join(parts)
-    heads = {verdict: f"**{verdict}**" for verdict in SPOKEN} | UNJUDGED
+    heads = {verdict: verdict_head(verdict) for verdict in SPOKEN} | UNJUDGED
     verdicts = []
     for verdict, head in heads.items():
         rows = effects[effects.verdict == verdict]
@@ -1550,7 +1549,7 @@ linearly off what a block hands on: who knows nothing is right in 6 %. A head th
 back by half of that way; the first token is not counted. Late and early are the last and the first quarter."""
 
 def verdict_words(
-    arms: pd.DataFrame,  # arm, difference, lo, hi, verdict
+    arms: pd.DataFrame,  # arm, difference, lo, hi, verdict and, where one is *equivalent*, within
     digits: int,
     name: Callable[[str], str] = arm_label,  # of an arm, for people
 ) -> str:
@@ -1559,8 +1558,9 @@ def verdict_words(
     for verdict in dict.fromkeys(arms.verdict):
         own = arms[arms.verdict == verdict]
         own = own.loc[own.difference.abs().sort_values(ascending=False, kind="stable").index]
-        each = [f"{name(e.arm)} {interval_words(e.difference, e.lo, e.hi, digits=digits)}" for e in own.itertuples()]
-        parts.append(f"**{verdict}**: {', '.join(each)}")
+        each = [f"{name(e.arm)} {tested_words(e.difference, e.lo, e.hi, verdict, getattr(e, 'within', np.nan), digits)}"
+                for e in own.itertuples()]
+        parts.append(f"{verdict_head(verdict)}: {', '.join(each)}")
     return "; ".join(parts)
 
 def ability_words(

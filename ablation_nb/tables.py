@@ -6,13 +6,14 @@
 __all__ = ['How', 'COLUMNS', 'OUR_LINK', 'ALIVE', 'DEFINITION', 'TEXT', 'TEX', 'AGAINST', 'INTERVALS', 'ALIKE', 'AT_CHANCE',
            'ABLE', 'BACK', 'WORTH', 'QUESTIONS', 'SEED_REPORT', 'duration', 'p_words', 'inert', 'plain_words',
            'cell_text', 'cell_words', 'looks', 'md_table', 'tex_words', 'booktabs', 'tex_table', 'last_test', 'judged',
-           'SeenRuns', 'judged_before', 'arm_means', 'results_table', 'interval_words', 'for_reading', 'compared',
-           'accuracy_levels', 'or_at_chance', 'answers_table', 'Question', 'with_abilities', 'abilities',
-           'abilities_for_reading', 'sureness_table', 'side_by_side', 'tuning_effects', 'ladder_gains', 'learned',
-           'ladder_table', 'reference_file', 'read_results_table', 'SeedReport', 'overview_table', 'precision_table',
-           'certificate_table', 'gap_columns', 'dynamics_table', 'rates_long', 'rate_words', 'rates_table',
-           'positions_table', 'parts_of', 'parts_combined', 'factorial', 'interactions_table', 'against_the_sum',
-           'together_table', 'effects_along', 'in_bits', 'effects_at_size', 'trends_over_size']
+           'SeenRuns', 'judged_before', 'arm_means', 'results_table', 'interval_words', 'equality_interval',
+           'tested_words', 'verdict_head', 'for_reading', 'compared', 'accuracy_levels', 'or_at_chance',
+           'answers_table', 'Question', 'with_abilities', 'abilities', 'abilities_for_reading', 'sureness_table',
+           'side_by_side', 'tuning_effects', 'ladder_gains', 'learned', 'ladder_table', 'reference_file',
+           'read_results_table', 'SeedReport', 'overview_table', 'precision_table', 'certificate_table', 'gap_columns',
+           'dynamics_table', 'rates_long', 'rate_words', 'rates_table', 'positions_table', 'parts_of', 'parts_combined',
+           'factorial', 'interactions_table', 'against_the_sum', 'together_table', 'effects_along', 'in_bits',
+           'effects_at_size', 'trends_over_size']
 
 # %% ../nbs/22_tables.ipynb #5c1d0a03
 import re
@@ -330,6 +331,30 @@ def interval_words(
     if np.isnan(mean): return "–"
     if np.isnan(lo): return words(mean)
     return f"{words(mean)} [{words(lo)}, {words(hi)}]"
+
+def equality_interval(
+    mean: float,
+    within: float,         # the smallest margin at which two one-sided tests place the mean
+) -> tuple[float, float]:  # its ends, symmetric about the mean
+    "The interval that an *equivalent* rests on: it lies inside the margin. At 5 % and without corrections, 90 %."
+    half = within - abs(mean)
+    return mean - half, mean + half
+
+def tested_words(
+    mean: float,
+    lo: float,
+    hi: float,
+    verdict: str,
+    within: float,   # of an *equivalent*
+    digits: int = 3,
+) -> str:
+    "A difference with the interval that its verdict rests on."
+    if verdict == "equivalent": lo, hi = equality_interval(mean, within)
+    return interval_words(mean, lo, hi, digits=digits)
+
+def verdict_head(verdict: str) -> str:
+    "A verdict before the arms that have it, and which intervals theirs are where they are not the usual ones."
+    return f"**{verdict}**" + " (intervals of the two tests)" * (verdict == "equivalent")
 
 # %% ../nbs/22_tables.ipynb #5ebbbf24
 INTERVALS = [  # mean, its interval, the column on the page, sign
