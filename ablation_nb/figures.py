@@ -1485,11 +1485,14 @@ def save_figure(
     return [png, svg]
 
 # %% ../nbs/21_figures.ipynb #92d0be47
-def plot_setups(ax: Axes, setups: dict, margin: float) -> None:
-    "Differences to the baseline in one or two sets of runs (title -> runs): the first filled, the second hollow."
+def plot_setups(ax: Axes, setups: dict, margin: float, doubted: Iterable[str] = ()) -> None:
+    """Differences to the baseline in one or two sets of runs (title -> runs): the first filled, the second hollow.
+
+    Verdicts of the first on `doubted` arms have a star."""
     arms = compared_arms(a for r in setups.values() for a in r.arm)
     drawn = [difference_rows(runs, arms, margin)[0] for runs in setups.values()]
     for rows in drawn: rows["words"] = rows.words.str.replace("\n", ", ")  # half a row has room for one line
+    drawn[0].loc[drawn[0].index.isin([*doubted]), "words"] += " *"
     limits = [interval_limits(rows, [[]] * len(rows)) for rows in drawn]
     left = min(lo for lo, _ in limits)
     right = max(hi for _, hi in limits)
@@ -1511,6 +1514,7 @@ def front_figure(
     setups: dict,         # title -> runs, at most one an arm and seed: one or two, such as "own best rate" and "3e-4"
     sweeps: dict,         # what is swept, in words -> (effects, differences, labels), as `sweep_figure` takes them
     margin: float = .005, # differences smaller than this count as none
+    doubted: Sequence[str] = (), # arms whose verdict in the first set hangs on the learning rate, or may: with a star
 ) -> Figure:              # 11 x 4 inches
     "What each change costs at two settings of the learning rate, and over each swept field."
     n = len(setups)
@@ -1519,13 +1523,14 @@ def front_figure(
     fig = new_figure(11, 4)
     widths = (1.15, *[1] * len(sweeps))
     first, *others = np.atleast_1d(fig.subplots(1, len(widths), width_ratios=widths))
-    plot_setups(first, setups, margin)
+    plot_setups(first, setups, margin, doubted)
     first.set(title="What each change costs")
     for ax, (title, (effects, differences, labels)) in zip(others, sweeps.items()):
         draw_sweep(ax, effects, differences, labels, title)
         ax.set(title=f"Over {title}", ylabel="")
     fig.supxlabel(
         "Validation loss against the baseline of the same seed, nats per token; "
-        "95 % intervals, seeds ○; × diverged, ↑ beyond the panel",
+        "95 % intervals, seeds ○; × diverged, ↑ beyond the panel"
+        + "\n* the verdict hangs on the learning rate, or may" * bool(doubted),
         fontsize=9.5, color="0.35")
     return settled(fig)

@@ -2105,7 +2105,8 @@ def front_picture(
         rate = rate_of(next(iter(grid.sets)))
         title = f"{AXES.get(field, field)} at {rate}"
         sweeps[title] = effects, pairs, point_labels(grid)
-    figure = front_figure(setups, sweeps, r.margin)
+    doubted = [arm for arm, hangs in r.hangs.items() if hangs != "no"] if "tuned" in r.sets else []
+    figure = front_figure(setups, sweeps, r.margin, doubted)
     return save_figure(figure, outputs / "front")[0]
 
 # %% ../nbs/23_report.ipynb #56fb694b
