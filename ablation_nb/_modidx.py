@@ -222,6 +222,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ablation_nb.cli.add_study_commands': ('cli.html#add_study_commands', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.add_visit': ('cli.html#add_visit', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.add_visit_run': ('cli.html#add_visit_run', 'ablation_nb/cli.py'),
+                                 'ablation_nb.cli.as_kept': ('cli.html#as_kept', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.as_sentence': ('cli.html#as_sentence', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.bring_home': ('cli.html#bring_home', 'ablation_nb/cli.py'),
                                  'ablation_nb.cli.check_numbers': ('cli.html#check_numbers', 'ablation_nb/cli.py'),
