@@ -835,6 +835,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ablation_nb.model.reference_queries': ('model.html#reference_queries', 'ablation_nb/model.py'),
                                    'ablation_nb.model.reference_rotation': ('model.html#reference_rotation', 'ablation_nb/model.py')},
             'ablation_nb.new': { 'ablation_nb.new.all_nodes': ('new.html#all_nodes', 'ablation_nb/new.py'),
+                                 'ablation_nb.new.arm_list': ('new.html#arm_list', 'ablation_nb/new.py'),
                                  'ablation_nb.new.arms_compared': ('new.html#arms_compared', 'ablation_nb/new.py'),
                                  'ablation_nb.new.code_in': ('new.html#code_in', 'ablation_nb/new.py'),
                                  'ablation_nb.new.free_place': ('new.html#free_place', 'ablation_nb/new.py'),

@@ -18,6 +18,7 @@ from .engine import fields_of
 from .provenance import identity
 from .results import read_json, run_folder, run_state
 from .study import Study, read_study
+from .tables import tested_words
 
 # %% ../nbs/27_beside.ipynb #5e1b0206
 def settings_asked(cfg: RunConfig) -> dict[str, Any]:
@@ -60,11 +61,14 @@ def verdicts_on(cfg: RunConfig) -> list[str]:
         effects = pd.read_csv(table)
         for e in effects[effects.arm == cfg.arm].itertuples():
             words.append(f"{study.name} ({e.n} pairs on {settings['corpus']}, {e.setup}): **{e.verdict}**")
-            if math.isfinite(e.lo): words[-1] += f", {e.mean:+.4f} [{e.lo:+.4f}, {e.hi:+.4f}]"
+            within = getattr(e, "within", math.nan)   # a report of an earlier version lacks it
+            if math.isfinite(e.lo): words[-1] += ", " + tested_words(e.mean, e.lo, e.hi, e.verdict, within, digits=4)
     return words
 
 def studies_on(cfg: RunConfig) -> list[tuple[Path, Study]]:
-    "The study files at the scale and the learning rate of a run that name its arm, the shortest first."
+    """The study files at the scale and the learning rate of a run that name its arm.
+
+    Those on its own text come first, and of them the shortest."""
     found, usual = [], run_config(cfg.arm, cfg.scale, cfg.corpus).train.lr
     for file in sorted((project_root() / "studies").glob("*.toml")):
         try: study = read_study(file)
@@ -73,7 +77,10 @@ def studies_on(cfg: RunConfig) -> list[tuple[Path, Study]]:
         at_its_rate = s["tune"] or cfg.train.lr in (s["lr"] or [usual])
         alike = s["scale"] == cfg.scale and not s["grid"] and not s["overrides"]
         if alike and at_its_rate and cfg.arm in s["arms"]: found.append((file, study))
-    return sorted(found, key=lambda pair: len(pair[1].settings["arms"]) * len(pair[1].settings["seeds"]))
+    def place(pair: tuple[Path, Study]) -> tuple[bool, int]:
+        study = pair[1]
+        return study.corpus != cfg.corpus, len(study.settings["arms"]) * len(study.settings["seeds"])
+    return sorted(found, key=place)
 
 # %% ../nbs/27_beside.ipynb #5e1b020a
 def train_command(cfg: RunConfig, arm: str) -> str:

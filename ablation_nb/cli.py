@@ -143,7 +143,7 @@ def name_changed(study: "Study") -> None:
     kept, asked = read_checked(file), as_kept(study)
     changed = [k for k in {**kept, **asked} if kept.get(k) != asked.get(k) and k not in ("study", "corpus", "scale")]
     if not changed: return
-    print(f"ablation: the study file has another {', '.join(changed)} than {os.path.relpath(file)}; "
+    print(f"ablation: the study file says otherwise of {', '.join(changed)} than {os.path.relpath(file)}; "
           "the report keeps to the latter, and `ablation run` takes the file over.", file=sys.stderr)
 
 def mend_settings(study: "Study") -> None:
@@ -624,7 +624,7 @@ def add_visit_run(steps: Any) -> None:
         return visit(
             a.study, a.out, a.time_limit,
             a.corpus, a.scale,
-            a.workers, a.rounds, a.checks)
+            a.workers, a.rounds, a.checks, corpus_option(a))
     there = add_command(
         steps, "run",
         "checks, race and study under a time limit",

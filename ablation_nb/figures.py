@@ -1446,7 +1446,8 @@ def scale_figure(
             ax.axhline(0, color=arm_colour("baseline"), lw=1.2, zorder=1)
             own = effects[effects.arm == arm]
             draw_sizes(ax, own, over, hi)
-            if over == "parameters" and arm in lines: draw_line(ax, lines[arm], own.parameters, arm_colour(arm))
+            if over == "tokens" or arm not in lines: continue
+            draw_line(ax, lines[arm], own.parameters[own.bits_se.notna()], arm_colour(arm))
         for ax in below[len(arms):]: ax.axis("off")
     for first, *others in panels:
         first.set_ylabel("bits per byte", fontsize="small")
@@ -1514,7 +1515,7 @@ def front_figure(
     setups: dict,         # title -> runs, at most one an arm and seed: one or two, such as "own best rate" and "3e-4"
     sweeps: dict,         # what is swept, in words -> (effects, differences, labels), as `sweep_figure` takes them
     margin: float = .005, # differences smaller than this count as none
-    doubted: Sequence[str] = (), # arms whose verdict in the first set hangs on the learning rate, or may: with a star
+    doubted: Sequence[str] = (), # arms with a star: in the first set, the verdict may hang on the learning rate
 ) -> Figure:              # 11 x 4 inches
     "What each change costs at two settings of the learning rate, and over each swept field."
     n = len(setups)
@@ -1531,6 +1532,6 @@ def front_figure(
     fig.supxlabel(
         "Validation loss against the baseline of the same seed, nats per token; "
         "95 % intervals, seeds ○; × diverged, ↑ beyond the panel"
-        + "\n* the verdict hangs on the learning rate, or may" * bool(doubted),
+        + "\n* the verdict hangs on the learning rate, or whether it does cannot be told" * bool(doubted),
         fontsize=9.5, color="0.35")
     return settled(fig)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STUDY_NAME', 'EXAMPLE', 'ARMS_FILE', 'STUDY_FILE', 'SETTINGS_FILE', 'IGNORED', 'README_FILE', 'NAME', 'QUESTION_FILE',
-           'UPWARD', 'template', 'project_files', 'free_place', 'write_project', 'new_project', 'code_in', 'tagged',
-           'like_parameters', 'quoted', 'study_from']
+           'UPWARD', 'template', 'arm_list', 'project_files', 'free_place', 'write_project', 'new_project', 'code_in',
+           'tagged', 'like_parameters', 'quoted', 'study_from']
 
 # %% ../nbs/28_new.ipynb #5e1b0303
 import ast, json, os, re, sys, tempfile
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ablation_nb
-from .config import AblationError
+from .config import ARMS, OWN_ARMS, AblationError
 from .data import write_atomic
 from .provenance import code_cells, names_assigned, without_magics
 from .ready import refuse_unwritable
@@ -82,6 +82,12 @@ The same step by step: `pip install jupyterlab`, then `jupyter lab nbs/train.ipy
 | `outputs/` | what studies leave |
 
 On text of your own: `--corpus FOLDER`, with `train.txt` and `valid.txt`, stories separated by a line `<|endoftext|>`.
+
+## Arms
+
+To name with `-p ablation` or in a study; several are joined by `+`. Those of `arms.py` come on top.
+
+{arms}
 """
 
 # %% ../nbs/28_new.ipynb #5e1b0308
@@ -94,12 +100,16 @@ def template(
         if (folder / name).is_file(): return (folder / name).read_text(encoding="utf-8")
     raise AblationError(f"There is no {name} with the package in {package}; install the package again.")
 
+def arm_list() -> str:
+    "What the package brings along, a line an arm."
+    return "\n".join(f"- `{arm.name}`: {arm.says}" for arm in ARMS.values() if arm.name not in OWN_ARMS)
+
 def project_files(
     name: str,               # of the project
 ) -> dict[str, str]:         # path from its root -> text
     "What a new project holds."
     return {
-        "README.md": README_FILE.format(name=name, study=STUDY_NAME),
+        "README.md": README_FILE.format(name=name, study=STUDY_NAME, arms=arm_list()),
         "settings.ini": SETTINGS_FILE.format(name=name),
         ".gitignore": IGNORED,
         "arms.py": ARMS_FILE,

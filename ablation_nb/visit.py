@@ -550,6 +550,7 @@ def visit(
     workers: int | None = None,    # runs at a time
     rounds: int = 5,               # of the race; 0: none
     checks: str = "full",          # the scale of the checks and the race
+    option: str = "--corpus ",     # how another text is asked for where this was typed
 ) -> int:                          # exit status, that of `ablation run`
     "Checks, race, study; every result is on the disk as soon as it is there."
     started, console, device = time.time(), Console(), resolve_device()
@@ -558,7 +559,7 @@ def visit(
     if isinstance(study, NotebookStudy):
         raise AblationError(f"{study.name} runs {study.settings['notebook']}, of which a visit knows neither "
                             "checks nor files to bring home; use `ablation run` there, and copy its folder.")
-    refuse_offline(study.corpus)
+    refuse_offline(study.corpus, option)
     out.mkdir(parents=True, exist_ok=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     console.print(f"{name}, torch {torch.__version__}; {study.name}, {time_limit:.0f} s")

@@ -485,11 +485,11 @@ def unreported():
 
 
 def in_short(report):
-    "What a study asks, what is still to do, and the first sentence of what it found."
+    "What a study asks, what a reader must know before a verdict, and the first sentence of what it found."
     text, asked = report_text(report), study_question(report.parent.name)
-    left = re.findall(r"^\*\*(?:This study is not complete|outputs/).+", text, re.M)
+    first = re.findall(r"^\*\*(?:This study is not complete|These models have hardly begun|outputs/).+", text, re.M)
     first_finding = re.findall(r"^## What was found\n\n- (.+)", text, re.M)
-    says = "\n\n".join([f"*{asked}*"] * bool(asked) + left + first_finding)
+    says = "\n\n".join([f"*{asked}*"] * bool(asked) + first + first_finding)
     return inert(without_dead_links(says, report))
 
 
