@@ -270,8 +270,7 @@ def remarks(
                     "difference that matters.")
     else:
         says.append(f"Differences within ±{margin:g} count as none: *equivalent* is an arm that two one-sided tests "
-                    "place there. Beside it, sentences have the interval of these tests: 90 %, if nobody looked "
-                    "before.")
+                    "place there, by its interval of 90 %, or more where somebody looked before.")
     lonely = without_partner(numbers.rows, baseline, name)
     if lonely: says.append(f"Without a partner at their seed, and so in no difference: {', '.join(lonely)}.")
     if contrasts.n.eq(1).any():

@@ -2113,7 +2113,7 @@ def front_picture(
         rate = rate_of(next(iter(grid.sets)))
         title = f"{AXES.get(field, field)} at {rate}"
         sweeps[title] = effects, pairs, point_labels(grid)
-    doubted = [arm for arm, hangs in r.hangs.items() if hangs != "no"] if "tuned" in r.sets else []
+    doubted = [arm for arm, hangs in r.hangs.items() if hangs != "no"]
     figure = front_figure(setups, sweeps, r.margin, doubted)
     return save_figure(figure, outputs / "front")[0]
 
