@@ -16,10 +16,13 @@ def __getattr__(name: str) -> str:
 def command() -> int:
     "The command `ablation`: its exit status. Ctrl-C is one line, also while libraries are imported."
     import signal
+    import sys
 
     def leave(*_: object) -> None:
         os.write(2, b"ablation: interrupted.\n")
         os._exit(130)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler: signal.signal(signal.SIGINT, leave)
+    # A second for grammars of web addresses, which no notebook asks for.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     from ablation_nb.cli import main
     return main()

@@ -6,13 +6,11 @@
 __all__ = ['NURSERY', 'Nursery', 'bury', 'run_notebook']
 
 # %% ../nbs/13_kernels.ipynb #fea07c0a
-import ctypes, json, os, random, shutil, signal, subprocess, sys, tempfile, threading
+import ctypes, gc, json, os, random, shutil, signal, subprocess, sys, tempfile, threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-import nbformat
-import papermill
 import psutil
 from jupyter_client import AsyncKernelManager
 from jupyter_client.connect import KernelConnectionInfo
@@ -21,8 +19,10 @@ from jupyter_client.provisioning import LocalProvisioner
 # %% ../nbs/13_kernels.ipynb #70c86bfa
 PRELOAD = (
     "ablation_nb.runs",
+    "ablation_nb.beside",
     "torch._dynamo",
     "ipykernel.kernelapp",
+    "ipykernel.debugger",
     "matplotlib.pyplot",
     "pandas.io.formats.style",
     "IPython.core.completer",
@@ -32,7 +32,10 @@ def nursery() -> None:
     "Fork a kernel for each line on standard input, until that closes. `NURSERY_CODE` starts it."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")   # else the debugger greets each nursery
     for name in PRELOAD: __import__(name)
+    gc.collect()
+    gc.freeze()   # what a kernel inherits, it need not look through
     folders = []  # of the kernels' sockets
     for line in sys.stdin:
         job = json.loads(line)
@@ -193,6 +196,8 @@ def run_notebook(
     """Execute a notebook in a kernel of its own.
     Raises `papermill.PapermillExecutionError` if a cell does.
     Raises `nbclient.exceptions.DeadKernelError` if the kernel dies."""
+    import nbformat
+    import papermill   # which a kernel need not know
     # papermill would change the directory of this process, which all of its threads share
     kernel = type("Kernel", (ForkedKernel,), {"extra_env": env or {}, "cwd": str(Path(root).resolve())})
     source, target = Path(source).resolve(), Path(target).resolve()
