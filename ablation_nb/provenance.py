@@ -13,7 +13,7 @@ __all__ = ['COMPUTING', 'GIVEN', 'WORDING', 'TINY', 'TAKING', 'write_json', 'has
 # %% ../nbs/10_provenance.ipynb #15e42953
 import ast, hashlib, importlib.util, inspect, io, itertools, json, math, os
 import platform, re, subprocess, sys, tempfile, threading, tokenize
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import ContextVar
@@ -420,9 +420,14 @@ def library_versions(notebook: Path) -> dict[str, str]:
     for node in imports:
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
         tops |= {name.partition(".")[0] for name in names}
-    distributions = metadata.packages_distributions()
-    owners = {name for top in tops for name in distributions.get(top, [])}
+    tops -= sys.stdlib_module_names
+    owners = {name for top in tops for name in installed().get(top, [])}
     return {name: metadata.version(name) for name in sorted(owners)}
+
+@once
+def installed() -> Mapping[str, list[str]]:
+    "Names that can be imported, with the distributions that bring them; to look through all takes more than a second."
+    return metadata.packages_distributions()
 
 def notebook_environment(cfg: NotebookRun, now: NotebookCode, device: str) -> dict:
     "What `env.json` holds of a notebook's run."
@@ -650,8 +655,10 @@ def numbers_source() -> str:
 KNOWN = "import json; from ablation_nb.config import ARMS; print(json.dumps(list(ARMS)))"
 
 PROBE = """
+import ablation_nb.provenance
 import ablation_nb.runs
 from ablation_nb.config import ARMS
+if hasattr(ablation_nb.provenance, "TAKING"): ablation_nb.provenance.TAKING.set(True)  # none of its runs is one to keep
 cells = counted(code_cells(Path("nbs/train.ipynb")))
 arms = [a for a in {arms} if a in ARMS]
 numbers = {{a: {{p: numbers_of(a, p, Path({text!r}), cells) for p in ("fp32", "bf16")}} for a in arms}}
