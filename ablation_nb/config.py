@@ -595,7 +595,7 @@ for _arm in (
         source="So et al. 2021, arXiv:2109.08668"),
     Arm("silu_matched", "SiLU, matched", "SiLU at exactly the baseline's parameter count", dict(ffn="silu"),
         matched_width),
-    Arm("aa", "A/A", "the baseline again: what it shows is noise"),
+    Arm("aa", "A/A", "the baseline again: does the device repeat itself?"),
 ): register_arm(_arm)
 
 # %% ../nbs/00_config.ipynb #19c00002
