@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['CLAIM_VERDICTS', 'KINDS', 'TESTS', 'WIDTH_WITH_NORM', 'OFFICIAL', 'MEANS', 'Settled', 'settles', 'answered',
-           'decided', 'Ends', 'lie_above', 'lies_below', 'lies_near', 'parameters', 'smaller', 'same_parameters',
-           'vocabulary', 'tokens_of', 'tokens', 'widths', 'matrices', 'ffn_operations', 'flops_saved', 'percent',
-           'perplexity', 'extreme', 'range_below', 'before_training', 'untrained', 'first_loss', 'first_losses',
-           'first_ratio', 'excess_beyond_logits', 'order_visible', 'lr_words', 'mean_words', 'Evidence', 'has_arms',
-           'clocked', 'lost_runs', 'evaluation_step', 'runs_with', 'effects_on', 'effect', 'size', 'below', 'could_be',
-           'between', 'ordered', 'largest', 'ranking', 'only', 'nothing_from', 'learnt', 'trains', 'finishes',
-           'narrower', 'narrowest', 'trains_at_the_rate_of', 'trend', 'spread_interval', 'seed_spread', 'within_luck',
-           'crowned', 'level', 'reached', 'settled_by', 'local_context', 'past_the_end', 'extrapolates', 'beyond',
-           'interacts', 'together', 'needed', 'without', 'less_sensitive', 'harder']
+           'decided', 'Ends', 'lie_above', 'lies_below', 'lies_near', 'model_module', 'parameters', 'smaller',
+           'same_parameters', 'vocabulary', 'tokens_of', 'tokens', 'widths', 'matrices', 'ffn_operations',
+           'flops_saved', 'percent', 'perplexity', 'extreme', 'range_below', 'before_training', 'untrained',
+           'first_loss', 'first_losses', 'first_ratio', 'excess_beyond_logits', 'order_visible', 'lr_words',
+           'mean_words', 'Evidence', 'has_arms', 'clocked', 'lost_runs', 'evaluation_step', 'runs_with', 'effects_on',
+           'effect', 'size', 'below', 'could_be', 'between', 'ordered', 'largest', 'ranking', 'only', 'nothing_from',
+           'learnt', 'trains', 'finishes', 'narrower', 'narrowest', 'trains_at_the_rate_of', 'trend', 'spread_interval',
+           'seed_spread', 'within_luck', 'crowned', 'level', 'reached', 'settled_by', 'local_context', 'past_the_end',
+           'extrapolates', 'beyond', 'interacts', 'together', 'needed', 'without', 'less_sensitive', 'harder']
 
 # %% ../nbs/24_claims.ipynb #d5d9925b
 import math
@@ -20,17 +20,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
 from scipy.special import log_softmax
 
 from .config import arm_label, arm_order, model_config, parse_arm, train_config
-from .model import (
-    FlexibleTransformerLM, ffn_matrices, flops_per_token, parameter_count, reference_logits)
 from .report import (
     AT_ONCE, TRENDS, UNJUDGED, Results, count_words, evaluations_table, half_way_to_guessing,
     joined, not_learned, of, on_the_ladder, point_words, points)
@@ -132,29 +130,36 @@ def lies_near(
     return answered(inside, outside, figures, lost)
 
 # %% ../nbs/24_claims.ipynb #32ced1e8
+def model_module() -> ModuleType:
+    "The module `model`, and torch with it: who reads the runs of others needs neither."
+    from ablation_nb import model
+    return model
+
 @settles("computed")
 def parameters(arm: str, equals: float, within: float) -> Settled:
     "Parameters of an arm at full size."
-    n = parameter_count(model_config(arm))
+    n = model_module().parameter_count(model_config(arm))
     return decided(abs(n - equals) <= within, f"{n:,} parameters")
 
 @settles("computed")
 def smaller(arm: str, than: float, times: float) -> Settled:
     "Is an arm at full size at least so many times smaller?"
-    ratio = than / parameter_count(model_config(arm))
+    ratio = than / model_module().parameter_count(model_config(arm))
     figures = f"{than / 1e9:g}B parameters are {ratio:,.0f} times as many"
     return decided(ratio >= times, figures)
 
 @settles("computed")
 def same_parameters(arm: str, within: float) -> Settled:
     "Parameters against the baseline's, in per cent."
-    more = 100 * (parameter_count(model_config(arm)) / parameter_count(model_config()) - 1)
+    count = model_module().parameter_count
+    more = 100 * (count(model_config(arm)) / count(model_config()) - 1)
     return decided(abs(more) <= within, f"{more:+.2f} % against the baseline")
 
 @settles("computed")
 def vocabulary(entries: int, equals: float, within: float) -> Settled:
     "Parameters of the baseline with another vocabulary."
-    n, own = parameter_count(model_config(vocab_size=entries)), parameter_count(model_config())
+    count = model_module().parameter_count
+    n, own = count(model_config(vocab_size=entries)), count(model_config())
     with_it = f"with {entries:,} entries the model has {n / 1e6:.1f}M parameters"
     figures = f"{with_it}, with 10,000 it has {own / 1e6:.1f}M"
     return decided(abs(n - equals) <= within, figures)
@@ -182,7 +187,7 @@ def widths(swiglu: int, silu: int) -> Settled:
 @settles("computed")
 def matrices(arm: str, equals: int) -> Settled:
     "Weight matrices in a feed-forward layer."
-    n = ffn_matrices(model_config(arm))
+    n = model_module().ffn_matrices(model_config(arm))
     return decided(n == equals, f"{n} weight matrices in a feed-forward layer")
 
 # %% ../nbs/24_claims.ipynb #9392f22b
@@ -195,7 +200,7 @@ def ffn_operations(
 ) -> Settled:
     "Multiply-adds of one arm's feed-forward layer over those of another."
     configs = model_config(arm), model_config(other)
-    ours, theirs = (ffn_matrices(c) * c.d_ff * c.d_model for c in configs)
+    ours, theirs = (model_module().ffn_matrices(c) * c.d_ff * c.d_model for c in configs)
     times = ours / theirs
     figures = f"{times:.2f} times: {ours:,} multiply-adds a token and layer against {theirs:,}"
     return decided(abs(times - equals) <= within, figures)
@@ -203,7 +208,8 @@ def ffn_operations(
 @settles("computed")
 def flops_saved(arm: str, equals: float, within: float) -> Settled:
     "Operations a trained token that an arm saves, in per cent of the baseline's."
-    saved = 100 * (1 - flops_per_token(model_config(arm)) / flops_per_token(model_config()))
+    flops = model_module().flops_per_token
+    saved = 100 * (1 - flops(model_config(arm)) / flops(model_config()))
     direction = "less" if saved > 0 else "more"
     figures = f"{arm_label(arm)} needs {abs(saved):.1f} % {direction} a trained token"
     return decided(abs(saved - equals) <= within, figures)
@@ -258,12 +264,12 @@ def before_training(
     "Untrained models at full size: each seed's one draw of weights, by each arm's definition."
     rows = []
     for seed in seeds:
-        weights = FlexibleTransformerLM(model_config(), seed).state_dict()
+        weights = model_module().FlexibleTransformerLM(model_config(), seed).state_dict()
         ids = np.random.default_rng(seed).integers(0, model_config().vocab_size, tokens + 1)
         def loss(logits_TV: np.ndarray) -> float:
             return -log_softmax(logits_TV, axis=-1)[np.arange(tokens), ids[1:]].mean()
         for arm in ("baseline", "no_norm", "post_norm", "nope"):
-            logits_TV = reference_logits(weights, model_config(arm), ids[None, :-1])[0]
+            logits_TV = model_module().reference_logits(weights, model_config(arm), ids[None, :-1])[0]
             scaled_TV = logits_TV / logits_TV.std() * WIDTH_WITH_NORM
             losses = dict(loss=loss(logits_TV), width=logits_TV.std(), scaled=loss(scaled_TV))
             rows.append(dict(arm=arm, seed=seed) | losses)
@@ -328,16 +334,16 @@ def excess_beyond_logits(arm: str, within: float) -> Settled:
 
 # %% ../nbs/24_claims.ipynb #ebf88512
 @settles("computed")
-@torch.no_grad()
 def order_visible(arm: str) -> Settled:
     "Does the order of earlier tokens change the last token's logits, with the causal mask?"
+    import torch
     cfg = model_config(arm, scale="laptop")
-    model = FlexibleTransformerLM(cfg, 0)
+    model = model_module().FlexibleTransformerLM(cfg, 0)
     ids_BT = torch.randint(0, cfg.vocab_size, (1, 16), generator=torch.Generator().manual_seed(0))
     turned_BT = torch.cat([ids_BT[:, :-1].flip(1), ids_BT[:, -1:]], 1)
     def change(causal: bool) -> float:
-        logits_BTV = model(ids_BT, causal)
-        moved_BTV = logits_BTV - model(turned_BT, causal)
+        with torch.no_grad(): logits_BTV, turned_BTV = model(ids_BT, causal), model(turned_BT, causal)
+        moved_BTV = logits_BTV - turned_BTV
         return (moved_BTV[:, -1].abs().max() / logits_BTV.abs().max()).item()
     masked, free = change(True), change(False)
     changes = f"by {masked:.0%} of the largest with the mask, by {free:.0%} without"
@@ -394,7 +400,7 @@ class Evidence:
     @property
     def of_true_size(self) -> bool:
         "Have these models the parameters of the report's one?"
-        return set(self.base.parameters) == {parameter_count(model_config())}
+        return set(self.base.parameters) == {model_module().parameter_count(model_config())}
 
 # %% ../nbs/24_claims.ipynb #69a045e0
 def has_arms(e: Evidence, *arms: str) -> bool:

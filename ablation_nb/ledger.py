@@ -25,10 +25,9 @@ import pandas as pd
 
 from .claims import (
     CLAIM_VERDICTS, KINDS, MEANS, OFFICIAL, TESTS, Evidence, Settled,
-    lr_words, tokens_of)
+    lr_words, model_module, tokens_of)
 from .config import AblationError, ModelConfig, arm_label, did_you_mean, is_task, model_config
 from .config import parse_arm
-from .model import parameter_count
 from .report import Results, amount, beside_the_runs, count_words, points, read_results, span, write_text
 from .results import PACKED, each_file_once
 from .tables import md_table, read_results_table, reference_file
@@ -465,7 +464,7 @@ def lacks(claim: Claim) -> str:
     "What a claim that no run bears on would need."
     named = ", ".join(map(arm_label, arms_in(claim.parameters)))
     of_arms = f" of {named}" if named else ""
-    size = amount(parameter_count(model_config()))
+    size = amount(model_module().parameter_count(model_config()))
     if timed(claim): return f"needs `ablation time` of a study{of_arms} at {size} parameters"
     text = f", on the text {claim.corpus}" if claim.corpus else ""
     if claim.corpus == OFFICIAL: text += " (the official one)"
@@ -562,7 +561,7 @@ def readings(
         if advice.fields: return []
         row = settle_claim(claim, [])
         words = f"claim {claim.number} {row['verdict']}: {row['figures']}"
-        return [Reading(row["verdict"], amount(parameter_count(model_config())), words)]
+        return [Reading(row["verdict"], amount(model_module().parameter_count(model_config())), words)]
     there = []
     for e, s in answers(claim, sets):
         of_its_size = within(e.runs, advice.fields) if advice.fields else e.of_true_size
