@@ -177,10 +177,13 @@ def figures_of(soup):
 
 
 def test_arms_of_another_notebook_lead_to_none_of_ours(pages):
-    "Whatever they are called: its `no_norm` is its own."
+    "Whatever they are called: its `no_norm` is its own, and leads to where it was run."
     report = pages["outputs/gpt/report.html"]
     assert not report.select("a.arm")
-    assert "no_norm" in {td.get_text(strip=True) for td in report.select("td")}
+    links = {a.get_text(): a["href"] for a in report.select("td a.its-arm")}
+    assert links == {arm: f"{arm}/s0/run.html" for arm in ("gpt", "no_norm", "no_positions", "relu")}
+    bare = [td for td in report.select("td") if td.get_text(strip=True) in links and not td.a]
+    assert not bare, bare
     run = pages["outputs/gpt/no_norm/s0/run.html"]
     assert run.h1.get_text().startswith("no_norm: one run")
     assert "nn.LayerNorm(n_embd)" in run.get_text(), "its own first cell"
@@ -678,17 +681,15 @@ def test_a_build_that_fails_leaves_the_site_as_it_was_and_is_not_built_upon(copy
 BEFORE_QUARTO = """
 from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar
 from nbdev.serve import proc_nbs
-if __name__ == "__main__":
-    refresh_quarto_yml()
-    nbdev_sidebar.__wrapped__()
-    proc_nbs(n_workers=0)
+refresh_quarto_yml()
+nbdev_sidebar.__wrapped__()
+proc_nbs(n_workers=0)
 """
 
 
 def test_quarto_could_render_the_same_notebooks(copy, sh):
     "`nbdev-docs` needs Quarto, which few machines have. Up to the call of it, all goes well."
-    (copy / "quarto.py").write_text(BEFORE_QUARTO)
-    succeeded(sh("python", "quarto.py", cwd=copy))
+    succeeded(sh("python", "-c", BEFORE_QUARTO, cwd=copy))
     website = {}
     for name in ("_quarto.yml", *yaml.safe_load((copy / "nbs" / "_quarto.yml").read_text())["metadata-files"]):
         website |= yaml.safe_load((copy / "nbs" / name).read_text())["website"].get("sidebar", {})

@@ -62,34 +62,49 @@ def arm_anchor(name):
     return f"arm-{name.replace('_', '-')}"
 
 
-def linked_arm(words, place, known):
-    "An arm's label or name as a link to the page `place`; of a composed one each part. None if it is none."
+def linked_arm(words, known, kind):
+    "An arm's label or name as a link to where `known` says; of a composed one each part. None if it is none."
     parts = re.split(r" \+ |\+", html.unescape(words).strip())
     if not all(part in known for part in parts): return None
-    return " + ".join(f'<a class="arm" href="{place}#{known[part]}">{html.escape(part)}</a>' for part in parts)
+    return " + ".join(f'<a class="{kind}" href="{known[part]}">{html.escape(part)}</a>' for part in parts)
 
 
-def link_in_row(row, place, labels, names, columns):
+def link_in_row(row, labels, names, columns, kind):
     "A row of a table with its arms as links. A name is one only in `columns`: `silu` is a layer too."
     places = count()
 
     def cell(m):
         known = {**labels, **names} if next(places) in columns else labels
-        def link(m): return m[1] + (linked_arm(m[2], place, known) or m[2])
+        def link(m): return m[1] + (linked_arm(m[2], known, kind) or m[2])
         return re.sub(r'^(<[^>]+>(?:<p>)?(?:<code[^>]*><span class="pre">)?)([^<]+)(?=<)', link, m[0])
     return re.sub(r"<t[dh]\b.*?</t[dh]>", cell, row, flags=re.S)
 
 
+def runs_of_arms(app, study):
+    "The arms of a study, each with the page of its first run: there its notebook stands with the arm as parameter."
+    shown = re.compile(rf"{re.escape(study)}(?:[^/]+/)?([^/]+)/[^/]+/run")
+    runs = filter(None, map(shown.fullmatch, sorted(app.env.all_docs, reverse=True)))
+    return {run[1]: run[0] for run in runs}
+
+
+def definitions(app, page, target):
+    "Labels and names of arms with the address of what they mean, as seen from a page, and how such links are marked."
+    study = next(filter(page.startswith, app.config.other_arms), None)
+    if study: return {}, {arm: target(run) for arm, run in runs_of_arms(app, study).items()}, "its-arm"
+    def there(anchors): return {words: f"{target('arms')}#{anchor}" for words, anchor in anchors.items()}
+    return there(app.config.arm_labels), there(app.config.arm_names), "arm"
+
+
 def link_arms(app, page, template, context, doctree):
-    "In every table, a cell that is an arm leads to its definition."
-    if not doctree or page == "arms" or page.startswith(tuple(app.config.other_arms)): return
-    place = context["pathto"]("arms")
+    "In every table, a cell that is an arm leads to its definition, or where another notebook has it to a run of it."
+    if not doctree or page == "arms": return
+    labels, names, kind = definitions(app, page, context["pathto"])
 
     def table(m):
         head, mark, body = m[0].partition("</thead>")
         heads = re.findall(r"<th\b.*?</th>", head, re.S)
         columns = {i for i, h in enumerate(heads) if re.sub("<.*?>", "", h).strip() in ("arm", "arms")}
-        def row(m): return link_in_row(m[0], place, app.config.arm_labels, app.config.arm_names, columns)
+        def row(m): return link_in_row(m[0], labels, names, columns, kind)
         return head + mark + re.sub(r"<tr\b.*?</tr>", row, body, flags=re.S)
     context["body"] = re.sub(r"<table\b.*?</table>", table, context["body"], flags=re.S)
 
