@@ -101,16 +101,16 @@ def env(common):
 
 
 @pytest.fixture(scope="session")
-def sh(env):
+def sh(common, env):
     """Run a command from the project's root: `sh('papermill', ...)` -> completed process with text output.
     It is a fork that has imported other libraries already, unless a test asks for one that starts from nothing."""
     def run(*argv, cwd=ROOT, timeout=600, anew=False, **extra):
         argv, own = [str(a) for a in argv], {k: str(v) for k, v in {**env, **extra}.items()}
         if not anew and forks.can_fork(argv, own): return forks.done(argv, cwd, own, timeout)
         return subprocess.run(argv, cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout)
+    forks.SERVER.place = common
     succeeded(run("python", "-c", "pass"))  # the libraries are imported before any test looks at its clock
-    yield run
-    forks.SERVER.stop()
+    return run
 
 
 def train_command(folder, **parameters):

@@ -6,32 +6,39 @@ signals and pipes, and it imports the package and arms.py anew, from where these
 """
 import atexit
 import contextlib
+import fcntl
 import gc
 import json
 import os
 import runpy
+import select
 import selectors
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import traceback
 from importlib import import_module
 
+from filelock import FileLock
+
 LIBRARIES = (
-    "torch._dynamo", "ipykernel.kernelapp", "IPython.core.completer", "pandas.io.formats.style",
+    "torch._dynamo", "ipykernel.kernelapp", "ipykernel.debugger", "IPython.core.completer", "pandas.io.formats.style",
     "matplotlib.patheffects", "matplotlib.pyplot", "papermill.cli", "scipy.stats", "seaborn", "safetensors.torch",
     "tokenizers", "rich.live", "pyarrow.parquet", "huggingface_hub", "fastcore.all")
+MODULES = ("papermill", "ablation_nb.visit")  # such as may be run with `-m`
+OWN_PROCESSES = ("nbs/13_kernels.ipynb", "nbs/13_parallel.ipynb")  # notebooks that look at processes as they are
 READ_ON_IMPORT = ("MATPLOTLIBRC", "MPLBACKEND", "HF_HUB_OFFLINE")  # by libraries that a fork has already
 
 
 def can_fork(argv, env):
     "Is this a command that a fork can be?"
     if any(env.get(k) != os.environ.get(k) for k in READ_ON_IMPORT): return False
-    is_code = argv[0] in ("python", sys.executable) and argv[1] == "-c"
-    return argv[0] in ("ablation", "papermill", "nbdev-test") or is_code
+    ours = argv[0] in ("python", sys.executable) and (argv[1] == "-c" or argv[1] == "-m" and argv[2] in MODULES)
+    return argv[0] in ("ablation", "papermill", "nbdev-test") or ours
 
 
 class Forked:
@@ -87,54 +94,71 @@ def done(argv, cwd, env, timeout):
 
 
 class Server:
-    "The process that forks; started at the first command."
-    def __init__(self): self.process = None
+    "The process that forks, one for all processes of a test session; the first command of the session starts it."
+    def __init__(self): self.socket = self.place = self.process = None
 
     def fork(self, job, pipes):
         "Ask for a fork that writes to these pipes: standard output, standard error, exit status. Its process id."
-        if self.process is None: self.start()
+        if self.socket is None: self.connect()
         socket.send_fds(self.socket, [json.dumps(job).encode()], pipes)
         return int(self.socket.recv(20))
 
-    def start(self):
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        argv = [sys.executable, __file__, str(theirs.fileno())]
-        quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # a pipe, as standard output of a fork is
-        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-        self.process = subprocess.Popen(argv, env=env, pass_fds=[theirs.fileno()], **quiet)
-        theirs.close()
+    def connect(self):
+        folder = os.open(self.place, os.O_RDONLY)
+        address = f"/proc/self/fd/{folder}/forks"  # an address of a socket may not be long
+        with FileLock(self.place / "forks.lock"):
+            if not (self.place / "forks").exists(): self.start(address)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.connect(address)
+        os.close(folder)
 
-    def stop(self):
-        if self.process is None: return
-        self.socket.close()
-        self.process.communicate()
+    def start(self, address):
+        "Begin to listen, and leave the rest to a process that ends with the test session."
+        session = os.pidfd_open(os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(address)
+            listener.listen()
+            fds = listener.fileno(), session
+            quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # a pipe, as standard output of a fork is
+            env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+            self.process = subprocess.Popen([sys.executable, __file__, *map(str, fds)], env=env, pass_fds=fds, **quiet)
+        os.close(session)
 
 
 SERVER = Server()
 
 
-def next_job(ours):
-    "In the process that forks, this ends with the socket. In each fork it returns the job."
-    running = selectors.DefaultSelector()  # the socket, and a descriptor of each fork
-    running.register(ours, selectors.EVENT_READ)
+def next_job(listener, session):
+    "In the process that forks, this ends with the session. In each fork it returns the job."
+    waiting = selectors.DefaultSelector()  # for the end, for who asks, and for the end of each fork: its id and pipe
+    for end in (listener, session): waiting.register(end, selectors.EVENT_READ)
     while True:
-        for key, _ in running.select():
-            if key.fileobj is not ours:
-                running.unregister(key.fileobj)
+        for key, _ in waiting.select():
+            if key.fileobj == session: return None
+            if key.fileobj == listener: waiting.register(listener.accept()[0], selectors.EVENT_READ)
+            elif key.data:
+                waiting.unregister(key.fileobj)
                 report_end(key.fileobj, *key.data)
-                continue
-            message, pipes, *_ = socket.recv_fds(ours, 1 << 20, 3)
-            if not message: return None
-            pid = os.fork()
-            if not pid:
-                others = [fd for k in running.get_map().values() if k.data for fd in (k.fd, k.data[1])]
-                running.close()
-                ours.close()
-                for fd in others: os.close(fd)
-                return json.loads(message), pipes
-            running.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, pipes[2]))
-            for p in pipes[:2]: os.close(p)
-            ours.send(str(pid).encode())
+            elif job := begun(key.fileobj, waiting): return job
+
+
+def begun(asks, waiting):
+    "Fork for who asks, or leave who has gone. In the fork, its job."
+    message, pipes, *_ = socket.recv_fds(asks, 1 << 20, 3)
+    if not message:
+        waiting.unregister(asks)
+        asks.close()
+        return None
+    pid = os.fork()
+    if not pid:
+        for key in waiting.get_map().values():
+            if key.data: os.close(key.data[1])
+            os.close(key.fileobj) if isinstance(key.fileobj, int) else key.fileobj.close()
+        waiting.close()
+        return json.loads(message), pipes
+    waiting.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, pipes[2]))
+    for p in pipes[:2]: os.close(p)
+    asks.send(str(pid).encode())
 
 
 def report_end(pidfd, pid, pipe):
@@ -204,6 +228,21 @@ def with_forked_kernels():
     papermill.execute_notebook = papermill.cli.execute_notebook = execute_notebook
 
 
+def nursery_when_asked():
+    "In a fork of its own: a nursery from the first kernel on, if there is any."
+    from ablation_nb import kernels
+    select.select([0], [], [])
+    begun = fcntl.ioctl(0, termios.FIONREAD, bytes(4))
+    if any(begun): kernels.nursery()
+    os._exit(0)
+
+
+def with_forked_nursery():
+    "The first nursery of this process is a fork of it as it is now."
+    from ablation_nb.kernels import NURSERY
+    NURSERY.process = Branch(nursery_when_asked)
+
+
 def carry_out(argv):
     "The command, in this process; its exit status."
     name, *words = argv
@@ -212,6 +251,7 @@ def carry_out(argv):
         from dask.__main__ import main
         return main()
     if name == "nbdev-test":
+        if words[0] not in OWN_PROCESSES: with_forked_nursery()
         runpy.run_path(shutil.which(name), run_name="__main__")   # it reads `argv` only where it is the script
         return 0
     with_forked_kernels()
@@ -247,9 +287,11 @@ def end_as(job, pipes):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal of the tests is theirs
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"   # else the debugger greets
     for library in LIBRARIES: import_module(library)
     gc.collect()
     gc.freeze()   # forks need not look through what was imported before them
-    job = next_job(socket.socket(fileno=int(sys.argv[1])))
+    listener, session = map(int, sys.argv[1:])
+    job = next_job(socket.socket(fileno=listener), session)
     if job: end_as(*job)
     os._exit(0)

@@ -191,6 +191,8 @@ def test_import_is_light(sh):
     heavy = "assert not {'torch', 'pandas'} & set(sys.modules)"
     code = f"import sys, ablation_nb.config as c; c.run_config('nope', scale='smoke'); {heavy}"
     succeeded(sh("python", "-c", code, anew=True))
+    code = "import sys, ablation_nb.report, ablation_nb.ledger; assert 'torch' not in sys.modules"
+    succeeded(sh("python", "-c", code, anew=True))   # who reads runs needs pandas, and trains nothing
 
 
 def test_the_repository_stays_small():
@@ -290,13 +292,23 @@ def test_wheel_and_sdist_install_in_an_empty_environment(built, kind, sh, tmp_pa
     for word in ("plan", "run", "status", "report", "export"): assert word in shown
 
 
+def beyond(built, sh, folder):
+    """How to run `-m MODULE` or `-c CODE` beyond a clone: forks that have other libraries already and take the package
+    from the wheel, and what they start is of the empty environment."""
+    bin, site = installed(built, "whl", sh, folder)
+    own = dict(PYTHONPATH=site, PATH=f"{bin}:{os.environ['PATH']}", ABLATION_CORPUS="", ABLATION_CACHE="")
+    def python(*argv, cwd): return sh("python", *argv, cwd=cwd, **own)
+    place = succeeded(python("-c", "import ablation_nb; print(ablation_nb.__file__)", cwd=folder)).stdout
+    assert Path(place.strip()).is_relative_to(site)
+    return python, site
+
+
 def test_the_page_of_one_s_own_question_is_walked_as_it_stands(built, sh, tmp_path):
     "From an empty folder to a report, where nothing but the package is installed."
-    bin, _ = installed(built, "whl", sh, tmp_path / "env")
-    beyond = dict(PYTHONPATH="", PATH=f"{bin}:{os.environ['PATH']}", ABLATION_CORPUS="", ABLATION_CACHE="")
+    python, _ = beyond(built, sh, tmp_path / "env")
     shutil.copy(ROOT / "nbs" / "own_question.ipynb", tmp_path)
-    walk = ("papermill", "own_question.ipynb", "walked.ipynb")
-    succeeded(sh(bin / "python", "-m", *walk, cwd=tmp_path, **beyond))
+    succeeded(python("-m", "papermill", "own_question.ipynb", "walked.ipynb", cwd=tmp_path))
+
     def told(file):
         cells = json.loads(file.read_text())["cells"]
         outputs = [o for c in cells if c["cell_type"] == "code" for o in c["outputs"]]
@@ -307,11 +319,10 @@ def test_the_page_of_one_s_own_question_is_walked_as_it_stands(built, sh, tmp_pa
 
 def test_a_new_project_works_beyond_a_clone(built, sh, tmp_path):
     "What the package brings is enough: a project of its own, a run, a report, one run in a notebook, the analysis."
-    bin, site = installed(built, "whl", sh, tmp_path / "env")
-    beyond = dict(PYTHONPATH="", PATH=f"{bin}:{os.environ['PATH']}", ABLATION_CORPUS="", ABLATION_CACHE="")
-    def works(*argv, cwd): return succeeded(sh(bin / "python", "-m", *argv, cwd=cwd, **beyond)).stdout
+    python, site = beyond(built, sh, tmp_path / "env")
+    def works(*argv, cwd): return succeeded(python("-m", *argv, cwd=cwd)).stdout
     ablation = ("-c", "from ablation_nb import command; import sys; sys.exit(command())")
-    def command(*argv, cwd=tmp_path): return succeeded(sh(bin / "python", *ablation, *argv, cwd=cwd, **beyond)).stdout
+    def command(*argv, cwd=tmp_path): return succeeded(python(*ablation, *argv, cwd=cwd)).stdout
 
     assert "cd my-study" in command("new", "my-study")
     root = tmp_path / "my-study"
@@ -329,4 +340,4 @@ def test_a_new_project_works_beyond_a_clone(built, sh, tmp_path):
     works("papermill", "nbs/train.ipynb", "out/nope.ipynb", *parameters, cwd=root)
     assert len(list((root / "out").glob("nope/*/result.json"))) == 1
     works("papermill", "nbs/analysis.ipynb", "out/analysis.ipynb", cwd=root)
-    assert "cannot name a project" in sh(bin / "python", *ablation, "new", "a b", cwd=tmp_path, **beyond).stderr
+    assert "cannot name a project" in python(*ablation, "new", "a b", cwd=tmp_path).stderr
