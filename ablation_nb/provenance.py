@@ -421,11 +421,12 @@ def library_versions(notebook: Path) -> dict[str, str]:
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
         tops |= {name.partition(".")[0] for name in names}
     tops -= sys.stdlib_module_names
-    owners = {name for top in tops for name in installed().get(top, [])}
+    here = tuple((p, os.stat(p).st_mtime_ns) for p in sys.path if os.path.isdir(p))
+    owners = {name for top in tops for name in installed(here).get(top, [])}
     return {name: metadata.version(name) for name in sorted(owners)}
 
 @once
-def installed() -> Mapping[str, list[str]]:
+def installed(here: tuple) -> Mapping[str, list[str]]:   # `here`: the folders of `sys.path` as they are now
     "Names that can be imported, with the distributions that bring them; to look through all takes more than a second."
     return metadata.packages_distributions()
 

@@ -88,7 +88,8 @@ def losses(folder):
 def common(tmp_path_factory):
     "A folder that the processes of a test session share."
     own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    forks.SERVER.place = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    return forks.SERVER.place
 
 
 @pytest.fixture(scope="session")
@@ -101,14 +102,13 @@ def env(common):
 
 
 @pytest.fixture(scope="session")
-def sh(common, env):
+def sh(env):
     """Run a command from the project's root: `sh('papermill', ...)` -> completed process with text output.
     It is a fork that has imported other libraries already, unless a test asks for one that starts from nothing."""
     def run(*argv, cwd=ROOT, timeout=600, anew=False, **extra):
         argv, own = [str(a) for a in argv], {k: str(v) for k, v in {**env, **extra}.items()}
         if not anew and forks.can_fork(argv, own): return forks.done(argv, cwd, own, timeout)
         return subprocess.run(argv, cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout)
-    forks.SERVER.place = common
     succeeded(run("python", "-c", "pass"))  # the libraries are imported before any test looks at its clock
     return run
 

@@ -101,7 +101,9 @@ class Server:
         "Ask for a fork that writes to these pipes: standard output, standard error, exit status. Its process id."
         if self.socket is None: self.connect()
         socket.send_fds(self.socket, [json.dumps(job).encode()], pipes)
-        return int(self.socket.recv(20))
+        pid = self.socket.recv(20)
+        if not pid: raise RuntimeError("The process that forks has ended; what it said last stands above.")
+        return int(pid)
 
     def connect(self):
         folder = os.open(self.place, os.O_RDONLY)
@@ -144,7 +146,8 @@ def next_job(listener, session):
 
 def begun(asks, waiting):
     "Fork for who asks, or leave who has gone. In the fork, its job."
-    message, pipes, *_ = socket.recv_fds(asks, 1 << 20, 3)
+    try: message, pipes, *_ = socket.recv_fds(asks, 1 << 20, 3)
+    except ConnectionError: message = b""   # a process of the tests that was killed
     if not message:
         waiting.unregister(asks)
         asks.close()
@@ -153,12 +156,14 @@ def begun(asks, waiting):
     if not pid:
         for key in waiting.get_map().values():
             if key.data: os.close(key.data[1])
-            os.close(key.fileobj) if isinstance(key.fileobj, int) else key.fileobj.close()
+            if isinstance(key.fileobj, int): os.close(key.fileobj)
+            else: key.fileobj.close()
         waiting.close()
         return json.loads(message), pipes
     waiting.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, pipes[2]))
     for p in pipes[:2]: os.close(p)
-    asks.send(str(pid).encode())
+    with contextlib.suppress(ConnectionError): asks.send(str(pid).encode())
+    return None
 
 
 def report_end(pidfd, pid, pipe):

@@ -294,18 +294,18 @@ def test_wheel_and_sdist_install_in_an_empty_environment(built, kind, sh, tmp_pa
 
 def beyond(built, sh, folder):
     """How to run `-m MODULE` or `-c CODE` beyond a clone: forks that have other libraries already and take the package
-    from the wheel, and what they start is of the empty environment."""
+    from the wheel, and what they find on PATH is of the empty environment."""
     bin, site = installed(built, "whl", sh, folder)
     own = dict(PYTHONPATH=site, PATH=f"{bin}:{os.environ['PATH']}", ABLATION_CORPUS="", ABLATION_CACHE="")
     def python(*argv, cwd): return sh("python", *argv, cwd=cwd, **own)
     place = succeeded(python("-c", "import ablation_nb; print(ablation_nb.__file__)", cwd=folder)).stdout
     assert Path(place.strip()).is_relative_to(site)
-    return python, site
+    return python, bin, site
 
 
 def test_the_page_of_one_s_own_question_is_walked_as_it_stands(built, sh, tmp_path):
     "From an empty folder to a report, where nothing but the package is installed."
-    python, _ = beyond(built, sh, tmp_path / "env")
+    python, *_ = beyond(built, sh, tmp_path / "env")
     shutil.copy(ROOT / "nbs" / "own_question.ipynb", tmp_path)
     succeeded(python("-m", "papermill", "own_question.ipynb", "walked.ipynb", cwd=tmp_path))
 
@@ -319,7 +319,7 @@ def test_the_page_of_one_s_own_question_is_walked_as_it_stands(built, sh, tmp_pa
 
 def test_a_new_project_works_beyond_a_clone(built, sh, tmp_path):
     "What the package brings is enough: a project of its own, a run, a report, one run in a notebook, the analysis."
-    python, site = beyond(built, sh, tmp_path / "env")
+    python, bin, site = beyond(built, sh, tmp_path / "env")
     def works(*argv, cwd): return succeeded(python("-m", *argv, cwd=cwd)).stdout
     ablation = ("-c", "from ablation_nb import command; import sys; sys.exit(command())")
     def command(*argv, cwd=tmp_path): return succeeded(python(*ablation, *argv, cwd=cwd)).stdout
@@ -333,7 +333,8 @@ def test_a_new_project_works_beyond_a_clone(built, sh, tmp_path):
     assert (root / "arms.py").read_text() == ARM
     assert (root / "studies" / "mine.toml").read_text() == STUDY
 
-    assert "6 of 6 usable" in command("run", "mine", cwd=root)
+    nothing_else = dict(PYTHONPATH="", ABLATION_CORPUS="", ABLATION_CACHE="")   # the environment's own interpreter
+    assert "6 of 6 usable" in succeeded(sh(bin / "ablation", "run", "mine", cwd=root, **nothing_else)).stdout
     assert "The report: outputs/mine/report.md" in command("report", "mine", cwd=root)
     assert "| Slow RoPE" in (root / "outputs" / "mine" / "report.md").read_text()
     parameters = ("-p", "ablation", "nope", "-p", "scale", "smoke")

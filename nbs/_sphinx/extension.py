@@ -64,7 +64,8 @@ def arm_anchor(name):
 
 def linked_arm(words, known, kind):
     "An arm's label or name as a link to where `known` says; of a composed one each part. None if it is none."
-    parts = re.split(r" \+ |\+", html.unescape(words).strip())
+    whole = html.unescape(words).strip()
+    parts = [whole] if whole in known else re.split(r" \+ |\+", whole)
     if not all(part in known for part in parts): return None
     return " + ".join(f'<a class="{kind}" href="{known[part]}">{html.escape(part)}</a>' for part in parts)
 
@@ -80,17 +81,20 @@ def link_in_row(row, labels, names, columns, kind):
     return re.sub(r"<t[dh]\b.*?</t[dh]>", cell, row, flags=re.S)
 
 
-def runs_of_arms(app, study):
-    "The arms of a study, each with the page of its first run: there its notebook stands with the arm as parameter."
+def runs_of_arms(app, study, page):
+    """The arms of a study, each with the page of its first run: there its notebook stands with the arm as parameter.
+
+    At a point of a grid these are runs of the point; a run does not lead to itself."""
     shown = re.compile(rf"{re.escape(study)}(?:[^/]+/)?([^/]+)/[^/]+/run")
-    runs = filter(None, map(shown.fullmatch, sorted(app.env.all_docs, reverse=True)))
+    runs = [run for run in map(shown.fullmatch, sorted(app.env.all_docs, reverse=True)) if run and run[0] != page]
+    runs.sort(key=lambda run: run[0].startswith(page.rpartition("/")[0] + "/"))
     return {run[1]: run[0] for run in runs}
 
 
 def definitions(app, page, target):
     "Labels and names of arms with the address of what they mean, as seen from a page, and how such links are marked."
     study = next(filter(page.startswith, app.config.other_arms), None)
-    if study: return {}, {arm: target(run) for arm, run in runs_of_arms(app, study).items()}, "its-arm"
+    if study: return {}, {arm: target(run) for arm, run in runs_of_arms(app, study, page).items()}, "its-arm"
     def there(anchors): return {words: f"{target('arms')}#{anchor}" for words, anchor in anchors.items()}
     return there(app.config.arm_labels), there(app.config.arm_names), "arm"
 
