@@ -237,8 +237,8 @@ def nursery_when_asked():
     "In a fork of its own: a nursery from the first kernel on, if there is any."
     from ablation_nb import kernels
     select.select([0], [], [])
-    begun = fcntl.ioctl(0, termios.FIONREAD, bytes(4))
-    if any(begun): kernels.nursery()
+    asked = fcntl.ioctl(0, termios.FIONREAD, bytes(4))   # how much there is to read: nothing where the pipe is closed
+    if any(asked): kernels.nursery()
     os._exit(0)
 
 
