@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from .config import AblationError, RunConfig, arm_label, project_root, run_config
+from .config import SCALES, AblationError, RunConfig, arm_label, project_root, run_config
 from .engine import fields_of
 from .provenance import identity
 from .results import read_json, run_folder, run_state
-from .study import Study, read_study
+from .study import Study, read_study, read_toml
 from .tables import tested_words
 
 # %% ../nbs/27_beside.ipynb #5e1b0206
@@ -70,9 +70,11 @@ def studies_on(cfg: RunConfig) -> list[tuple[Path, Study]]:
 
     Those on its own text come first, and of them the shortest."""
     found, usual = [], run_config(cfg.arm, cfg.scale, cfg.corpus).train.lr
+    other_scales = [scale for scale in SCALES if scale != cfg.scale]
     for file in sorted((project_root() / "studies").glob("*.toml")):
-        try: study = read_study(file)
+        try: study = None if read_toml(file).get("scale") in other_scales else read_study(file)
         except AblationError: continue   # `ablation plan` says what is wrong with it
+        if study is None: continue       # to read all of them whole takes half a second
         s = study.settings
         at_its_rate = s["tune"] or cfg.train.lr in (s["lr"] or [usual])
         alike = s["scale"] == cfg.scale and not s["grid"] and not s["overrides"]
