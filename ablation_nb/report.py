@@ -1917,6 +1917,7 @@ def write_text(path: Path, text: str) -> Path:
     path.write_bytes((inert(text) if path.suffix == ".md" else text).encode())
     return path
 
+@pd.option_context("mode.string_storage", "python")   # tables of some rows take a tenth longer as Arrow's
 @each_file_once()
 def write_report(
     study_folder: Path | str,  # e.g. "outputs/laptop", or one point of a grid
