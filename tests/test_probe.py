@@ -51,6 +51,8 @@ def test_one_run_says_it_in_a_line(root, study, sh):
     assert "looks back" in said
     assert "beyond the trained length" in said
     assert (folder / "probe.json").read_bytes() == kept, "asked again, it says the same"
+    from_the_root = folder.relative_to(root)
+    assert succeeded(sh("ablation", "probe", from_the_root, cwd=root / "nbs")).stdout.count("looks back") == 1
 
 
 def test_packed_runs_keep_their_probes_and_other_runs_probes_count_for_none(root, study, sh, tmp_path):
@@ -62,8 +64,9 @@ def test_packed_runs_keep_their_probes_and_other_runs_probes_count_for_none(root
         succeeded(sh("ablation", "report", "able", cwd=root))
         assert "Each of 3 trained models was asked" in (study / "report.md").read_text()
     file.write_text(json.dumps(whole))
-    succeeded(sh("ablation", "pack", "outputs/able", cwd=root))
+    succeeded(sh("ablation", "pack", "able", cwd=root / "nbs"))
     assert not list(study.glob("*/*/probe.json"))
+    refused(sh("ablation", "probe", "able", cwd=root), "able holds no run whose weights are there", status=2)
     succeeded(sh("ablation", "report", "able", cwd=root))
     assert (study / "report.md").read_text() == page
 
