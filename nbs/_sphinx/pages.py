@@ -238,7 +238,22 @@ def page_of(nb, path):
     nb = dict2nb(nb)
     nb.path_ = str(path)
     Page()(nb)
+    for cell in nb.cells:
+        if cell.cell_type == "markdown": cell.source = without_absent_studies(cell.source)
+        for data in (o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})):
+            data["text/markdown"] = without_absent_studies("".join(data["text/markdown"]))
     return nb
+
+
+def without_absent_studies(text):
+    """Markdown whose links lead to what lies under `outputs/`: of those to studies that were taken away the words stay.
+
+    All other links of a notebook lead somewhere, or the build fails."""
+    def keep(m):
+        picture, words, place = m.groups()
+        if (ROOT / "outputs" / place).exists(): return m[0]
+        return "" if picture else words
+    return re.sub(r"(!?)\[([^\[\]]*)\]\((?:\.\./)*outputs/([^/)\s]+)[^)\s]*\)", keep, text)
 
 
 def promise(notebook):
@@ -468,9 +483,10 @@ def of_own_notebook(study):
 
 
 def importance(study):
-    "Where a study stands among the others: the true model first, then by name, those of other notebooks last."
+    "Where a study stands among the others: the true model first, then by its runs, those of other notebooks last."
     stem = study.name.partition("-")[0]
-    return of_own_notebook(study), STUDIES.index(stem if stem in STUDIES else "any other"), study.name
+    place = STUDIES.index(stem if stem in STUDIES else "any other")
+    return of_own_notebook(study), place, -len(run_folders(study)), study.name
 
 
 def reported():
