@@ -66,7 +66,6 @@ def test_packed_runs_keep_their_probes_and_other_runs_probes_count_for_none(root
     file.write_text(json.dumps(whole))
     succeeded(sh("ablation", "pack", "able", cwd=root / "nbs"))
     assert not list(study.glob("*/*/probe.json"))
-    refused(sh("ablation", "probe", "able", cwd=root), "able holds no run whose weights are there", status=2)
     succeeded(sh("ablation", "report", "able", cwd=root))
     assert (study / "report.md").read_text() == page
 

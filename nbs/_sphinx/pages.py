@@ -253,7 +253,7 @@ def without_absent_studies(text):
         picture, words, place = m.groups()
         if (ROOT / "outputs" / place).exists(): return m[0]
         return "" if picture else words
-    return re.sub(r"(!?)\[([^\[\]]*)\]\((?:\.\./)*outputs/([^/)\s]+)[^)\s]*\)", keep, text)
+    return re.sub(r"(!?)\[([^\[\]]*)\]\((?:\.\./)*outputs/([^/)#\s]+)[^)\s]*\)", keep, text)
 
 
 def promise(notebook):
@@ -483,10 +483,9 @@ def of_own_notebook(study):
 
 
 def importance(study):
-    "Where a study stands among the others: the true model first, then by its runs, those of other notebooks last."
+    "Where a study stands among the others: the true model first, then by name, those of other notebooks last."
     stem = study.name.partition("-")[0]
-    place = STUDIES.index(stem if stem in STUDIES else "any other")
-    return of_own_notebook(study), place, -len(run_folders(study)), study.name
+    return of_own_notebook(study), STUDIES.index(stem if stem in STUDIES else "any other"), study.name
 
 
 def reported():
