@@ -72,9 +72,10 @@ def studies_on(cfg: RunConfig) -> list[tuple[Path, Study]]:
     found, usual = [], run_config(cfg.arm, cfg.scale, cfg.corpus).train.lr
     other_scales = [scale for scale in SCALES if scale != cfg.scale]
     for file in sorted((project_root() / "studies").glob("*.toml")):
-        try: study = None if read_toml(file).get("scale") in other_scales else read_study(file)
+        try:
+            if read_toml(file).get("scale") in other_scales: continue   # to read all of them whole takes half a second
+            study = read_study(file)
         except AblationError: continue   # `ablation plan` says what is wrong with it
-        if study is None: continue       # to read all of them whole takes half a second
         s = study.settings
         at_its_rate = s["tune"] or cfg.train.lr in (s["lr"] or [usual])
         alike = s["scale"] == cfg.scale and not s["grid"] and not s["overrides"]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRIC_COLUMNS', 'SCALE_NAMES', 'WORKERS', 'PROVE', 'show_cost', 'show_status', 'finite_numbers', 'report', 'as_kept',
-           'name_changed', 'mend_settings', 'metric_table', 'result_table', 'run', 'show_proof', 'folder_of',
+           'name_changed', 'mend_settings', 'metric_table', 'result_table', 'run', 'show_proof', 'place_of',
            'pack_studies', 'export', 'probe_runs', 'probe_words', 'show_comparison', 'make_study', 'make_project',
            'bring_home', 'add_command', 'as_sentence', 'add_on_study', 'add_study_commands', 'add_run_options',
            'add_other_commands', 'add_compare', 'add_visit', 'add_visit_run', 'check_numbers', 'ShowVersion', 'main']
@@ -292,18 +292,18 @@ def show_proof(
     return 0 if all_agree else 1
 
 # %% ../nbs/33_cli.ipynb #f88f2d3a
-def folder_of(asked: Path | str) -> Path:
-    "The folder of a run or a study: by its path from here or from the project's root, or by its name in outputs/."
-    from ablation_nb.config import project_root
-    root, asked = project_root(), Path(asked)
-    return next((f for f in (asked, root / asked, root / "outputs" / asked) if f.is_dir()), asked)
+def place_of(asked: Path) -> Path:
+    "The folder of a run or a study that was asked for, from here; as it was typed where there is none."
+    from ablation_nb.results import folder_of
+    folder = None if asked.is_absolute() else folder_of(asked)
+    return Path(os.path.relpath(folder)) if folder else asked
 
 def pack_studies(studies: list[Path]) -> int:
     "Pack each study, and say how many runs went into its archive."
     from ablation_nb.config import AblationError
     from ablation_nb.results import PACKED, alone, pack_runs
     from ablation_nb.study import runs_words
-    for study in map(folder_of, studies):
+    for study in map(place_of, studies):
         if not study.is_dir():
             raise AblationError(
                 f"There is no folder {study}; "
@@ -315,7 +315,7 @@ def pack_studies(studies: list[Path]) -> int:
         with alone(study, ".pack.lock"): done = pack_runs(study, alone)
         archive = study / PACKED
         size = archive.stat().st_size if archive.exists() else 0
-        print(f"{os.path.relpath(study)}: {runs_words(len(done))} packed, {size / 1e6:.1f} MB in all")
+        print(f"{study}: {runs_words(len(done))} packed, {size / 1e6:.1f} MB in all")
     return 0
 
 def export(args: argparse.Namespace) -> int:
@@ -323,7 +323,7 @@ def export(args: argparse.Namespace) -> int:
     from ablation_nb.ready import refuse_unwritable
     refuse_unwritable(Path(args.folder).parent)
     from ablation_nb.interop import to_hf
-    written = to_hf(folder_of(args.run), args.folder, args.corpus)
+    written = to_hf(place_of(Path(args.run)), args.folder, args.corpus)
     print(f"Exported: {written}")
     return 0
 
@@ -332,7 +332,7 @@ def probe_runs(args: argparse.Namespace) -> int:
     from ablation_nb.config import AblationError, project_root
     from ablation_nb.ready import refuse_unwritable
     from ablation_nb.results import run_folders
-    asked = folder_of(args.run)
+    asked = place_of(Path(args.run))
     refuse_unwritable(asked)
     from ablation_nb.probe import probe
     one = (asked / "config.json").exists()
@@ -576,12 +576,12 @@ def add_other_commands(sub: Any) -> None:
         lambda args: pack_studies(args.study))
     keep.add_argument(
         "study", nargs="+", type=Path,
-        help="the study's folder, e.g. outputs/laptop")
+        help="the study's folder, e.g. outputs/laptop, or its name there")
     away = add_command(
         sub, "export",
         "write a finished run as a folder of another library",
         export)
-    away.add_argument("run", help="the run's folder, e.g. outputs/laptop/baseline/0.01-s0")
+    away.add_argument("run", help="the run's folder, e.g. laptop/baseline/0.01-s0 in outputs/")
     away.add_argument(
         "--to", choices=["hf"], default="hf",
         help="hf: Hugging Face, in the layout of Llama (default)")
@@ -591,7 +591,7 @@ def add_other_commands(sub: Any) -> None:
         sub, "probe",
         "ask trained models what they can do: copy, recall, tell where they are, look back",
         probe_runs)
-    ask.add_argument("run", help="a run or a study that was made here: its folder, or the name of the study")
+    ask.add_argument("run", help="the folder of a run or a study that was made here, or its name in outputs/")
     ask.add_argument("--corpus", help="the run's text, if it is not found by its name")
 
 # %% ../nbs/33_cli.ipynb #f82d9874

@@ -22,17 +22,19 @@ __all__ = ['JUDGEMENTS', 'AT_ONCE', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'BARE
            'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
            'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
            'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
-           'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files', 'write_text', 'write_report',
-           'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'ladder_words', 'front_setting',
-           'front_table', 'front_picture', 'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of',
-           'rates_words', 'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides',
-           'turn_words', 'in_doubt_words', 'scale_sentence', 'scale_sentences', 'confounded', 'settings_table',
-           'ranked_alike', 'scale_parts', 'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
+           'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files', 'write_text', 'with_plain_words',
+           'write_report', 'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'ladder_words',
+           'front_setting', 'front_table', 'front_picture', 'front_beside', 'study_question', 'read_sizes',
+           'find_study_in', 'size_of', 'rates_words', 'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size',
+           'crossing_words', 'sides', 'turn_words', 'in_doubt_words', 'scale_sentence', 'scale_sentences', 'confounded',
+           'settings_table', 'ranked_alike', 'scale_parts', 'effects_shown', 'trends_shown', 'write_scale',
+           'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, itertools, re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -50,8 +52,8 @@ from .figures import (
     front_figure,
     interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
-    ACCURACIES, PROMPTS, RUN, each_file_once, every_field, load_doc_losses, load_metrics, load_position_losses,
-    load_probes, load_stories, main_lr, planned_looks, planned_seeds, point_fields,
+    ACCURACIES, PROMPTS, RUN, each_file_once, every_field, folder_of, load_doc_losses, load_metrics,
+    load_position_losses, load_probes, load_stories, main_lr, planned_looks, planned_seeds, point_fields,
     read_checked, read_json, trusted_runs)
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
@@ -1917,7 +1919,12 @@ def write_text(path: Path, text: str) -> Path:
     path.write_bytes((inert(text) if path.suffix == ".md" else text).encode())
     return path
 
-@pd.option_context("mode.string_storage", "python")   # tables of some rows take a tenth longer as Arrow's
+@contextmanager
+def with_plain_words() -> Iterator[None]:
+    "Tables hold words as Python's strings: a report of small tables takes a tenth longer with Arrow's."
+    with pd.option_context("mode.string_storage", "python"): yield
+
+@with_plain_words()
 @each_file_once()
 def write_report(
     study_folder: Path | str,  # e.g. "outputs/laptop", or one point of a grid
@@ -1949,14 +1956,11 @@ def write_report(
 
 # %% ../nbs/23_report.ipynb #4cc186a4
 def find_study(
-    study: str,  # a name under outputs/, or a path from the project's root or from here
+    study: str,  # a name under outputs/, or a path from here or from the project's root
 ) -> Path:
     "The folder of a study."
-    root = project_root()
-    outputs = root / "outputs"
-    for p in (outputs / study, root / study, Path(study)):
-        if p.is_dir(): return p
-    known = sorted(p.name for p in outputs.glob("*") if p.is_dir())
+    if folder := folder_of(study): return folder
+    known = sorted(p.name for p in (project_root() / "outputs").glob("*") if p.is_dir())
     names = ", ".join(known or ["none yet"])
     raise AblationError(
         f"There is no study '{study}'; the ones in outputs/ are: {names}. "

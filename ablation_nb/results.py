@@ -34,12 +34,12 @@ if TYPE_CHECKING or "nbdev" in sys.modules: import pandas as pd
 __all__ = ['PACKED', 'READ', 'Found', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'PROMPTS', 'OF_RUN',
            'RUN', 'RECORD', 'DRAWN_BY', 'SETTINGS', 'Archive', 'each_file_once', 'kept', 'has', 'content', 'Damaged',
            'read_json', 'read_array', 'read_rows', 'rows_written', 'rows_left', 'said_once', 'is_row', 'steps_due',
-           'rows_fault', 'read_checked', 'standing_at', 'run_folders', 'who', 'cut_short', 'load_runs', 'load_metrics',
-           'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses', 'whose', 'load_probes',
-           'mean_and_range', 'curves_of', 'done_runs', 'main_lr', 'gaps', 'planned_seeds', 'planned_looks',
-           'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences', 'notebook_differences', 'run_state',
-           'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs', 'sha256_of', 'made_of', 'written_files',
-           'keep_record', 'is_current']
+           'rows_fault', 'read_checked', 'standing_at', 'folder_of', 'run_folders', 'who', 'cut_short', 'load_runs',
+           'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses', 'whose',
+           'load_probes', 'mean_and_range', 'curves_of', 'done_runs', 'main_lr', 'gaps', 'planned_seeds',
+           'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences', 'notebook_differences',
+           'run_state', 'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs', 'sha256_of', 'made_of',
+           'written_files', 'keep_record', 'is_current']
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -343,6 +343,15 @@ def standing_at(value: Any, key: str) -> Any:
 
 # %% ../nbs/11_results.ipynb #53aaba05
 WHO = ["point", "arm", "lr", "seed"]  # what tells the runs of a study apart
+
+def folder_of(
+    asked: Path | str,  # a name under outputs/, or a path from here or from the project's root
+) -> Path | None:       # None where there is no such folder
+    "The folder of a study or of a run. A name is a study's first of all, a path leads from here first of all."
+    asked, root = Path(asked), project_root()
+    at_home = [root / "outputs" / asked, root / asked]
+    a_name = len(asked.parts) == 1 and asked.name != ".."
+    return next((f for f in ([*at_home, asked] if a_name else [asked, *at_home[::-1]]) if f.is_dir()), None)
 
 def run_folders(study: Path | str) -> list[Path]:
     "Folders of the runs below `study`, packed and damaged ones too, sorted by point, arm, learning rate and seed."

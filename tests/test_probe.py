@@ -64,7 +64,8 @@ def test_packed_runs_keep_their_probes_and_other_runs_probes_count_for_none(root
         succeeded(sh("ablation", "report", "able", cwd=root))
         assert "Each of 3 trained models was asked" in (study / "report.md").read_text()
     file.write_text(json.dumps(whole))
-    succeeded(sh("ablation", "pack", "able", cwd=root / "nbs"))
+    (root / "nbs" / "able").mkdir()   # a study's name is the study's, whatever else is called so here
+    assert "4 runs packed" in succeeded(sh("ablation", "pack", "able", cwd=root / "nbs")).stdout
     assert not list(study.glob("*/*/probe.json"))
     succeeded(sh("ablation", "report", "able", cwd=root))
     assert (study / "report.md").read_text() == page

@@ -268,13 +268,16 @@ def test_every_link_leads_somewhere_and_every_file_is_in_the_site(site, pages, p
     assert not faults, "\n".join(faults)
 
 
-def test_links_to_a_study_that_was_taken_away_are_words(sh):
-    "Whoever begins with a clone may keep the studies of others, or not."
+def test_links_of_a_notebook_to_a_study_that_was_taken_away_are_words(sh):
+    "Whoever begins with a clone may keep the studies of others, or not. No other dead link is hidden."
     here = "[a](../outputs/laptop-tinystories/report.md), [b](../outputs/laptop-tinystories/none.md), [c](../none.md)"
-    gone = "[d](../outputs/gone/report.md), ![e](outputs/gone/e.png)[f](outputs/gone.md)"
+    page = "[d](../outputs/ledger.md#no-such-place)"
+    gone = "[e](../outputs/gone/report.md#all), ![f](../outputs/gone/f.png), [g](../outputs/gone.md)"
     code = ("import sys; sys.path.insert(0, 'nbs/_sphinx')\n"
-            f"from pages import without_absent_studies\nprint(without_absent_studies({f'{here}; {gone}'!r}))")
-    assert succeeded(sh("python", "-c", code)).stdout == f"{here}; d, f\n"
+            "from pages import NOTEBOOKS, is_of_absent_study, without_dead_links\n"
+            f"print(without_dead_links({f'{here}, {page}; {gone}'!r}, NOTEBOOKS[0], is_of_absent_study))")
+    words = "e, *The picture outputs/gone/f.png is missing.*, g"
+    assert succeeded(sh("python", "-c", code)).stdout == f"{here}, {page}; {words}\n"
 
 
 def test_the_story_can_be_read_from_page_to_page(pages):

@@ -238,22 +238,7 @@ def page_of(nb, path):
     nb = dict2nb(nb)
     nb.path_ = str(path)
     Page()(nb)
-    for cell in nb.cells:
-        if cell.cell_type == "markdown": cell.source = without_absent_studies(cell.source)
-        for data in (o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})):
-            data["text/markdown"] = without_absent_studies("".join(data["text/markdown"]))
     return nb
-
-
-def without_absent_studies(text):
-    """Markdown whose links lead to what lies under `outputs/`: of those to studies that were taken away the words stay.
-
-    All other links of a notebook lead somewhere, or the build fails."""
-    def keep(m):
-        picture, words, place = m.groups()
-        if (ROOT / "outputs" / place).exists(): return m[0]
-        return "" if picture else words
-    return re.sub(r"(!?)\[([^\[\]]*)\]\((?:\.\./)*outputs/([^/)#\s]+)[^)\s]*\)", keep, text)
 
 
 def promise(notebook):
@@ -370,11 +355,23 @@ def as_drawing(text):
     return re.sub(r"\((outputs/[^)\s]+)\.png\)", drawing, text)
 
 
+def is_of_absent_study(to):
+    "Does a link lead to a study that was taken away, or to another page of `outputs/`?"
+    place = re.match(r"(?:\.\./)*outputs/([^/#]+)", to)
+    return bool(place) and not (ROOT / "outputs" / place[1]).exists()
+
+
 def notebook_page(out, f):
-    "A notebook as a page; the first page is `index.ipynb`, with the links of a README."
+    """A notebook as a page; the first page is `index.ipynb`, with the links of a README.
+
+    Whoever begins with a clone may take studies away: links to them are words."""
     page = out / "nbs" / f.name
     raw = executed_train() if f.stem == "train" else json.loads(f.read_text(encoding="utf-8"))
     nb = page_of(raw, f)
+    for cell in nb.cells:
+        if cell.cell_type == "markdown": cell.source = without_dead_links(cell.source, f, is_of_absent_study)
+        for data in (o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})):
+            data["text/markdown"] = without_dead_links("".join(data["text/markdown"]), f, is_of_absent_study)
     if f.stem == "index":
         page = out / "index.ipynb"
         for cell in nb.cells: cell.source = as_drawing(cell.source.replace("](../", "]("))
@@ -444,15 +441,16 @@ def report_text(report):
     return text if text.startswith("# ") else instead("it does not begin with a title")
 
 
-def without_dead_links(text, page):
+def without_dead_links(text, page, may_be_dead=lambda to: True):
     """The markdown of a page, where each link leads somewhere: of others the words stay.
 
-    A picture that is not there is named. `page` is where the text lies in the repository."""
+    A picture that is not there is named. `page` is where the text lies in the repository.
+    A link that may not be dead is left as it is, and the build fails if it leads nowhere."""
     places = {slugify(words) for words in re.findall(r"^#+ +(.+)", text, re.M)}
     def there(to): return to[1:] in places if to[0] == "#" else (page.parent / to.partition("#")[0]).exists()
     def keep(m):
         picture, words, to = m.groups()
-        if re.match(r"\w+:", to) or there(to): return m[0]
+        if re.match(r"\w+:", to) or not may_be_dead(to) or there(to): return m[0]
         missing = os.path.relpath(page.parent / to, ROOT)
         return f"*The picture {missing} is missing.*" if picture else words
     return re.sub(r"(!?)\[([^\[\]]*)\]\(([^)\s]+)\)", keep, text)
@@ -702,7 +700,8 @@ def make(out, record):
 
     `record` is the file that remembers what each part was made of, and which files it left."""
     before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    now, common = {}, digest(CODE) + str([s.name for s in reported()])
+    there = sorted(f.name for f in (ROOT / "outputs").glob("*"))  # links to what is not there are words
+    now, common = {}, digest(CODE) + str([s.name for s in reported()]) + str(there)
     for name, sources, make_part in parts(out):
         made = before.get(name)
         key = sources and digest(sources) + common
