@@ -43,7 +43,12 @@ def test_parameters_tag_is_alive_after_clean(copy, name):
     assert [c["metadata"].get("tags") for c in cells].count(["parameters"]) == 1
 
 
-STUDIES = sorted(p.parent.name for p in (ROOT / "outputs").glob("*/report.md"))
+def committed(*places):
+    "The files of the repository, and none that a trial or a study of one's own has left."
+    return subprocess.run(["git", "ls-files", *places], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+
+
+STUDIES = sorted(Path(report).parent.name for report in committed(":(glob)outputs/*/report.md"))
 NOTEBOOK_STUDIES = sorted(p.stem for p in (ROOT / "studies").glob("*.toml") if "\nnotebook" in p.read_text())
 
 
@@ -196,7 +201,7 @@ def test_import_is_light(sh):
 
 
 def test_the_repository_stays_small():
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    tracked = committed()
     assert len(tracked) < 2000, "pack the runs of finished studies: `ablation pack outputs/NAME`"
     outputs = [ROOT / f for f in tracked if f.startswith("outputs/")]
     assert sum(f.stat().st_size for f in outputs if f.exists()) < 105e6
