@@ -181,8 +181,7 @@ def test_every_lab_note_is_listed_by_its_topic():
 
 
 def test_the_text_of_the_project_names_no_machine():
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    for f in tracked:
+    for f in committed():
         if f in (".ci/run", "tests/test_repository.py") or f.endswith((".png", ".npy", ".zip")): continue
         text = (ROOT / f).read_text(encoding="utf-8")
         for place in ("../shared", "/work/", str(ROOT)): assert place not in text, f"{f} speaks of {place}"
@@ -245,8 +244,7 @@ def built(tmp_path_factory, sh):
     there = tmp_path_factory.mktemp("built")
     sources = ["ablation_nb", "reference", "nbs/train.ipynb", "nbs/analysis.ipynb",
                "*.py", "*.ini", "*.toml", "*.in", "*.md", "*.txt", "LICENSE"]
-    tracked = subprocess.run(["git", "ls-files", *sources], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    for f in tracked:
+    for f in committed(*sources):
         (there / "src" / f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / f, there / "src" / f)
     succeeded(sh("python", "-m", "build", "--no-isolation", "--outdir", there / "dist", there / "src"))
