@@ -92,11 +92,15 @@ def common(tmp_path_factory):
     return forks.SERVER.place
 
 
+OF_MAKE = ("CORPUS", "STUDY", "LIMIT", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS")   # what is said to `make test` itself
+
+
 @pytest.fixture(scope="session")
 def env(common):
     "An environment whose prepared text goes to a folder of its own, and whose default corpus is the built-in one."
     cache, path = common / "cache", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # each would compile the package
+    others = ("PYTHONDONTWRITEBYTECODE", *OF_MAKE)   # the first: each would compile the package
+    kept = {k: v for k, v in os.environ.items() if k not in others}
     compiler = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # each process that helps it would import torch
     return {**kept, **compiler, "ABLATION_CACHE": str(cache), "ABLATION_CORPUS": "builtin:300", "PATH": path}
 
