@@ -48,4 +48,4 @@ html_theme_options = dict(
     footer_start=["copyright"],
     footer_end=[],
     primary_sidebar_end=[])
-html_sidebars = {page: [] for page in ("index", "api", "arms", "nbs/tour")}
+html_sidebars = {page: [] for page in ("index", "api", "arms", "nbs/tour", "outputs/**/run")}

@@ -3,6 +3,7 @@
 The contrast of WCAG is kept, and the hue. So what is told apart by day is told apart by night, a colour that an arm of
 one's own brings is treated as ours are, and a figure has no second set of colours that somebody must choose."""
 import re
+from functools import cache
 
 GROUND = "#14181e"  # the page of the theme in the dark
 BRIGHTEST = .8      # luminance of the brightest ink: pure white glares
@@ -30,6 +31,7 @@ def contrast(one, other):
     return (bright + .05) / (dim + .05)
 
 
+@cache
 def dark(colour):
     "The ink that stands for `colour` on the dark ground; white paper becomes the ground itself."
     if contrast(colour, "#ffffff") == 1: return GROUND

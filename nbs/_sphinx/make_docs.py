@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,10 @@ CODE = [ROOT / name for name in ("ablation_nb", "arms.py", "settings.ini", "pypr
 SOURCES = [*CODE, *(ROOT / name for name in ("nbs", "outputs", "studies", "reference")), *sorted(ROOT.glob("*.md"))]
 READ = {".ipynb", ".py", ".md", ".toml", ".json", ".jsonl", ".csv", ".tex", ".png", ".svg", ".zip", ".ini",
         ".css", ".js"}  # kinds of files that a page is made of; weights are none
+
+# What pages.py needs of others, and may keep its bytecode: to compile it takes longer than to write the pages.
+LIBRARIES = ("sphinx.cmd.build", "myst_nb", "pydata_sphinx_theme", "nbdev.showdoc", "nbdev.processors", "bleach",
+             "matplotlib.pyplot", "ablation_nb.report")
 
 
 def files_in(place):
@@ -59,7 +64,6 @@ def render():
 
 
 def main():
-    sys.dont_write_bytecode = True  # nothing is left beside the notebooks
     gc.set_threshold(100_000, 50, 100)  # a page is a tree full of circles: looking for litter took a quarter
     now = dict(tools=tools(), sources=digest(SOURCES))
     last = json.loads(DONE.read_text()) if DONE.exists() else {}
@@ -69,7 +73,10 @@ def main():
             for folder in (PAGES, RENDERED, DOCTREES): shutil.rmtree(folder, ignore_errors=True)
             UNITS.unlink(missing_ok=True)
         sys.modules["rfc3987_syntax"] = None  # a second to build grammars of web addresses, which no notebook asks for
+        for library in LIBRARIES: import_module(library)
+        sys.dont_write_bytecode = True  # nothing is left beside the notebooks
         import pages
+        sys.dont_write_bytecode = False
         gc.freeze()
         pages.make(PAGES, UNITS)
         if status := render(): return status

@@ -157,10 +157,11 @@ class spoken(Processor):
     def end(self):
         page, cells = Path(self.nb.path_), []
         for cell in self.nb.cells:
-            words, front_code = words_of(cell), page.stem == "index" and cell.cell_type == "code"
+            words = words_of(cell)
             if words: cell.outputs = []
-            if front_code: cell.metadata["tags"] = ["remove-input"]
-            if not front_code or cell.outputs: cells.append(cell)
+            if page.stem == "index" and cell.cell_type == "code": cell.metadata["tags"] = ["remove-input"]
+            is_seen = "remove-input" not in cell.metadata.get("tags", []) or cell.outputs
+            if is_seen: cells.append(cell)
             cells += [mk_cell(excerpt(w, page.parent), "markdown") for w in words]
         self.nb.cells = cells
 
@@ -319,7 +320,7 @@ def with_curve(nb, run):
         rows = pd.DataFrame(read_rows(run / "metrics.jsonl"))
         exec(curve(), dict(plt=plt, run=SimpleNamespace(metrics=rows)))
         png = BytesIO()
-        plt.gcf().savefig(png, dpi=150, bbox_inches="tight")
+        plt.gcf().savefig(png, dpi=150)
         plt.close()
         picture = {"image/png": b64encode(png.getvalue()).decode()}
         cell["outputs"] = [dict(output_type="display_data", metadata={}, data=picture)]
@@ -412,23 +413,36 @@ def executed(out, study):
     return {label(arm): first[arm].relative_to(study).as_posix() for arm in arm_order(first)}
 
 
+def what_was_left(cells):
+    "Of an executed `train.ipynb`, whose code has a page of its own: what it was told, and what its cells left."
+    kept = []
+    for cell in cells[1:]:   # the first is its title
+        tags = cell["metadata"]["tags"]
+        if "parameters" in tags and kept: kept.pop()   # what may be changed there
+        elif cell["cell_type"] == "markdown" or "injected-parameters" in tags: kept.append(cell)
+        elif cell["outputs"]: kept.append(dict(cell, metadata={"tags": ["remove-input"]}))
+    return kept
+
+
 def run_page(out, study, f):
-    "The executed notebook of a run as a page."
-    page, raw = out / f.relative_to(ROOT), plain_run(f)
-    run, report = f.parent.relative_to(ROOT / "outputs").as_posix(), os.path.relpath(study / "report.md", f.parent)
-    whole = f"> {run}, as papermill left it. The whole study: [report]({report})."
-    if raw is None:
-        raw = dict(NO_NOTEBOOK, cells=[dict(mk_cell(whole, "markdown"), metadata={})])
-        whole = f"> outputs/{run}/run.ipynb is no notebook and is not shown. The whole study: [report]({report})."
-    nb = with_curve(page_of(raw, f), f.parent)
-    for cell in nb["cells"]: led_to_nbs(cell, os.path.relpath(ROOT, f.parent))
-    head = inert(f"# {label_in(study)(f.parent.parent.name)}: one run\n\n{whole}")
-    if of_own_notebook(study): nb["cells"].insert(0, dict(mk_cell(head, "markdown"), metadata={}))
-    else: nb["cells"][0]["source"] = head
-    write_notebook(page, nb)
+    "A run as a page: what it left, or the whole notebook where that is somebody's own."
+    nb, run, up = plain_run(f), f.parent.relative_to(ROOT / "outputs").as_posix(), os.path.relpath(ROOT, f.parent)
+    if nb is None:
+        nb = dict(metadata={}, nbformat=4, nbformat_minor=5, cells=[])
+        says = f"outputs/{run}/run.ipynb is no notebook and is not shown."
+    elif of_own_notebook(study): says = f"{run}, as papermill left it."
+    else:
+        nb["cells"] = what_was_left(with_curve(nb, f.parent)["cells"])
+        says = f"What {run} was told, and what it left. Its code: [train.ipynb]({up}/nbs/train.ipynb)."
+    nb = page_of(nb, f)
+    nb["metadata"]["orphan"] = True
+    for cell in nb["cells"]: led_to_nbs(cell, up)
+    whole = f"The whole study: [report]({os.path.relpath(study / 'report.md', f.parent)})."
+    head = inert(f"# {label_in(study)(f.parent.parent.name)}: one run\n\n> {says} {whole}")
+    nb["cells"].insert(0, dict(mk_cell(head, "markdown"), metadata={}))
+    write_notebook(out / f.relative_to(ROOT), nb)
 
 
-NO_NOTEBOOK = dict(metadata={}, nbformat=4, nbformat_minor=5)
 BROKEN = "**{0} is damaged**: {1}. `ablation report {2}` writes it anew."
 
 
@@ -456,22 +470,21 @@ def without_dead_links(text, page, may_be_dead=lambda to: True):
     return re.sub(r"(!?)\[([^\[\]]*)\]\(([^)\s]+)\)", keep, text)
 
 
-def report_page(out, report, pages=()):
+def report_page(out, report, runs={}, points={}):
     """A report as a page, with the tables behind it.
 
-    `pages` (what they are, label -> file) lie below it: a run of each arm, the points of a grid."""
+    Both are files by label: a run of each arm, to which it leads, and the points of a grid, which lie below it."""
     def listed(kind):
         files = sorted(report.parent.glob(f"tables/*.{kind}"))
         return "".join(f"- [{f.name}](tables/{f.name})\n" for f in files)
     text = without_dead_links(report_text(report), report)
     if listed("csv"): text += f"\n## Data\n\nThe numbers behind this page:\n\n{listed('csv')}\n"
     if listed("tex"): text += f"Its tables for LaTeX, with booktabs:\n\n{listed('tex')}\n"
-    for says, files in pages:
+    for says, files in (("A run of each arm", runs), ("The points of the grid", points)):
         links = ", ".join(f"[{name}]({f})" for name, f in files.items())
         if links: text += f"\n{says}: {links}.\n\n"
     text = inert(text)
-    below = [f"{name} <{Path(f).with_suffix('').as_posix()}>" for _, files in pages for name, f in files.items()]
-    if below: text += toctree(*below)
+    if points: text += toctree(*(f"{name} <{Path(f).with_suffix('').as_posix()}>" for name, f in points.items()))
     write(out / report.relative_to(ROOT), text)
 
 
@@ -518,8 +531,7 @@ def study_page(out, report):
     pages = sorted(study.glob("*/report.md"), key=lambda f: [int(n) for n in re.findall(r"\d+", f.parent.name)])
     for f in pages: report_page(out, f)
     points = {title(f).partition(": ")[2] or f.parent.name: f.relative_to(study).as_posix() for f in pages}
-    runs = executed(out, study)
-    report_page(out, report, (("A run of each arm, notebook and all", runs), ("The points of the grid", points)))
+    report_page(out, report, executed(out, study), points)
 
 
 FACTS = ("Scale", "Notebook", "Runs", "Device")  # of a report's list of what was run
