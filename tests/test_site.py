@@ -242,6 +242,25 @@ def test_notebooks_that_are_run_with_parameters_show_or_name_a_run(pages):
         assert any(example in a.get("href", "") for a in before if a.find_parent("article")), name
 
 
+def test_a_run_shows_what_it_was_told_and_what_it_left(pages):
+    "The code is one for all runs of a study, and stands on the page of `train.ipynb`."
+    from ablation_nb.config import ARMS
+    code = [c.get_text() for c in pages["nbs/train.html"].select("div.cell_input pre")]
+    assert len(code) > 8
+    runs = [name for name in pages if re.fullmatch(r"outputs/(laptop|atlas)-tinystories/.+/run\.html", name)]
+    assert len(runs) > 40
+    for name in runs:
+        (told,) = pages[name].select("article div.cell_input pre")
+        arm = re.search(r'^ablation = "(.+)"$', told.get_text(), re.M)[1]
+        assert arm == name.split("/")[2]
+        assert pages[name].h1.get_text().startswith(f"{ARMS[arm].label}: one run")
+        article = pages[name].select_one("article")
+        assert article.select("div.cell_output img"), name
+        for words in ("paired", "final_val_loss", f"The run's folder: {Path(name).parent}"):
+            assert words in article.get_text(), name
+        assert {"train.ipynb", "report"} <= {a.get_text() for a in article.select("blockquote a")}, name
+
+
 LINKS = (("a", "href"), ("img", "src"), ("script", "src"), ("link", "href"), ("source", "src"))
 
 

@@ -470,7 +470,7 @@ def without_dead_links(text, page, may_be_dead=lambda to: True):
     return re.sub(r"(!?)\[([^\[\]]*)\]\(([^)\s]+)\)", keep, text)
 
 
-def report_page(out, report, runs={}, points={}):
+def report_page(out, report, runs, points):
     """A report as a page, with the tables behind it.
 
     Both are files by label: a run of each arm, to which it leads, and the points of a grid, which lie below it."""
@@ -529,7 +529,7 @@ def study_page(out, report):
     for f in sorted(study.rglob("*")):
         if f.suffix in BESIDE: copy(f, out)
     pages = sorted(study.glob("*/report.md"), key=lambda f: [int(n) for n in re.findall(r"\d+", f.parent.name)])
-    for f in pages: report_page(out, f)
+    for f in pages: report_page(out, f, {}, {})
     points = {title(f).partition(": ")[2] or f.parent.name: f.relative_to(study).as_posix() for f in pages}
     report_page(out, report, executed(out, study), points)
 
