@@ -1281,6 +1281,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ablation_nb.results.are_numbers': ('results.html#are_numbers', 'ablation_nb/results.py'),
                                      'ablation_nb.results.as_text': ('results.html#as_text', 'ablation_nb/results.py'),
                                      'ablation_nb.results.asked_by_study': ('results.html#asked_by_study', 'ablation_nb/results.py'),
+                                     'ablation_nb.results.asked_settings': ('results.html#asked_settings', 'ablation_nb/results.py'),
                                      'ablation_nb.results.busy': ('results.html#busy', 'ablation_nb/results.py'),
                                      'ablation_nb.results.code_names': ('results.html#code_names', 'ablation_nb/results.py'),
                                      'ablation_nb.results.content': ('results.html#content', 'ablation_nb/results.py'),

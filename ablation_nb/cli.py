@@ -301,7 +301,7 @@ def place_of(asked: Path) -> Path:
 def pack_studies(studies: list[Path]) -> int:
     "Pack each study, and say how many runs went into its archive."
     from ablation_nb.config import AblationError
-    from ablation_nb.results import PACKED, alone, pack_runs
+    from ablation_nb.results import PACKED, alone, pack_runs, run_folders
     from ablation_nb.study import runs_words
     for study in map(place_of, studies):
         if not study.is_dir():
@@ -312,8 +312,10 @@ def pack_studies(studies: list[Path]) -> int:
             raise AblationError(
                 f"{study} is a project, not the folder of a study; "
                 "name one, such as outputs/laptop.")
-        with alone(study, ".pack.lock"): done = pack_runs(study, alone)
         archive = study / PACKED
+        if not run_folders(study) and not archive.exists():
+            raise AblationError(f"{study} holds no run to pack; name the folder of a study, such as outputs/laptop.")
+        with alone(study, ".pack.lock"): done = pack_runs(study, alone)
         size = archive.stat().st_size if archive.exists() else 0
         print(f"{study}: {runs_words(len(done))} packed, {size / 1e6:.1f} MB in all")
     return 0
@@ -699,6 +701,9 @@ def main(
     except KeyboardInterrupt:
         print("ablation: interrupted.", file=sys.stderr)
         return 130
+    except BrokenPipeError:   # whoever reads has what it wanted, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as e:
         full = e.errno in (errno.ENOSPC, errno.EDQUOT)
         way_out = "make room" if full else "see to that path"

@@ -143,8 +143,8 @@ def compare_numbers(
         held = ", ".join(arms)
         raise AblationError(f"There is no arm '{baseline}' to compare with.{did_you_mean(baseline, arms)} "
                             f"Name one with --baseline; the file has {held}.")
-    if margin is not None and not margin > 0:
-        raise AblationError(f"margin={margin} must be above zero: the smallest difference that matters.")
+    if margin is not None and not 0 < margin < math.inf:
+        raise AblationError(f"margin={margin} must be above zero and finite: the smallest difference that matters.")
     parts = [compare_setting(numbers, runs, baseline, margin, controls, looks).assign(setting=setting)
              for setting, runs in numbers.rows.groupby("setting", sort=False)]
     table = pd.concat(parts, ignore_index=True)

@@ -164,10 +164,17 @@ def an_own_file(name: str) -> str:
 
 def nothing_finished(
     folder: Path,
+    runs: pd.DataFrame,
     refused: dict,  # folder of a run that is not trusted -> why
 ) -> AblationError:
     "What is said of a study without a finished run."
     unused = "".join(f" '{f}' is not used: {why}." for f, why in refused.items())
+    if len(runs) and runs.status.eq("diverged").any():
+        lost = runs[runs.status.eq("diverged")]
+        rates = joined(f"{lr:g}" for lr in sorted(set(lost.lr)))
+        return AblationError(
+            f"'{folder.name}' has nothing to report on: {count_words(len(lost), 'run')} diverged, at the learning rate "
+            f"{rates}, and none was finished; lower the rate in {an_own_file(folder.name)}, then run it again.{unused}")
     return AblationError(
         f"'{folder.name}' holds no finished run to report on; "
         f"fill it with its study file, as in `ablation run {an_own_file(folder.name)}`.{unused}")
@@ -183,7 +190,7 @@ def read_results(
     folder = Path(folder)
     runs, refused = trusted_runs(folder)
     if runs.empty or not runs.status.eq("done").any():
-        raise nothing_finished(folder, refused)
+        raise nothing_finished(folder, runs, refused)
     tuning = beside_the_runs(folder, "tuning.json")
     if tuning and home(folder) != folder:
         tuning = {"": tuning.get(folder.resolve().name, {})}
@@ -1964,7 +1971,7 @@ def find_study(
     names = ", ".join(known or ["none yet"])
     raise AblationError(
         f"There is no study '{study}'; the ones in outputs/ are: {names}. "
-        f"Make one with `ablation run {an_own_file(study)}`.")
+        f"Make one with `ablation run {an_own_file(Path(study).name)}`.")
 
 # %% ../nbs/23_report.ipynb #0e20850d
 FRONT = (

@@ -847,18 +847,28 @@ def usual_settings(several: list[dict]) -> dict:
         return Counter(s[name] for s in several if name in s).most_common(1)[0][0]
     return {name: usual(name) for name in dict.fromkeys(name for s in several for name in s)}
 
+def asked_settings(root: Path) -> dict:
+    "What study.json asks of all runs, by the names of `shared_settings`; empty where there is none."
+    file = next((f / "study.json" for f in (root, root.parent) if (f / "study.json").exists()), None)
+    study = read_checked(file) if file else {}
+    asked = {name: study[name] for name in ("scale", "corpus") if name in study} | study.get("overrides", {})
+    return {name: as_text(value) for name, value in asked.items()}
+
 def strangers(root: Path, runs: pd.DataFrame) -> dict:
-    "Folder -> how its settings depart from those of most runs at its point."
-    code, odd = code_names(root, runs), dict[str, str]()
+    """Folder -> how its settings depart from those of the others at its point.
+
+    Where some runs are as study.json asks, these are the measure, however few; else what most runs have."""
+    code, odd, asked = code_names(root, runs), dict[str, str](), asked_settings(root)
     own = {r.folder: shared_settings(root, r, code[r.folder]) for _, r in runs.iterrows()}
     for point in runs.point.unique():
         here = list(runs.folder[runs.point == point])
-        usual = usual_settings([own[f] for f in here])
+        wanted = [own[f] for f in here if all(own[f].get(name, value) == value for name, value in asked.items())]
+        usual = usual_settings([own[f] for f in here]) | usual_settings(wanted)
         for folder in here:
             name = next((name for name, value in own[folder].items() if value != usual[name]), None)
             if name is None: continue
-            odd[folder] = (f"it has {name}={own[folder][name]!r} where the other runs have "
-                           f"{usual[name]!r}{BECAUSE.get(name, '')}")
+            who_has = "the study asks for" if wanted and name in asked else "the other runs have"
+            odd[folder] = f"it has {name}={own[folder][name]!r} where {who_has} {usual[name]!r}{BECAUSE.get(name, '')}"
     return odd
 
 # %% ../nbs/11_results.ipynb #7a01c3d1

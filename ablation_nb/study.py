@@ -28,8 +28,8 @@ from rich.markup import escape
 from rich.table import Table
 
 import ablation_nb
-from .config import (LARGEST, MODEL_FIELDS, PARTS, SCALES, TRAIN_FIELDS, AblationError, RunConfig,
-    arm_name, did_you_mean, flops_per_token, is_task, native_precision, parse_arm, parse_task,
+from .config import (ARMS_FAULT, LARGEST, MODEL_FIELDS, PARTS, SCALES, TRAIN_FIELDS, AblationError,
+    RunConfig, arm_name, did_you_mean, flops_per_token, is_task, native_precision, parse_arm, parse_task,
     project_root, resolve_scale, run_config)
 from .data import TokenData, corpus_name, prepare
 from ablation_nb.provenance import (
@@ -104,6 +104,8 @@ def precision_is_open(arm: str, scale: str, fields: dict) -> bool:
 # key, value, what is wrong with it -> the error, which names the file too
 Wrong = Callable[[str, Any, str], AblationError]
 
+LARGEST_FLOAT = sys.float_info.max   # a whole number of a file may lie above it
+
 KEY_KINDS: dict[str, Any] = dict(
     scale=str,
     corpus=str,
@@ -155,7 +157,7 @@ def check_kind(key: str, value: Any, wrong: Wrong, kinds: dict[str, Any] = KEY_K
     a_number_by_accident = isinstance(value, bool) and kind is not bool   # Python counts True as 1
     fits = isinstance(value, kind) and not a_number_by_accident
     empty = value in ([], {}) and key != "overrides"
-    no_margin = key == "margin" and fits and not 0 < value < math.inf
+    no_margin = key == "margin" and fits and not 0 < value <= LARGEST_FLOAT
     if not fits or empty or no_margin: raise wrong(key, value, f"must be {KIND_WORDS[kind]}.")
 
 # %% ../nbs/14_study.ipynb #da5b742c
@@ -203,8 +205,8 @@ def check_rates(d: dict, wrong: Wrong) -> None:
     "Learning rates are finite numbers above zero."
     for key in RATES:
         for v in values_of(d, key):
-            a_number = isinstance(v, (int, float)) and not isinstance(v, bool)
-            if not a_number or not 0 < v < math.inf: raise wrong(key, v, "must be a learning rate above zero.")
+            fits = isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v <= LARGEST_FLOAT
+            if not fits: raise wrong(key, v, "must be a learning rate, above zero and finite.")
 
 def check_seeds(d: dict, wrong: Wrong) -> None:
     "Seeds are whole numbers from zero on."
@@ -374,6 +376,7 @@ def read_study(
     path = study_file(path)
     d = read_toml(path)
     if "notebook" in d: return read_notebook_study(path, d, corpus or scale, outputs)
+    if ARMS_FAULT: raise AblationError(ARMS_FAULT[0])   # no key of the file is to blame
     def wrong(key: str, value: Any, why: str) -> AblationError:
         return AblationError(f"{path}: {key} = {value!r} {why}")
     check_keys(d, wrong)

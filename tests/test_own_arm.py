@@ -56,6 +56,7 @@ def test_what_is_wrong_in_the_file_is_said(project, sh, wrong, words):
     (root / "one.toml").write_text('scale = "smoke"\narms = ["baseline"]\nseeds = [0]\n')
     done = refused(sh("ablation", "plan", "one.toml", cwd=root), "arms.py, line ", *words, status=2)
     assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("ablation: arms.py, line "), "no key of the study file is to blame"
     succeeded(sh("ablation", "--help", cwd=root))
 
 

@@ -149,6 +149,35 @@ def test_a_run_that_fails_stops_no_other_and_is_named(root, study, sh):
     assert (folder / "silu" / "0.01-s0" / "result.json").exists()
 
 
+def test_a_report_counts_the_runs_that_its_file_asks_for_now(root, sh):
+    "A file whose steps and seed were changed: the earlier runs are as many, and in no mean."
+    text = HEAD + 'arms = ["baseline", "nope"]\nseeds = [0]\n[overrides]\nwarmup_steps = 2\nn_steps = 20\n'
+    for now in (text, text.replace("[0]", "[1]").replace("20", "10")):
+        file = write(root, "changed", now)
+        succeeded(sh("ablation", "run", file, cwd=root))
+    succeeded(sh("ablation", "report", file, cwd=root))
+    folder = root / "outputs" / "changed-builtin"
+    assert pd.read_csv(folder / "tables" / "runs.csv").steps.tolist() == [10, 10]
+    page = (folder / "report.md").read_text()
+    assert "not complete" not in page
+    assert "baseline/0.01-s0" in page
+    assert "n_steps=20 where the study asks for 10" in page
+
+
+def test_a_study_whose_runs_diverged_says_so_and_names_the_way_out(root, sh):
+    text = HEAD + 'arms = ["baseline"]\nseeds = [0]\nlr = [1e30]\n[overrides]\nn_steps = 20\n'
+    file = write(root, "wild", text)
+    succeeded(sh("ablation", "run", file, cwd=root))
+    words = "1 run diverged, at the learning rate 1e+30", "lower the rate in studies/wild.toml"
+    refused(sh("ablation", "report", file, cwd=root), *words, status=2)
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(root, study, sh):
+    done = sh("bash", "-c", "ablation status studies/tiny.toml --json | head -n 1", cwd=root)
+    assert done.stdout == "[\n"
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("argv, words", [
     (["run", "studies/none.toml"], ["studies/none.toml", "laptop.toml"]),
     (["run", "studies/laptop.toml", "--corpus", "no/such/text"], ["no/such/text"]),
