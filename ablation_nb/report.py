@@ -1563,7 +1563,9 @@ It copies if it names the tokens of a random row when the row comes again. It lo
 when a text shows a pair of tokens again than when it showed it first, where the pair is rare in the training text; \
 of all else it names {elsewhere:.0%}. On the first {inside} windows the sixteenth in which a token stands is read \
 linearly off what a block hands on: who knows nothing is right in 6 %. A head that looks at all before it alike looks \
-back by half of that way; the first token is not counted. Late and early are the last and the first quarter."""
+back by half of that way; the first token is not counted. Late and early are the last and the first quarter. \
+Differences count as none within {right:g} of right answers, {tokens:g} token of how far it looks back, and \
+{nats:g} nats."""
 
 def verdict_words(
     arms: pd.DataFrame,  # arm, difference, lo, hi, verdict, within
@@ -1605,9 +1607,10 @@ def what_models_can(r: Results) -> list[str]:
     "What was asked of trained models, and what each arm lost or won by it."
     runs, probes = probed(r), of(r.probes, r.shown)
     length = probes.context_length.max()
+    right, tokens, nats = (QUESTIONS[name].margin for name in ("copied", "distance", "late"))
     how = HOW_PROBED.format(
         runs=len(runs), windows=probes.windows.max(), inside=probes.inside.max(), length=length,
-        elsewhere=probes.elsewhere.mean())
+        elsewhere=probes.elsewhere.mean(), right=right, tokens=tokens, nats=nats)
     table = abilities(runs)
     return [how + at_setup(r, r.fullest), "![What the models can do](abilities.svg)",
             Shown("abilities", abilities_for_reading(table)), *ability_words(table)]
