@@ -701,6 +701,10 @@ def main(
     except KeyboardInterrupt:
         print("ablation: interrupted.", file=sys.stderr)
         return 130
+    except RuntimeError as e:
+        if "Symlink loop" not in str(e): raise   # as pathlib says it
+        print(f"ablation: {e}; see to that link, then repeat the command.", file=sys.stderr)
+        return 2
     except BrokenPipeError:   # whoever reads has what it wanted, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
