@@ -172,10 +172,8 @@ def test_a_study_whose_runs_diverged_says_so_and_names_the_way_out(root, sh):
     refused(sh("ablation", "report", file, cwd=root), *words, status=2)
 
 
-def test_a_reader_that_has_seen_enough_is_no_fault(root, study, sh):
-    done = sh("bash", "-c", "ablation status studies/tiny.toml --json | head -n 1", cwd=root)
-    assert done.stdout == "[\n"
-    assert done.stderr == ""
+def test_a_reader_that_has_gone_is_no_fault(root, study, sh):
+    assert sh("bash", "-c", "ablation status studies/tiny.toml --json | true", cwd=root).stderr == ""
 
 
 @pytest.mark.parametrize("argv, words", [
