@@ -74,9 +74,9 @@ def main():
             UNITS.unlink(missing_ok=True)
         sys.modules["rfc3987_syntax"] = None  # a second to build grammars of web addresses, which no notebook asks for
         for library in LIBRARIES: import_module(library)
-        sys.dont_write_bytecode = True  # nothing is left beside the notebooks
+        asked, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left beside the notebooks
         import pages
-        sys.dont_write_bytecode = False
+        sys.dont_write_bytecode = asked
         gc.freeze()
         pages.make(PAGES, UNITS)
         if status := render(): return status
