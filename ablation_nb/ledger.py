@@ -28,8 +28,8 @@ from .claims import (
     lr_words, model_module, tokens_of)
 from .config import AblationError, ModelConfig, arm_label, did_you_mean, is_task, model_config
 from .config import parse_arm
-from .report import Results, amount, beside_the_runs, count_words, points, read_results, span, write_text
-from .results import PACKED, each_file_once
+from .report import Results, amount, count_words, points, read_results, span, write_text
+from .results import PACKED, beside_the_runs, each_file_once
 from .tables import md_table, read_results_table, reference_file
 
 # %% ../nbs/25_ledger.ipynb #ed0f4ff4

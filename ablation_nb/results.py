@@ -847,10 +847,22 @@ def usual_settings(several: list[dict]) -> dict:
         return Counter(s[name] for s in several if name in s).most_common(1)[0][0]
     return {name: usual(name) for name in dict.fromkeys(name for s in several for name in s)}
 
+def home(folder: Path) -> Path:
+    "Where study.json lies: in the folder, or above it if this is a point of a grid."
+    above = Path(folder).resolve().parent
+    in_a_grid = (above / "study.json").exists()
+    a_point = in_a_grid and "-" in Path(folder).name
+    if (folder / "study.json").exists(): return folder
+    return above if a_point else folder
+
+def beside_the_runs(folder: Path, name: str) -> dict:
+    "A file of the study, such as study.json; empty if there is none, and an error if it is damaged."
+    file = home(folder) / name
+    return read_checked(file) if file.exists() else {}
+
 def asked_settings(root: Path) -> dict:
     "What study.json asks of all runs, by the names of `shared_settings`; empty where there is none."
-    file = next((f / "study.json" for f in (root, root.parent) if (f / "study.json").exists()), None)
-    study = read_checked(file) if file else {}
+    study = beside_the_runs(root, "study.json")
     asked = {name: study[name] for name in ("scale", "corpus") if name in study} | study.get("overrides", {})
     return {name: as_text(value) for name, value in asked.items()}
 
