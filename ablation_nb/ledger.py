@@ -28,7 +28,8 @@ from .claims import (
     lr_words, model_module, tokens_of)
 from .config import AblationError, ModelConfig, arm_label, did_you_mean, is_task, model_config
 from .config import parse_arm
-from .report import Results, amount, count_words, points, read_results, span, write_text
+from .report import (
+    Results, amount, count_words, points, read_results, span, with_plain_words, write_text)
 from .results import PACKED, beside_the_runs, each_file_once
 from .tables import md_table, read_results_table, reference_file
 
@@ -581,6 +582,7 @@ def item(head: str, lines: list[str]) -> str:
     return "\n".join([f"- {head}", *(f"    - {line}" for line in lines)])
 
 # %% ../nbs/25_ledger.ipynb #ee6e2692
+@with_plain_words()
 def write_ledger(
     outputs: Path | str,             # the folder of all studies
     path: Path | str | None = None,  # of the claims; None: reference/claims.toml of the project

@@ -26,7 +26,7 @@ from .config import AblationError
 from .figures import MANY, new_figure, our_style, plot_losses, save_figure, settled
 from .report import (
     FARTHEST, LOOKS, Results, asked_for, by_key, count_words, joined, listed_once, point_words, points, read_results,
-    rate_of, run_key, stem_of, verdict_words, write_text)
+    rate_of, run_key, stem_of, verdict_words, with_plain_words, write_text)
 from .results import RUN, has, is_notebook, is_time, planned_looks, read_array, read_json, rows_left
 from .statistics import pair_up
 
@@ -499,6 +499,7 @@ def without_rate(r: Results) -> str:
     lost = [arm for arms in r.tuning.values() for arm, t in arms.items() if t["curve"] and t["lr"] is None]
     return f" Every run of the ladder diverged for: {', '.join(dict.fromkeys(lost))}." if lost else ""
 
+@with_plain_words()
 def write_question(
     study_folder: Path | str,  # of a study of somebody's notebook
 ) -> Path:                     # its report.md

@@ -1960,7 +1960,7 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextmanager
 def with_plain_words() -> Iterator[None]:
-    "Tables hold words as Python's strings: a report of small tables takes a tenth longer with Arrow's."
+    "Tables hold words as Python's strings: with Arrow's a report takes a tenth longer, and the ledger a sixth."
     with pd.option_context("mode.string_storage", "python"): yield
 
 @with_plain_words()
