@@ -701,9 +701,12 @@ def main(
     except KeyboardInterrupt:
         print("ablation: interrupted.", file=sys.stderr)
         return 130
-    except RuntimeError as e:
-        if "Symlink loop" not in str(e): raise   # as pathlib says it
-        print(f"ablation: {e}; see to that link, then repeat the command.", file=sys.stderr)
+    except (RuntimeError, MemoryError) as e:
+        words = str(e).rpartition("DefaultCPUAllocator: ")[2].rstrip(".")
+        if "allocate" in words: words = f"the memory is too small for these sizes ({words}); choose smaller ones."
+        elif "Symlink loop" in words: words += "; see to that link, then repeat the command."   # as pathlib says it
+        else: raise
+        print(f"ablation: {words}", file=sys.stderr)
         return 2
     except BrokenPipeError:   # whoever reads has what it wanted, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

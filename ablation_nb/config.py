@@ -22,7 +22,7 @@ __all__ = ['PRECISIONS', 'MAY_BE_ZERO', 'SCHEDULES', 'OPTIMIZERS', 'LARGEST', 'F
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
 import difflib, importlib.util, math, os, re, sys, traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -555,7 +555,11 @@ def check_label(arm: Arm) -> None:
 # %% ../nbs/00_config.ipynb #0558a477
 def register_arm(arm: Arm) -> Arm:
     "Add `arm` to the registry; a name or alias that is taken already, or a field that is none, is an error."
+    if not isinstance(arm.aliases, (tuple, list)):
+        raise AblationError(f"The arm '{arm.name}' has the aliases {arm.aliases!r}, which must be a tuple of names, "
+                            "such as ('no_pos_emb',).")
     for n in (arm.name, *arm.aliases):
+        if not isinstance(n, str): raise AblationError(f"{n!r} cannot be the name of an arm; it must be a word.")
         if n in arm_names(aliases=True):
             raise AblationError(f"An arm called '{n}' exists already; choose another name.")
         if "+" in n: raise AblationError(f"'+' composes arms, so '{n}' cannot be the name of one.")
@@ -565,6 +569,9 @@ def register_arm(arm: Arm) -> Arm:
     if arm.label in (a.label for a in ARMS.values()):
         raise AblationError(f"An arm labelled '{arm.label}' exists already; choose another label for '{arm.name}'.")
     known = MODEL_FIELDS + TRAIN_FIELDS
+    if not isinstance(arm.change, Mapping):
+        raise AblationError(f"The arm '{arm.name}' changes {arm.change!r}, which must be a dict from fields to values, "
+                            "such as dict(ffn='silu').")
     for f in arm.change:
         if f in known: continue
         nowhere = f"The arm '{arm.name}' changes {f}, which is no field of ModelConfig or TrainConfig."
@@ -1005,7 +1012,7 @@ def own_arms() -> tuple[list[str], list[str]]:
     if not (root / "settings.ini").is_file() or not file.is_file(): return [], []
     before = [dict(t) for t in tables]
     try: import_file(file, "arms")
-    except Exception as e: ARMS_FAULT[:] = [fault_of(e, file)]  # said where an arm is asked for
+    except (Exception, SystemExit) as e: ARMS_FAULT[:] = [fault_of(e, file)]  # said where an arm is asked for
     for now, then in zip(tables, before):
         replaced = [name for name in then if now.get(name) is not then[name]]
         if replaced:
@@ -1014,11 +1021,13 @@ def own_arms() -> tuple[list[str], list[str]]:
     arms, *parts = ([n for n in now if n not in then] for now, then in zip(tables, before))
     return arms, [name for names in parts for name in names]
 
-def fault_of(e: Exception, file: Path) -> str:
+def fault_of(e: BaseException, file: Path) -> str:
     "Where in a file an exception comes from, and what it says."
     lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(file)]
     line = lines[-1] if lines else getattr(e, "lineno", None)
-    return f"{file.name}, line {line}: " + (str(e) if isinstance(e, AblationError) else f"{type(e).__name__}: {e}")
+    said = str(e) if isinstance(e, AblationError) else f"{type(e).__name__}: {e}"
+    if isinstance(e, SystemExit): said = "it ends Python there; a file that registers arms has to come to its end."
+    return f"{file.name}, line {line}: {said}"
 
 def import_file(file: Path, name: str) -> None:
     "Import a file as the module `name`, so that what it defines can be found again, with the modules beside it."

@@ -178,6 +178,7 @@ class Source:
 def _digest(*parts: object) -> str: return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 BUILTIN_STORIES, BUILTIN_VALID = 4_500, 400  # about 1.2M training tokens at a vocabulary of 2048
+MOST_STORIES = 10_000_000  # of the built-in ones in a corpus: some 2.7 billion tokens
 
 def builtin_source(
     n: int = BUILTIN_STORIES,  # training stories
@@ -355,9 +356,9 @@ def find_source(
     if is_task(corpus): return task_source(find_task(str(corpus), context_length))
     if name != "builtin": return file_source(Path(corpus).expanduser(), cache)
     if not colon: return builtin_source()
-    if not (n.isdecimal() and int(n) > 0):
-        raise AblationError(f"corpus='{corpus}' needs a number of stories after the colon, "
-                            f"as in builtin:{BUILTIN_STORIES}.")
+    if not (n.isdecimal() and len(n) < 20 and 0 < int(n) <= MOST_STORIES):
+        raise AblationError(f"corpus='{corpus}' needs a number of stories after the colon, from 1 to "
+                            f"{MOST_STORIES}, as in builtin:{BUILTIN_STORIES}.")
     return builtin_source(int(n))
 
 def corpus_name(

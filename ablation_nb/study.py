@@ -389,6 +389,7 @@ def read_study(
     own_corpus = d.get("corpus", SCALES[scale].corpus)
     if is_task(own_corpus): corpus = corpus or own_corpus   # a question of its own, whatever text there is
     corpus = corpus or os.environ.get("ABLATION_CORPUS") or own_corpus
+    if "\0" in corpus: raise wrong("corpus", corpus, "has a null character, which no path can have.")
     if is_task(corpus):
         with about("corpus", corpus, wrong): parse_task(corpus)
     overrides = d.get("overrides", {})
