@@ -601,6 +601,7 @@ def effect(
     effects = effects_on(e, value, step).loc[arms]
     agree = [as_expected(t.verdict, t.lo, t.hi, expect, beyond) for t in effects.itertuples()]
     words = [effect_figures(t, unit) for _, t in effects.iterrows()]
+    if step: words.append(f"at step {step:,} of {e.steps:,}")
     if clear: words.append(f"clear means by more than {margin:g} {unit}")
     elif value == "seconds": words.append(f"within ±{margin:g} {unit} counts as none")
     answer = all_hold(agree, words)._replace(hangs=bool(effects.hangs.eq("yes").any()))
@@ -959,7 +960,7 @@ def crowned(
     close = [a for a in table.arm if a != best.arm and not between(e, a, best.arm).lo > 0]
     known = "truly best"
     if close: known = f"lowest, but not told apart from {', '.join(map(arm_label, close))}"
-    how_often = f"{best.crowned:.0%} of such studies"
+    how_often = f"{best.crowned:.0%} of such studies, if these runs are the truth"
     figures = f"{arm_label(best.arm)}, {known}, comes out best in {how_often}"
     if first.arm != best.arm: figures += f"; {arm_label(first.arm)} in {first.crowned:.0%}"
     often = best.crowned >= at_least
@@ -1038,7 +1039,7 @@ def local_context(e: Evidence, arm: str) -> Settled | None:
 
 # %% ../nbs/24_claims.ipynb #5b72b91c
 def past_the_end(e: Evidence, arm: str) -> pd.Series | None:
-    "By seed: mean loss beyond the trained length minus that in the half before it."
+    "By seed: mean loss beyond the trained length minus that in the second half of that length."
     loss = part_means(e, arm, 2, (.5, 1), (.25, .5))
     return None if loss is None else loss[0] - loss[1]
 
@@ -1047,7 +1048,7 @@ def extrapolates(e: Evidence, arm: str) -> Settled | None:
     "Is the loss beyond the trained length as low as before it?"
     if (rise := past_the_end(e, arm)) is None: return None
     mean = mean_interval(rise)
-    what = "beyond the trained length minus the half before it"
+    what = "beyond the trained length minus the second half of that length"
     figures = f"{arm_label(arm)}, {what}: {mean_words(mean)} nats"
     return lies_below(mean, e.r.margin, figures, lost_runs(e, arm))
 
