@@ -1719,6 +1719,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ablation_nb.study.steps_of': ('study.html#steps_of', 'ablation_nb/study.py'),
                                    'ablation_nb.study.study_file': ('study.html#study_file', 'ablation_nb/study.py'),
                                    'ablation_nb.study.study_name': ('study.html#study_name', 'ablation_nb/study.py'),
+                                   'ablation_nb.study.study_of_runs': ('study.html#study_of_runs', 'ablation_nb/study.py'),
                                    'ablation_nb.study.summary_of': ('study.html#summary_of', 'ablation_nb/study.py'),
                                    'ablation_nb.study.test_losses': ('study.html#test_losses', 'ablation_nb/study.py'),
                                    'ablation_nb.study.text_key': ('study.html#text_key', 'ablation_nb/study.py'),

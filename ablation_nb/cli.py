@@ -478,13 +478,15 @@ def add_on_study(
         from rich.console import Console
 
         from ablation_nb.ready import refuse_offline, refuse_unwritable
-        from ablation_nb.study import read_study
-        study = read_study(args.file, args.corpus, args.scale)
+        from ablation_nb.study import read_study, study_of_runs
+        study = study_of_runs(args.file) if name == "report" else None   # its text and scale are settled
+        if study is None: study = read_study(args.file, args.corpus, args.scale)
         if name in ("run", "report", "time"): refuse_unwritable(study.outputs)
         if name != "report" and study.corpus: refuse_offline(study.corpus, corpus_option(args))
         return call(study, args, Console())
     p = add_command(sub, name, text, on_study)
-    p.add_argument("file", help="the study file, e.g. studies/laptop.toml, or its name there")
+    or_runs = "; or the folder of its runs, e.g. outputs/laptop-builtin" if name == "report" else ""
+    p.add_argument("file", help=f"the study file, e.g. studies/laptop.toml, or its name there{or_runs}")
     p.add_argument(
         "--corpus",
         help="builtin, builtin:STORIES, tinystories, task:NAME, or a path to text (default: the study's own)")

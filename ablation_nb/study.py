@@ -35,9 +35,10 @@ from .data import TokenData, corpus_name, prepare
 from ablation_nb.provenance import (
     Draw, NotebookCode, NotebookRun, code_cells, described, kept_answer, module_text, names_assigned, notebook_code,
     without_magics)
-from .results import (
-    busy, cut_short, differences, each_file_once, final_loss, is_time, numbers_of_short_run, planned_looks,
-    packed_folders, planned_seeds, read_json, read_rows, rows_left, run_folder, run_state, why_not, point_fields)
+from ablation_nb.results import (
+    busy, cut_short, differences, each_file_once, final_loss, folder_of, is_time, numbers_of_short_run, planned_looks,
+    packed_folders, planned_seeds, read_checked, read_json, read_rows, rows_left, run_folder, run_state, why_not,
+    point_fields)
 
 # Annotations name them, and nbdev's documentation asks what they mean. A plan does without, which saves two seconds.
 if TYPE_CHECKING or "nbdev" in sys.modules:
@@ -412,6 +413,15 @@ def study_file(asked: Path | str) -> Path:
     for p in (path, root / path, root / "studies" / path, root / "studies" / f"{path}.toml"):
         if p.is_file(): return p
     return path
+
+def study_of_runs(
+    asked: Path | str,  # the folder of a study's runs: a name under outputs/, or a path
+) -> Study | None:      # None where a study file is meant, or nothing that is there
+    "A study as its study.json has it, for who has the runs and not the text, or another study file by now."
+    folder = folder_of(asked)
+    if study_file(asked).is_file() or folder is None or not (folder / "study.json").is_file(): return None
+    settings = read_checked(folder / "study.json")
+    return Study(folder.resolve().name, settings, settings["corpus"], settings.get("grid") or {"": {}}, folder)
 
 def no_study_file(path: Path) -> AblationError:
     "What is said where there is none: the ones at hand, or that this is no project."

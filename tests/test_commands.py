@@ -1,6 +1,7 @@
 "What the command `ablation` needs before it says anything: help, plan and status wait for neither torch nor pandas."
 import json
 import os
+import shutil
 import sys
 from unittest import mock
 
@@ -83,6 +84,23 @@ def test_a_study_is_known_by_its_name(root, sh):
     by_name = succeeded(sh("ablation", "plan", "laptop", cwd=root)).stdout
     assert by_name == succeeded(sh("ablation", "plan", "studies/laptop.toml", cwd=root)).stdout
     assert "Nothing is left to do." in by_name
+
+
+def test_a_report_is_written_from_the_folder_of_its_runs(root, sh, tmp_path):
+    "As whoever has the runs of a text, and not the text, does it: by its name, or by its path."
+    name, files = "low_rate-tinystories", ("report.md", "tables/results.csv", "dynamics.svg")
+    folder = root / "outputs" / name
+    shutil.copytree(ROOT / "outputs" / name, folder)
+    for f in files: (folder / f).unlink()
+    page = f"outputs/{name}/report.md"
+    assert f"The report: {page}" in succeeded(sh("ablation", "report", name, cwd=root)).stdout
+    for f in files: assert (folder / f).read_bytes() == (ROOT / "outputs" / name / f).read_bytes(), f
+    for asked, here in ((f"outputs/{name}", root), (folder, tmp_path)):
+        said = succeeded(sh("ablation", "report", asked, cwd=here, ABLATION_CORPUS=root / "nbs")).stdout
+        assert f"The report, as it was: {page}" in said
+    (folder / "study.json").write_text("{")
+    refused(sh("ablation", "report", name, cwd=root), "study.json", status=2)
+    shutil.rmtree(folder)
 
 
 def test_from_elsewhere_a_file_leads_to_its_project(root, sh, tmp_path):
