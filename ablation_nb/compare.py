@@ -64,7 +64,7 @@ def metric_of(file: Path, names: Sequence[str], metric: str | None) -> str:
     if metrics: raise AblationError(f"{file} has several metrics: {listed}; name one with --metric.")
     raise AblationError(f"{file} has no column besides {', '.join(names)}; add one with the metric.")
 
-LARGEST_NUMBER = 1e150  # whose square is a float
+LARGEST_NUMBER = 1e150  # whose square is a float, as that of its reciprocal is
 
 def number_in(cell: str, where: str) -> float:
     "The number in a cell; NaN where the run gave none."
@@ -72,9 +72,9 @@ def number_in(cell: str, where: str) -> float:
     try: value = float(cell)
     except ValueError:
         raise AblationError(f"{where} is {cell!r}; write a number, or nothing where the run gave none.") from None
-    if LARGEST_NUMBER < abs(value) < math.inf:
-        raise AblationError(f"{where} is {cell}, and no test can square numbers beyond {LARGEST_NUMBER:g}; "
-                            "give the metric in a larger unit, or nothing where the run came to no number.")
+    if LARGEST_NUMBER < abs(value) < math.inf or 0 < abs(value) < 1 / LARGEST_NUMBER:
+        raise AblationError(f"{where} is {cell}, and no test can square it; give the metric in another unit, or "
+                            "nothing where the run came to no number.")
     return value if math.isfinite(value) else math.nan
 
 # %% ../nbs/26_compare.ipynb #26c00007

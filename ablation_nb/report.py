@@ -866,7 +866,7 @@ def rates_sentence(r: Results) -> str:
 DOUBTS = {  # in the words of a grid's page
     "yes": "Between the rungs of its ladder the arm, or the baseline, could gain as much as would change the verdict",
     "not known": "Whether the verdict hangs on the learning rate cannot be told, as the best rate of the arm, or of "
-                 "the baseline, has no neighbour on one side that learned",
+                 "the baseline, has no neighbour on one side that learned with every tuning seed",
 }
 
 def doubts_over_points(r: Results) -> list[str]:
@@ -876,26 +876,33 @@ def doubts_over_points(r: Results) -> list[str]:
         doubted = {p: [arm_label(a) for a in told if told[a] == says] for p, told in hangs.items()}
         where = [f"[{point_words(p)}]({p}/report.md#learning-rates) for {joined(arms)}"
                  for p, arms in doubted.items() if arms]
-        if where: sentences.append(f"{words}: at {'; at '.join(where)}.")
+        everywhere = all({*told.values()} == {says} for told in hangs.values())
+        if everywhere: sentences.append(f"{words}: at each setting, for each arm.")
+        elif where: sentences.append(f"{words}: at {'; at '.join(where)}.")
     return sentences
 
 def verdicts_at_one_rate(r: Results) -> str:
-    """Where on a grid another verdict stands at the learning rate that all arms had than at each arm's own.
+    """Where on a grid an arm fares otherwise at the learning rate that all arms had than with each arm at its own.
 
-    Empty for a study without both, and where all agree."""
+    Of the seeds that both have; empty for a study without both, and where all agree."""
     sets = comparable(r)
     one = one_rate(sets)
     if "tuned" not in sets or one is None: return ""
-    def verdicts(runs: pd.DataFrame, point: str) -> pd.Series:
-        here = runs[runs.point == point]
-        return judged(here, r.margin).set_index("arm").verdict if {"baseline"} < set(here.arm) else pd.Series(dtype=str)
     where = []
     for p in points(r):
-        both = pd.concat([verdicts(sets[name], p) for name in ("tuned", one)], axis=1, keys=["own", "fixed"])
-        both = both[both.isin([*JUDGEMENTS]).all(axis=1) & both.own.ne(both.fixed)]
-        arms = [f"{arm_label(str(a))} is {v.fixed}, where it is {v.own}" for a, v in both.iterrows()]
-        if arms: where.append(f"at {point_words(p)} {joined(arms)} at its own")
-    return f"With {setup_words(one)} some verdicts are others: {'; '.join(where)}." if where else ""
+        here = (sets[name][sets[name].point == p] for name in ("tuned", one))
+        tuned, fixed = (runs.drop(columns="looks", errors="ignore") for runs in here)
+        seeds = set(tuned.seed) & set(fixed.seed)
+        moved = set(tuned.arm[~np.isclose(tuned.lr, float(rate_of(one)))])
+        both = [runs[runs.seed.isin(seeds)] for runs in (tuned, fixed)]
+        if not all({"baseline"} < set(runs.arm) for runs in both): continue
+        own, at_one = (judged(runs, r.margin).set_index("arm").verdict for runs in both)
+        for arm in arm_order((set(own.index) & set(at_one.index)) - {"aa"}):
+            told = {own[arm], at_one[arm]}
+            if len(told) < 2 or not told <= {*JUDGEMENTS, "diverged"} or not {arm, "baseline"} & moved: continue
+            where.append(f"{arm_label(arm)} at {point_words(p)} ({at_one[arm]}, not {own[arm]})")
+    return (f"With {setup_words(one)} some verdicts on the loss are others than with each arm at its own: "
+            f"{'; '.join(where)}." if where else "")
 
 def on_rates(r: Results) -> list[str]:
     "What stands behind the verdicts of a grid on learning rates; empty where no rate was chosen."

@@ -590,17 +590,22 @@ def ladder_gains(
     rows, ladder = [], ladder.assign(final_val_loss=ladder.final_val_loss.where(learned(ladder)))
     spread = tuned.groupby("arm").final_val_loss.std()
     chosen = tuned.drop_duplicates("arm").set_index("arm").lr
+    lowest = tuned.groupby("arm").final_val_loss.mean()
     for arm in arm_order(set(ladder.arm) & set(chosen.index)):
         own = ladder[ladder.arm == arm]
         wide = own.pivot_table(index="seed", columns="lr", values="final_val_loss", dropna=False)
         off = off_ladder(wide.columns, wide, spread.get(arm, np.nan))
-        rows.append(dict(arm=arm, lr=chosen[arm], bottom=off.lr, gain=off.gain, gain_se=off.se))
+        gain = min(off.gain, lowest[arm]) if pd.notna(off.gain) else off.gain   # a loss cannot fall below zero
+        rows.append(dict(arm=arm, lr=chosen[arm], bottom=off.lr, gain=gain, gain_se=off.se))
     return pd.DataFrame(rows, columns=["arm", "lr", "bottom", "gain", "gain_se"])
 
 def learned(runs: pd.DataFrame) -> pd.Series:
-    "Did a run end nearer to its arm's best than to guessing? A cliff is no side of a bowl."
+    """Did a run end nearer to its arm's best than to guessing, and on a task with more right than guesses have?
+
+    A cliff is no side of a bowl."""
     best = runs.groupby("arm").final_val_loss.transform("min")
-    return runs.final_val_loss < (best + np.log(runs.vocab_size)) / 2
+    near = runs.final_val_loss < (best + np.log(runs.vocab_size)) / 2
+    return near & ~(runs.accuracy <= runs.chance) if {"accuracy", "chance"} <= set(runs) else near
 
 # %% ../nbs/22_tables.ipynb #9a17055b
 def ladder_table(
@@ -614,7 +619,8 @@ def ladder_table(
     table = gains.join(effects[["mean", "verdict"]].rename(columns={"mean": "difference"}))
     if "baseline" not in gains.index: return table.reset_index()
     table["at_bottom"] = table.difference + gains.gain["baseline"] - gains.gain
-    farthest = gains.gain + 2 * gains.gain_se
+    losses = tuned.groupby("arm").final_val_loss.mean().reindex(gains.index)
+    farthest = (gains.gain + 2 * gains.gain_se).clip(upper=losses)   # NaN stays: how far is not known
     looks = looks_behind(tuned)
     arm_gains, base_gains = -farthest.reindex(effects.index), farthest["baseline"]
     def verdict_at(shift: pd.Series | float) -> pd.Series:
