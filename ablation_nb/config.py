@@ -555,7 +555,7 @@ def check_label(arm: Arm) -> None:
 # %% ../nbs/00_config.ipynb #0558a477
 def register_arm(arm: Arm) -> Arm:
     "Add `arm` to the registry; a name or alias that is taken already, or a field that is none, is an error."
-    if not isinstance(arm.aliases, (tuple, list)):
+    if isinstance(arm.aliases, str) or not isinstance(arm.aliases, Iterable):
         raise AblationError(f"The arm '{arm.name}' has the aliases {arm.aliases!r}, which must be a tuple of names, "
                             "such as ('no_pos_emb',).")
     for n in (arm.name, *arm.aliases):
@@ -1027,7 +1027,7 @@ def fault_of(e: BaseException, file: Path) -> str:
     line = lines[-1] if lines else getattr(e, "lineno", None)
     said = str(e) if isinstance(e, AblationError) else f"{type(e).__name__}: {e}"
     if isinstance(e, SystemExit): said = "it ends Python there; a file that registers arms has to come to its end."
-    return f"{file.name}, line {line}: {said}"
+    return f"{file.name}, line {line}: {said}" if line else f"{file.name}: {said}"
 
 def import_file(file: Path, name: str) -> None:
     "Import a file as the module `name`, so that what it defines can be found again, with the modules beside it."

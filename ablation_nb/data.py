@@ -356,7 +356,8 @@ def find_source(
     if is_task(corpus): return task_source(find_task(str(corpus), context_length))
     if name != "builtin": return file_source(Path(corpus).expanduser(), cache)
     if not colon: return builtin_source()
-    if not (n.isdecimal() and len(n) < 20 and 0 < int(n) <= MOST_STORIES):
+    n = n.lstrip("0")
+    if not (n.isdecimal() and len(n) < 20 and int(n) <= MOST_STORIES):
         raise AblationError(f"corpus='{corpus}' needs a number of stories after the colon, from 1 to "
                             f"{MOST_STORIES}, as in builtin:{BUILTIN_STORIES}.")
     return builtin_source(int(n))
