@@ -707,9 +707,10 @@ def main(
         print("ablation: interrupted.", file=sys.stderr)
         return 130
     except (RuntimeError, MemoryError) as e:
-        words = str(e).rpartition("DefaultCPUAllocator: ")[2].partition(". ")[0].rstrip(".") or "Python says no more"
+        words = str(e).rpartition("DefaultCPUAllocator: ")[2]
         if isinstance(e, MemoryError) or any(w in words for w in OF_MEMORY):
-            words = f"there is not the memory for these sizes ({words}); choose smaller ones, or free some."
+            first = words.partition(". ")[0].rstrip(".") or "Python says no more"
+            words = f"there is not the memory for these sizes ({first}); choose smaller ones, or free some."
         elif "Symlink loop" in words: words += "; see to that link, then repeat the command."   # as pathlib says it
         else: raise
         print(f"ablation: {words}", file=sys.stderr)

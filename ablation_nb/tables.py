@@ -590,12 +590,12 @@ def ladder_gains(
     rows, ladder = [], ladder.assign(final_val_loss=ladder.final_val_loss.where(learned(ladder)))
     spread = tuned.groupby("arm").final_val_loss.std()
     chosen = tuned.drop_duplicates("arm").set_index("arm").lr
-    lowest = tuned.groupby("arm").final_val_loss.mean()
+    losses = tuned.groupby("arm").final_val_loss.mean()
     for arm in arm_order(set(ladder.arm) & set(chosen.index)):
         own = ladder[ladder.arm == arm]
         wide = own.pivot_table(index="seed", columns="lr", values="final_val_loss", dropna=False)
         off = off_ladder(wide.columns, wide, spread.get(arm, np.nan))
-        gain = min(off.gain, lowest[arm]) if pd.notna(off.gain) else off.gain   # a loss cannot fall below zero
+        gain = min(off.gain, losses[arm]) if pd.notna(off.gain) else off.gain   # a loss cannot fall below zero
         rows.append(dict(arm=arm, lr=chosen[arm], bottom=off.lr, gain=gain, gain_se=off.se))
     return pd.DataFrame(rows, columns=["arm", "lr", "bottom", "gain", "gain_se"])
 
