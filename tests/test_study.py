@@ -126,7 +126,7 @@ def test_a_damaged_run_stops_no_other(study, tiny):
 
 
 def test_interrupted_by_the_keyboard_leaves_no_kernel(root, study, env):
-    argv = ["ablation", "run", write(root, "long", TWO + "n_steps = 100_000\n")]
+    argv = ["ablation", "run", write(root, "long", TWO + "n_steps = 20_000\n")]
     pipe = dict(stdout=subprocess.PIPE, text=True)
     process = subprocess.Popen(argv, cwd=root, env=env, preexec_fn=as_in_a_terminal, **pipe)
     folder = root / "outputs" / "long-builtin"
