@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import fcntl
 import gc
+import inspect
 import json
 import os
 import runpy
@@ -28,7 +29,8 @@ from filelock import FileLock
 LIBRARIES = (
     "torch._dynamo", "ipykernel.kernelapp", "ipykernel.debugger", "IPython.core.completer", "pandas.io.formats.style",
     "matplotlib.patheffects", "matplotlib.pyplot", "papermill.cli", "scipy.stats", "seaborn", "safetensors.torch",
-    "tokenizers", "rich.live", "pyarrow.parquet", "huggingface_hub", "fastcore.all")
+    "tokenizers", "rich.live", "rich.table", "pyarrow.parquet", "huggingface_hub", "fastcore.all", "tabulate",
+    "IPython.core.oinspect", "IPython.core.ultratb", "sqlite3", "tomllib")
 MODULES = ("papermill", "ablation_nb.visit")  # such as may be run with `-m`
 OWN_PROCESSES = ("nbs/13_kernels.ipynb", "nbs/13_parallel.ipynb")  # notebooks that look at processes as they are
 READ_ON_IMPORT = ("MATPLOTLIBRC", "MPLBACKEND", "HF_HUB_OFFLINE")  # by libraries that a fork has already
@@ -273,6 +275,16 @@ def carry_out(argv):
     return 0
 
 
+def have_ready():
+    "In the process that forks: what each fork would import and work out again."
+    for library in LIBRARIES: import_module(library)
+    import nbformat
+    inspect.getmodule(have_ready)   # it looks up the file of every module, and keeps what it found
+    nbformat.validate(nbformat.v4.new_notebook())   # of the schema a validator is made, and kept
+    gc.collect()
+    gc.freeze()   # forks need not look through what was imported before them
+
+
 def end_as(job, pipes):
     "Be the command from beginning to end. Memory is not given back piece by piece, which would take a second."
     become(job, pipes)
@@ -293,9 +305,7 @@ def end_as(job, pipes):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal of the tests is theirs
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"   # else the debugger greets
-    for library in LIBRARIES: import_module(library)
-    gc.collect()
-    gc.freeze()   # forks need not look through what was imported before them
+    have_ready()
     listener, session = map(int, sys.argv[1:])
     job = next_job(socket.socket(fileno=listener), session)
     if job: end_as(*job)
