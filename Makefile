@@ -49,6 +49,9 @@ study: install  ## run the laptop study (or STUDY=...) and print its table
 	$(BIN)/ablation run $(call quoted,$(STUDY))
 	$(BIN)/ablation report $(call quoted,$(STUDY))
 
+# A process more than there are cores, as some wait; not many more than there are files of tests that take minutes.
+PROCESSES := import os; print(1 + min(8, os.cpu_count()))
+
 # Several tests run at a time: threads that wait for each other on busy cores took four times as long.
 test: export OMP_NUM_THREADS := 1
 # Each process that would help to compile imports torch; each that may keep no bytecode compiles the package.
@@ -58,7 +61,7 @@ test: export PYTHONDONTWRITEBYTECODE :=
 test: export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.cache/inductor
 test: dev  ## names, then types, the notebooks' own tests and those from end to end, side by side
 	$(BIN)/ruff check nbs tests ablation_nb setup.py
-	$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20 tests
+	$(BIN)/python -m pytest -q -rs --numprocesses $$($(BIN)/python -c '$(PROCESSES)') --dist loadfile --no-loadscope-reorder --durations 20 tests
 
 lint: dev  ## names, types and loose ends of notebooks, package and tests
 	$(BIN)/ruff check nbs tests ablation_nb setup.py

@@ -279,7 +279,7 @@ def have_ready():
     "In the process that forks: what each fork would import and work out again."
     for library in LIBRARIES: import_module(library)
     import nbformat
-    inspect.getmodule(have_ready)   # it looks up the file of every module, and keeps what it found
+    inspect.getmodule(compile("0", "no file", "eval"))   # it looks at the file of every module, and remembers them
     nbformat.validate(nbformat.v4.new_notebook())   # of the schema a validator is made, and kept
     gc.collect()
     gc.freeze()   # forks need not look through what was imported before them
