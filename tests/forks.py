@@ -22,6 +22,7 @@ import sys
 import termios
 import threading
 import traceback
+import weakref
 from importlib import import_module
 
 from filelock import FileLock
@@ -275,12 +276,22 @@ def carry_out(argv):
     return 0
 
 
+def take_no_leave():
+    "Of what torch does when a process ends, all that nobody sees: it unregisters its operators, and sums up compilers."
+    from torch._dynamo.utils import dump_compile_times
+    from torch.library import _del_library
+    atexit.unregister(dump_compile_times)
+    for last in weakref.finalize._registry:
+        if last.peek()[1] is _del_library: last.atexit = False
+
+
 def have_ready():
     "In the process that forks: what each fork would import and work out again."
     for library in LIBRARIES: import_module(library)
     import nbformat
     inspect.getmodule(compile("0", "no file", "eval"))   # it looks at the file of every module, and remembers them
     nbformat.validate(nbformat.v4.new_notebook())   # of the schema a validator is made, and kept
+    take_no_leave()
     gc.collect()
     gc.freeze()   # forks need not look through what was imported before them
 
