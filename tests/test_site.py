@@ -570,6 +570,28 @@ UNWRAPPED = """() => [...document.querySelectorAll('article .cell_input pre')].m
 }).filter(beyond => beyond > 1)"""
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("dark", [False, True])
+def test_no_figure_is_loaded_that_nobody_sees(look, site, dark, first):
+    """Neither its twin for the other ground, nor all that are far below: the list of studies has forty.
+    That holds for the first page of a visit, too, at which the site knows nothing of the reader."""
+    page, asked = look("index.html", dark=dark), set()
+    if first: page.evaluate("localStorage.clear()")
+    page.on("request", lambda r: asked.add(r.url.rpartition("/")[2]))
+    page.goto(f"{site.as_uri()}/outputs/index.html")
+    shown, hidden = (figures_of_kind(page, f"only-{ground}") for ground in ("dark", "light"))
+    if not dark: shown, hidden = hidden, shown
+    assert shown & asked
+    assert shown - asked
+    assert not hidden & asked
+
+
+def figures_of_kind(page, kind):
+    "Files of the pictures of a class, on a page."
+    sources = page.evaluate(f"[...document.querySelectorAll('img.{kind}')].map(i => i.src)")
+    return {src.rpartition("/")[2] for src in sources}
+
+
 def test_code_of_the_tour_fits_the_page_and_scrolls_in_its_box_on_a_phone(look):
     assert look("nbs/tour.html").evaluate(UNWRAPPED) == []
     phone = look("nbs/tour.html", width=390)

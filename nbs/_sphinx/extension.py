@@ -114,12 +114,14 @@ def link_arms(app, page, template, context, doctree):
 
 
 def add_dark_twins(app, doctree):
-    "Beside a figure that has a twin for the dark stands that twin; the theme shows one of them."
+    """Beside a figure that has a twin for the dark stands that twin; the theme shows one of them.
+    What nobody sees is not loaded: neither the other one, nor what is far below."""
     folder = app.env.doc2path(app.env.docname).parent
     for image in list(doctree.findall(nodes.image)):
         twin = image.copy()
         twin["uri"] = image["uri"].removesuffix(".svg") + ".dark.svg"
         if not (folder / twin["uri"]).exists(): continue
+        image["loading"] = twin["loading"] = "lazy"
         image["classes"].append("only-light")
         twin["classes"].append("only-dark")
         image.parent.insert(image.parent.index(image) + 1, twin)
