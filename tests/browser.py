@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-# The first has no window at all, and takes a quarter less of the processor.
+# The first has no window at all, and takes an eighth less of the processor.
 NAMES = "chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 NONE = "there is no Chromium here, so no page is looked at in a browser"

@@ -573,7 +573,7 @@ UNWRAPPED = """() => [...document.querySelectorAll('article .cell_input pre')].m
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("dark", [False, True])
 def test_no_figure_is_loaded_that_nobody_sees(look, site, dark, first):
-    """Neither its twin for the other ground, nor all that are far below: the list of studies has forty.
+    """Neither its twin for the other ground, nor those that are far below: the list of studies has two dozen.
     That holds for the first page of a visit, too, at which the site knows nothing of the reader."""
     page, asked = look("index.html", dark=dark), set()
     if first: page.evaluate("localStorage.clear()")
