@@ -267,8 +267,10 @@ def notebook_studies(outputs: Path) -> list[str]:
         says = f"- {folder.name}: {settings['metric']} of `{settings['notebook']}`, no part of this ledger"
         if (folder / "tables" / "results.csv").exists():
             found = read_results_table(folder).dropna(subset=["verdict"])
-            by_verdict = found[found.setup.eq(found.setup.iloc[0]) & found.arm.ne("aa")].groupby("verdict", sort=False)
-            words = [f"{', '.join(dict.fromkeys(own.arm))} {verdict}" for verdict, own in by_verdict]
+            shown = found[found.setup.eq(found.setup.iloc[0]) & found.arm.ne("aa")].fillna({"setting": ""})
+            groups = shown.groupby(["setting", "verdict"], sort=False)
+            words = [f"{', '.join(own.arm)} {verdict}" + f" at {setting}" * bool(setting)
+                     for (setting, verdict), own in groups]
             says += f": against {settings['baseline']}, {'; '.join(words)}"
         lines.append(says)
     return lines
@@ -599,8 +601,10 @@ def write_ledger(
 # %% ../nbs/25_ledger.ipynb #cbc3ab1c
 PREFACE = """\
 *Holds* and *fails* are said by the named test, at the 5 % level where it is one of \
-means; that an arm diverges or does not train is said where all runs there do, and \
-these are two or more; *undetermined* means that the runs are too few or too noisy for \
+means, where one of several differences refutes a claim about all of them at the \
+level that Bonferroni leaves it; that an arm diverges or does not train is said where \
+all runs there do, and these are two or more, and that all its runs finish is refuted \
+by one of several; *undetermined* means that the runs are too few or too noisy for \
 it; *could not be shown* that so many pairs find an equality in fewer than half of all \
 studies even where it is true, so that the claim was lost before the first run; \
 *not tested* that no run bears on the claim so far, and what it would need; \

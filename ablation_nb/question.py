@@ -51,11 +51,12 @@ def same_as_baseline(runs: pd.DataFrame, baseline: str) -> list[str]:
     arms = [a for a in dict.fromkeys(runs.arm) if a not in (baseline, "aa")]
     return [arm for arm in arms if alike(runs, arm, baseline)]
 
-def seedless(runs: pd.DataFrame) -> list[str]:
-    "The arms whose seeds all left the same numbers: what they repeat is one run."
-    done = runs[runs.status == "done"]
-    return [arm for arm, own in done.groupby("arm", sort=False)
-            if own.groupby("point").seed.nunique().max() > 1 and (own.groupby("point").numbers.nunique() == 1).all()]
+def seedless(runs: pd.DataFrame) -> dict[str, list[str]]:
+    "Arm -> the points at which all its seeds left the same numbers: what they repeat there is one run."
+    by_point = runs[runs.status == "done"].groupby(["arm", "point"], sort=False)
+    found = by_point.agg(seeds=("seed", "nunique"), kinds=("numbers", "nunique")).reset_index()
+    still = found[found.seeds.gt(1) & found.kinds.eq(1)]
+    return still.groupby("arm", sort=False).point.agg(list).to_dict()
 
 # %% ../nbs/29_question.ipynb #29f00009
 NOTHING, ONE_DRAW = "changes nothing", "one draw"   # verdicts that no test gives
@@ -83,13 +84,17 @@ def numbers_of_set(r: Results, runs: pd.DataFrame) -> Numbers:
     return Numbers(rows.reset_index(drop=True), r.plan["metric"], r.plan["unit"], higher)
 
 def no_contrasts(r: Results, runs: pd.DataFrame) -> list[str]:
-    "The arms that no correction counts: the control, those that changed nothing, and those that are one draw."
-    return ["aa", *same_as_baseline(runs, r.plan["baseline"]), *one_draw(runs, r.plan["baseline"])]
+    "The arms that no correction counts: the control, those that changed nothing, those that are one draw everywhere."
+    once, points = one_draw(runs, r.plan["baseline"]), runs.groupby("arm").point.nunique()
+    return ["aa", *same_as_baseline(runs, r.plan["baseline"]), *(a for a in once if len(once[a]) == points[a])]
 
-def one_draw(runs: pd.DataFrame, baseline: str) -> list[str]:
-    "The arms that heed their seeds as little as the baseline does: whatever the seeds, they are one pair with it."
+def one_draw(runs: pd.DataFrame, baseline: str) -> dict[str, list[str]]:
+    """Arm -> the points at which it heeds its seeds as little as the baseline does.
+
+    Whatever the seeds, they are one pair there."""
     still = seedless(runs)
-    return [arm for arm in still if arm != baseline] if baseline in still else []
+    common = {arm: [p for p in own if p in still.get(baseline, [])] for arm, own in still.items() if arm != baseline}
+    return {arm: own for arm, own in common.items() if own}
 
 def judged_set(r: Results, runs: pd.DataFrame) -> pd.DataFrame:
     "The rows of `compare_numbers` for a set of runs, with what the tests cannot see."
@@ -102,8 +107,10 @@ def judged_set(r: Results, runs: pd.DataFrame) -> pd.DataFrame:
     table = table.sort_values("arm", key=lambda a: a.map(order.index), kind="stable")
     table = table.sort_values("setting", key=lambda s: s.map(settings.index), kind="stable")
     table.loc[table.arm.isin(idle), "verdict"] = NOTHING
-    table.loc[table.arm.isin(once), ["lo", "hi", "p", "p_holm", "within", "detectable", "power"]] = np.nan
-    table.loc[table.arm.isin(once), "verdict"] = ONE_DRAW
+    drawn = {(arm, point_words(p)) for arm, own in once.items() for p in own}
+    is_one = [row in drawn for row in zip(table.arm, table.setting)]
+    table.loc[is_one, ["lo", "hi", "p", "p_holm", "within", "detectable", "power"]] = np.nan
+    table.loc[is_one, "verdict"] = ONE_DRAW
     return table.reset_index(drop=True)
 
 # %% ../nbs/29_question.ipynb #29f0000a
@@ -157,11 +164,13 @@ def control_words(r: Results, runs: pd.DataFrame) -> list[str]:
             why = "Their treatments did not reach the model, or they make no difference that these numbers show."
         says.append(f"**{joined(map(coded, idle))} {verb} nothing here**: every number that {whose} left "
                     f"is that of `{baseline}` at the same seed, to the last bit. {why}")
-    if still:
-        counts = ("they are one run, and no test counts them as several" if baseline in still else
+    where = {arm: tuple(own) for arm, own in still.items()}
+    for own in dict.fromkeys(where.values()):
+        counts = ("they are one run, and no test counts them as several" if {*own} <= {*where.get(baseline, ())} else
                   "they are one run, whose own luck no interval shows")
-        says.append(f"**The seed does nothing** for {joined(map(coded, still))}: all seeds left the same "
-                    f"numbers, so {counts}.")
+        at = "" if len(own) == runs.point.nunique() else f" at {joined(map(point_words, own))}"
+        arms = joined(coded(arm) for arm in where if where[arm] == own)
+        says.append(f"**The seed does nothing** for {arms}{at}: all seeds left the same numbers, so {counts}.")
     if not ended_in_both(runs, "aa", baseline).done.any(): return says
     if alike(runs, "aa", baseline):
         says.append(f"`aa` is `{baseline}` run again: the same seed gave the same numbers, to the last bit. "

@@ -471,9 +471,9 @@ def ran_words(runs: pd.DataFrame) -> str:
     done = runs[runs.status == "done"]
     base = done[done.arm == "baseline"]
     own = done if base.empty else base
-    by_arm = done[done.arm != "aa"].groupby("arm").seed.nunique()
+    by_arm = runs[runs.status.ne("partial") & runs.arm.ne("aa")].groupby("arm").seed.nunique()
     seeds = count_words(done.seed.nunique(), "seed")
-    if "looks" in runs and by_arm.nunique() > 1: seeds = f"{by_arm.min()} to {by_arm.max()} seeds"
+    if by_arm.nunique() > 1: seeds = f"{by_arm.min()} to {by_arm.max()} seeds"
     size, tokens = span(own.parameters, amount), span(own.tokens, amount)
     return f"{size} parameters, {tokens} tokens a run, {seeds}"
 
@@ -595,7 +595,8 @@ def tuning_sentence(r: Results) -> str:
     rest = changes.arm[changes.verdict == "undetermined"].map(named)
     unclear = ""
     if len(rest): unclear = f"; whether it changes for {joined(rest)} is undetermined"
-    seeds = count_words(int(changes.n.max()), "seed")
+    few, many = changes.n.min(), changes.n.max()
+    seeds = count_words(int(many), "seed") if few == many else f"{few} to {many} seeds"
     return (f"From {rate_of(one)} for all arms to each arm's own best rate ({seeds} in both settings), "
             f"the difference {joined(clauses)}{unclear}.")
 
@@ -610,12 +611,14 @@ UNITS = dict(n_layers=" layers", context_length=" tokens")
 def axis_of(r: Results) -> tuple[str, pd.DataFrame] | None:
     """The one field with a scale along which a study goes, and the runs on it.
 
-    The order of the data has no scale."""
+    A rate at which every run diverged is a level too. The order of the data has no scale."""
     fields = {tuple(point_fields(p)) for p in points(r)}
     if fields == {()}:
         rates = r.plan.get("lr") or ()
         if len(rates) < 2 or len(r.sets) < 2: return None
-        return "lr", pd.concat(r.sets.values(), ignore_index=True)
+        no_set = {lr: own for lr, own in r.runs.groupby("lr") if f"lr {lr:g}" not in r.sets}
+        lost = [own for own in no_set.values() if own.status.eq("diverged").any()]
+        return "lr", pd.concat([*r.sets.values(), *lost], ignore_index=True)
     (field, *others), *kinds = fields
     one_field = not others and not kinds
     if not one_field or field == "order" or field not in r.main: return None
@@ -688,7 +691,11 @@ TRENDS = dict(  # what a verdict says of a slope
     better="falls",
     equivalent="stays the same",
     undetermined="shows no trend that could be told",
-    diverged="cannot be followed, as runs diverge,")
+    diverged="cannot be followed, as runs diverge,") | {
+    "baseline diverged": "cannot be followed, as runs of the baseline diverge,",
+    "one seed": "has one seed at every level, which tells no trend,",
+    "no pair": "has no seed with runs at every level",
+}
 
 def trend_words(arm: str, trend: pd.DataFrame, learns: bool) -> str:  # `learns`: at each level
     "' It rises: +0.2 for each doubling.' and the like; empty where no trend could be measured."
@@ -2230,6 +2237,7 @@ def read_sizes(
             continue
         if points(r) != [""]: unused[name] = "It is a grid; its points are studies of their own."
         elif not {"baseline"} < set(r.main.arm): unused[name] = "It has no baseline with another arm beside it."
+        elif not size_of(r): unused[name] = "No run of its baseline ended with a loss."
         else: usable.append(r)
     return sorted(usable, key=size_of), unused
 
@@ -2332,7 +2340,7 @@ def turn_words(own: pd.DataFrame) -> str:
         return (f"**Its sign turns**, by the verdicts of two studies, from {a.verdict} at {amount(a.parameters)} "
                 f"to {b.verdict} at {amount(b.parameters)}.")
     if len(sides(own)) == 2: return "Its means lie on both sides of zero, but no two verdicts do: no turn is shown."
-    return "All its means lie on one side of zero."
+    return "All its means lie on one side of zero." if sides(own) else ""
 
 # %% ../nbs/23_report.ipynb #5ca1e305
 def in_doubt_words(own: pd.DataFrame) -> str:
@@ -2351,7 +2359,8 @@ def scale_sentence(
     trend: Any,         # its row of `trends_over_size`; None: it has none
 ) -> str:
     "What is known of one arm over the sizes."
-    words = f"**{arm_label(own.arm.iloc[0])}**: {verdicts_by_size(own)}.{in_doubt_words(own)} {turn_words(own)}"
+    says = f"{verdicts_by_size(own)}.{in_doubt_words(own)} {turn_words(own)}".rstrip()
+    words = f"**{arm_label(own.arm.iloc[0])}**: {says}"
     for twin in own[own.twin_of != ""].itertuples():
         words += f" At {amount(twin.parameters)} it is one model with {arm_label(twin.twin_of)}."
     if trend is None: return f"{words} Fewer than two studies give it a weight, so it has no trend."
@@ -2375,11 +2384,12 @@ of freedom, and the trends' p are corrected by Holm over the arms. \
 An arm counts at its own best learning rate where its study tuned it."""
 
 def confounded(effects: pd.DataFrame) -> str:
-    "How far parameters and tokens grew together; empty for fewer than three studies."
+    "How parameters and tokens went together; empty for fewer than three studies, or where one of them is the same."
     sizes = effects[["parameters", "tokens"]].drop_duplicates()
-    if len(sizes) < 3: return ""
+    if len(sizes) < 3 or sizes.nunique().min() < 2: return ""
     r = np.corrcoef(np.log(sizes.T.to_numpy(dtype=float)))[0, 1]
-    return (f"Parameters and tokens grow together (their logarithms are correlated by {r:.2f}), "
+    goes = "Parameters and tokens grow together" if r > 0 else "As parameters grow, tokens do not"
+    return (f"{goes} (their logarithms are correlated by {r:.2f}), "
             "so what the line says of one may be the other's doing.")
 
 # %% ../nbs/23_report.ipynb #19120004

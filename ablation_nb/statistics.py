@@ -1015,7 +1015,7 @@ def noise_budget(
     budget = _run_noise(done, value, baseline, by)
     if doc_losses is not None:
         own = doc_losses[~doc_losses.arm.isin(repeats)]
-        budget += _document_noise(own, baseline, by, batches, rows, length)
+        if baseline in set(own.arm): budget += _document_noise(own, baseline, by, batches, rows, length)
     frame = pd.DataFrame(budget, columns=["source", "quantity", "sd", "df"])
     return frame.sort_values(
         "quantity", ascending=False,

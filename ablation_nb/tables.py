@@ -523,7 +523,7 @@ def sureness_table(
     table = table.rename(columns={"mean": "difference", "n": "pairs"})
     gain = pairing_gain(runs, by=()).set_index("arm")
     table = table.join(gain, on="arm")
-    if docs.empty: return table
+    if docs.empty or "baseline" not in set(docs.arm): return table   # a run that diverged leaves no documents
     crossed = crossed_effects(docs, by=()).set_index("arm")
     crossed = crossed[["mean", "lo", "hi"]].add_prefix("crossed_")
     table = table.join(crossed, on="arm")
