@@ -1423,6 +1423,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ablation_nb.runs.names_set': ('runs.html#names_set', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.open_run': ('runs.html#open_run', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.read_parameters': ('runs.html#read_parameters', 'ablation_nb/runs.py'),
+                                  'ablation_nb.runs.refuse_others': ('runs.html#refuse_others', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.refuse_replaced': ('runs.html#refuse_replaced', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.refuse_shares': ('runs.html#refuse_shares', 'ablation_nb/runs.py'),
                                   'ablation_nb.runs.refuse_short': ('runs.html#refuse_short', 'ablation_nb/runs.py'),

@@ -38,7 +38,7 @@ def show_cost(
         TODO, NotebookStudy, estimate, flops, job_tokens, plan, power_words, precision_words, prepared, runs_words,
         show_plan, spoken)
     def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     ready = prepared(study)
     jobs, tuning = plan(study, ready)
     console.print(show_plan(jobs, tuning))
@@ -129,7 +129,7 @@ def report(study: "Study", console: "Console") -> int:
     if "metric" in study.settings: console.print(metric_table(results, study.settings))
     else: console.print(result_table(results, has_one_rate(study)))
     page = os.path.relpath(study.outputs / "report.md")
-    console.print(f"{words}: {page}", highlight=False, soft_wrap=True)
+    console.print(f"{words}: {page}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 def as_kept(study: "Study") -> dict:
@@ -164,6 +164,7 @@ def mend_settings(study: "Study") -> None:
 def write_pages(study: "Study", console: "Console") -> None:
     "Write the report of a study, and the ledger where it may say something else now; no trial changes it."
     import matplotlib
+    from rich.markup import escape
 
     from ablation_nb.config import project_root
     from ablation_nb.results import RECORD, keep_record, written_files
@@ -171,11 +172,11 @@ def write_pages(study: "Study", console: "Console") -> None:
     from ablation_nb.question import write_question
     from ablation_nb.report import find_study, write_report
     folder = find_study(os.path.relpath(study.outputs, project_root()))
-    console.print(f"Writing the report of {study.name}; some seconds.", highlight=False)
+    console.print(f"Writing the report of {study.name}; some seconds.", highlight=False, markup=False)
     before, known = written_files(folder), (folder / RECORD).exists()
-    with console.status(f"{study.name}: beginning") as line:
+    with console.status(escape(f"{study.name}: beginning")) as line:
         if "metric" in study.settings: write_question(folder)
-        else: write_report(folder, line.update)
+        else: write_report(folder, lambda words: line.update(escape(words)))
         # A report without a record is as it was committed: if its bytes are the same, so is what the ledger says of it.
         unchanged = not known and written_files(folder) == before
         from ablation_nb.ledger import ledger_folders, write_ledger
@@ -204,19 +205,20 @@ def metric_table(
     settings: dict,           # of a study of somebody's notebook
 ) -> "Table":
     "The same of somebody's notebook, in the words of its metric."
+    from rich.markup import escape
     from rich.table import Table
 
     from ablation_nb.compare import words_for
     unit = f" in {settings['unit']}" if settings["unit"] else ""
-    table = Table(title=f"{settings['metric']}{unit}, {settings['better']} is better")
+    table = Table(title=escape(f"{settings['metric']}{unit}, {settings['better']} is better"))
     several = results.setup.nunique() > 1
     for name, own in results.groupby("setup", sort=False):
         shown = words_for(own.assign(setting=own.setting.fillna(""), verdict=own.verdict.fillna("")))
         shown = shown[[c for c in METRIC_COLUMNS if c in shown]]
         if several: shown.insert(0, "rates", name)
         if not table.columns:
-            for c in shown: table.add_column(c)
-        for row in shown.itertuples(index=False): table.add_row(*row)
+            for c in shown: table.add_column(escape(c))
+        for row in shown.itertuples(index=False): table.add_row(*map(escape, row))
     return table
 
 def result_table(
@@ -478,9 +480,14 @@ def add_on_study(
     def on_study(args: argparse.Namespace) -> int:
         from rich.console import Console
 
+        from ablation_nb.config import AblationError
         from ablation_nb.ready import refuse_offline, refuse_unwritable
         from ablation_nb.study import read_study, study_of_runs
         study = study_of_runs(args.file) if name == "report" else None   # its text and scale are settled
+        for option, typed in (("--corpus", args.corpus), ("--scale", args.scale)):
+            if not (study and typed): continue
+            settled = f"{args.file} is a folder of runs, whose text and scale are settled"
+            raise AblationError(f"{settled}: {option} {typed} means nothing there; leave it out.")
         if study is None: study = read_study(args.file, args.corpus, args.scale)
         if name in ("run", "report", "time"): refuse_unwritable(study.outputs)
         if name != "report" and study.corpus: refuse_offline(study.corpus, corpus_option(args))

@@ -356,6 +356,8 @@ def compare_file(
              *remarks(numbers, table, baseline, margin), *equalities(table)]
     page = inert("\n\n".join(parts) + "\n")
     folder = Path(out) if out else file.with_suffix("")
+    if (folder / "comparison.csv").resolve() == file.resolve():
+        raise AblationError(f"The table of the comparison would replace {file}; name another folder with --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_figure(figure, folder / "comparison")

@@ -21,6 +21,7 @@ import psutil
 from fastcore.basics import patch
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from .config import (
@@ -731,7 +732,7 @@ def work_off(
             on = study.settings["notebook" if of_a_notebook else "corpus"]
             runs = f"{runs_words(len(jobs))} {'of' if of_a_notebook else 'on'} {on}, {n} at a time"
             if not scheduler and not executor: runs += cards_words(each, len(show.jobs))
-            console.print(f"[bold]{study.name}[/bold]: {runs}", soft_wrap=True)
+            console.print(f"[bold]{escape(study.name)}[/bold]: {escape(runs)}", soft_wrap=True)
             said = "" if of_a_notebook else otherwise_words(underway.root)
             if said: console.print(said, soft_wrap=True, highlight=False, markup=False)
             console.print(show_plan(jobs, tuning))
@@ -746,7 +747,7 @@ def work_off(
         made = sum(status in FINISHED and not why for status, why in ended.values())
         usable = sum(j.state in FINISHED for j in jobs)
         total = f"{runs_words(made)} in {spoken(time.time() - started)}, {usable} of {len(jobs)} usable"
-        for line in (*remarks(tuning), total): console.print(line, soft_wrap=True, highlight=False)
+        for line in (*remarks(tuning), total): console.print(line, soft_wrap=True, highlight=False, markup=False)
         return lacking(study, jobs, ended)
 
 # %% ../nbs/15_engine.ipynb #518f60c6

@@ -24,7 +24,7 @@ from .layers import CausalSelfAttention
 from .model import FlexibleTransformerLM, next_token_loss
 from .provenance import write_json
 from .ready import refuse_offline
-from .results import has, read_array, read_json, whose
+from .results import has, read_array, read_checked, read_json, whose
 from .trainer import finite
 
 # %% ../nbs/17_probe.ipynb #17a00006
@@ -36,12 +36,13 @@ def settings_in(
     if not has(folder / "config.json"): raise AblationError(f"{no_run}: it holds no config.json. {place}")
     settings = read_json(folder / "config.json")
     if "arm" not in settings: raise AblationError(f"{no_run}: its config.json names no arm. {place}")
-    if "model" not in settings: raise AblationError(f"{folder} is another notebook's run: it holds no model of ours.")
+    if "notebook" in settings or "model" not in settings:
+        raise AblationError(f"{folder} is another notebook's run: it holds no model of ours.")
     return RunConfig.from_dict(settings)
 
 def weights_in(folder: Path) -> Path:
     "The file with the weights of a finished run; where there is none, an error."
-    done = has(folder / "result.json") and read_json(folder / "result.json")["status"] == "done"
+    done = has(folder / "result.json") and read_checked(folder / "result.json")["status"] == "done"
     if not done: raise AblationError(f"{folder} holds no finished run; finish it first, or name another.")
     weights = folder / "weights.safetensors"
     if weights.exists(): return weights
@@ -68,7 +69,7 @@ def named_text(
 
 def text_in(folder: Path, corpus: str | None = None) -> TokenData:
     "The tokens that a run was trained on, by their hash."
-    text, m, env = named_text(folder, corpus), settings_in(folder).model, read_json(folder / "env.json")
+    text, m, env = named_text(folder, corpus), settings_in(folder).model, read_checked(folder / "env.json")
     if text:
         refuse_offline(text)
         data = prepare(text, m.vocab_size, context_length=m.context_length)

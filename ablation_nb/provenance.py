@@ -653,7 +653,12 @@ def numbers_source() -> str:
     functions = [inspect.getsource(f) for f in needed]
     return "\n".join([PROBE_NAMES, f"TINY = {TINY}", *functions])
 
-KNOWN = "import json; from ablation_nb.config import ARMS; print(json.dumps(list(ARMS)))"
+KNOWN = """
+import json
+from ablation_nb.config import ARMS
+from ablation_nb.runs import package_hash
+print(json.dumps(dict(hash=package_hash(), arms=list(ARMS))))
+"""
 
 PROBE = """
 import ablation_nb.provenance
@@ -727,12 +732,12 @@ def prove(
     with tempfile.TemporaryDirectory() as tmp:
         then, text = take_out(commit, Path(tmp, "then")), tiny_text(Path(tmp, "text"))
         known = asked_of(then, KNOWN)
-        both = tuple(a for a in wanted if a in known)
+        if known["hash"] == package_hash(): return {}
+        both = tuple(a for a in wanted if a in known["arms"])
         with ThreadPoolExecutor(2) as pool:
             now = pool.submit(version_here, root, package_hash(), both)
             old = version_at(then, text, Path(tmp, "cache"), both)
             new = now.result()
-    if old["hash"] == new["hash"]: return {}
     import torch
     cpu = device_name(torch.device("cpu"))
     facts = dict(date=date.today().isoformat(), torch=torch_version(), device=cpu, commit=commit)
@@ -740,7 +745,7 @@ def prove(
     others = [p for p in read_proofs(path) if (p["old"], p["new"]) != (proof["old"], proof["new"])]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, PROOFS_HEAD + "".join(map(as_toml, [*others, proof])))
-    return proof | dict(arms=list(both), unknown=[a for a in wanted if a not in known])
+    return proof | dict(arms=list(both), unknown=[a for a in wanted if a not in known["arms"]])
 
 # %% ../nbs/10_provenance.ipynb #296fb13b
 def git(*argv: str) -> str:

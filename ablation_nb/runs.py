@@ -7,7 +7,7 @@ __all__ = ['OPTIONS', 'MetricsFile', 'board_writer', 'Run', 'read_parameters', '
            'load_metrics', 'load_position_losses', 'load_runs', 'load_stories', 'read_json', 'read_rows', 'run_folders']
 
 # %% ../nbs/12_runs.ipynb #3fd2d023
-import ast, json, math, os, shutil, subprocess, sys, tempfile
+import ast, contextlib, json, math, os, shutil, subprocess, sys, tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -48,6 +48,18 @@ _all_ = ["package_hash", "load_doc_losses", "load_metrics", "load_position_losse
 OWN_FILES = (  # in the order in which they are removed
     "result.json", "checkpoint.safetensors", "weights.safetensors", "position_losses.npy",
     "doc_losses.npy", "metrics.jsonl", "config.json", "env.json")
+
+def refuse_others(folder: Path) -> None:
+    "A folder with files that no run left there is an error: `clear` would remove them."
+    if (folder / "env.json").exists(): return   # which goes last of all
+    for name in ("study.json", "settings.ini"):
+        if not (folder / name).exists(): continue
+        raise AblationError(f"{folder} is no folder of a run, as it holds {name}; choose another `out`.")
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        if {"arm", "train"} <= set(read_json(folder / "config.json")): return   # of a run that lost its env.json
+    for name in OWN_FILES:
+        if not (folder / name).exists(): continue
+        raise AblationError(f"{folder / name} is not a run's, and would be replaced; choose another `out`.")
 
 def clear(folder: Path) -> None:
     "Remove what a run wrote; a kill half-way leaves a folder that is absent or stale, never one to resume from."
@@ -187,6 +199,7 @@ def begin(self: Run, fresh: bool | str) -> None:
         if fresh is not True:
             if self.look(fresh): return   # another process was faster
             if self.state == "partial" and (why := self.lost()): print(f"{self.folder} begins anew: {why}.")
+        refuse_others(self.folder)
         clear(self.folder)
         write_json(self.folder / "env.json", self.env)   # first: with it a packed run counts no more
         write_json(self.folder / "config.json", described(self.cfg))

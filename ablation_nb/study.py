@@ -427,7 +427,8 @@ def no_study_file(path: Path) -> AblationError:
     "What is said where there is none: the ones at hand, or that this is no project."
     root = project_root()
     folder = path.parent
-    if len(path.parts) == 1 and (root / "studies").is_dir(): folder = Path(os.path.relpath(root / "studies"))
+    no_place = len(path.parts) < 2 or folder.resolve() == root / "outputs"   # where files of studies are not
+    if no_place and (root / "studies").is_dir(): folder = Path(os.path.relpath(root / "studies"))
     names = sorted(p.name for p in folder.glob("*.toml"))
     words = f"There is no study file {path}; the ones at hand are in {folder}: {', '.join(names) or 'none'}."
     words += did_you_mean(path.name, names)
@@ -451,11 +452,15 @@ def about(key: str, value: Any, wrong: Wrong) -> Iterator[None]:
     try: yield
     except AblationError as e: raise wrong(key, value, f"is refused: {e}") from None
 
+KEPT_NAMES = re.compile(r".*\.(json|zip|md|svg|png)|tables", re.I)   # what a study keeps beside its arms
+IS_KEPT = "is the name of what a study keeps itself; call it otherwise."
+
 def read_arms(d: dict, wrong: Wrong) -> list[str]:
     "The arms by their proper names, each once."
     arms = []
     for arm in d["arms"]:
         with about("arms", arm, wrong): arms.append(arm_name(arm))
+        if KEPT_NAMES.fullmatch(arms[-1]): raise wrong("arms", arm, IS_KEPT)
     if twice := repeated(arms): raise wrong("arms", d["arms"], f"names {twice[0]} 2 times; name each once.")
     return arms
 
@@ -655,16 +660,13 @@ def check_metric(d: dict, wrong: Wrong) -> None:
     if d.get("better", "lower") not in ("higher", "lower"):
         raise wrong("better", d["better"], "must be 'higher' or 'lower': which way the metric gets better.")
 
-KEPT_NAMES = re.compile(r".*\.(json|zip|md|svg|png)|tables", re.I)   # what a study keeps beside its arms
-
 def check_arms(d: dict, wrong: Wrong) -> None:
     "Arms are names of folders, the baseline one of them."
     baseline = d.get("baseline", "baseline")
     for arm in d["arms"]:
         if not isinstance(arm, str) or not names_a_folder(arm) or arm[0] in ".-":
             raise wrong("arms", arm, "cannot name a folder; use letters, digits, - and _.")
-        if not KEPT_NAMES.fullmatch(arm): continue
-        raise wrong("arms", arm, "is the name of what a study keeps itself; call it otherwise.")
+        if KEPT_NAMES.fullmatch(arm): raise wrong("arms", arm, IS_KEPT)
     if baseline == "aa": raise wrong("baseline", "aa", "is the name of the baseline run again; call it otherwise.")
     if baseline in d["arms"]: return
     guess = did_you_mean(baseline, d["arms"])
@@ -1091,7 +1093,8 @@ def spread_seen(study: Study) -> tuple[float, str] | None:
 
 def power_words(study: Study) -> str:
     "How often the study would show that an arm equals the baseline."
-    from ablation_nb.statistics import equivalence_power, largest_spread, look_levels, pairs_needed, share_words
+    from ablation_nb.statistics import (
+        MOST_PAIRS, equivalence_power, largest_spread, look_levels, pairs_needed, share_words)
     s, looks = study.settings, planned_looks(study.settings)
     pairs, margin, level = len(s["seeds"]), s["margin"], .95
     if looks: pairs, level = looks[-1], 1 - look_levels(looks, .1 / contrasts(s))[-1] / 2
@@ -1101,9 +1104,10 @@ def power_words(study: Study) -> str:
     seen = spread_seen(study)
     if not seen: return f"{words} (standard deviation)."
     sd, where = seen
-    power = equivalence_power(pairs, sd, margin, level)
+    power, needed = equivalence_power(pairs, sd, margin, level), pairs_needed(sd, margin)
+    needs = f"{needed} pairs" if needed < MOST_PAIRS else "more than a million pairs"
     return (f"{words} (standard deviation). In {where} they spread by {sd:.2g}: "
-            f"then in {share_words(power)}, and 80 % would need {pairs_needed(sd, margin)} pairs.")
+            f"then in {share_words(power)}, and 80 % would need {needs}.")
 
 def precision_words(jobs: list[Job]) -> str:
     "That runs multiply in bf16 where nothing says that the machine does; empty elsewhere."
