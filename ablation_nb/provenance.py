@@ -655,9 +655,9 @@ def numbers_source() -> str:
 
 KNOWN = """
 import json
+import ablation_nb.runs
 from ablation_nb.config import ARMS
-from ablation_nb.runs import package_hash
-print(json.dumps(dict(hash=package_hash(), arms=list(ARMS))))
+print(json.dumps(dict(hash=ablation_nb.runs.package_hash(), arms=list(ARMS))))
 """
 
 PROBE = """
