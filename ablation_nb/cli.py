@@ -484,8 +484,9 @@ def add_on_study(
         from ablation_nb.ready import refuse_offline, refuse_unwritable
         from ablation_nb.study import read_study, study_of_runs
         study = study_of_runs(args.file) if name == "report" else None   # its text and scale are settled
+        of_environment = os.environ.get("ABLATION_CORPUS")   # which means the studies that need a text
         for option, typed in (("--corpus", args.corpus), ("--scale", args.scale)):
-            if not (study and typed): continue
+            if not (study and typed) or typed == of_environment: continue
             settled = f"{args.file} is a folder of runs, whose text and scale are settled"
             raise AblationError(f"{settled}: {option} {typed} means nothing there; leave it out.")
         if study is None: study = read_study(args.file, args.corpus, args.scale)
