@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['CLAIM_VERDICTS', 'KINDS', 'TESTS', 'WIDTH_WITH_NORM', 'OFFICIAL', 'MEANS', 'Settled', 'settles', 'answered',
-           'decided', 'Ends', 'widening', 'lie_above', 'lies_above', 'lies_below', 'lies_near', 'model_module',
-           'parameters', 'smaller', 'same_parameters', 'vocabulary', 'tokens_of', 'tokens', 'widths', 'matrices',
-           'ffn_operations', 'flops_saved', 'percent', 'perplexity', 'extreme', 'range_below', 'before_training',
-           'untrained', 'first_loss', 'first_losses', 'first_ratio', 'excess_beyond_logits', 'order_visible',
-           'lr_words', 'mean_words', 'Evidence', 'has_arms', 'clocked', 'lost_runs', 'evaluation_step', 'runs_with',
-           'effects_on', 'effect', 'size', 'below', 'could_be', 'between', 'ordered', 'largest', 'ranking', 'only',
-           'nothing_from', 'learnt', 'trains', 'finishes', 'narrower', 'narrowest', 'trains_at_the_rate_of', 'trend',
-           'spread_interval', 'seed_spread', 'within_luck', 'crowned', 'level', 'reached', 'settled_by',
+           'decided', 'Ends', 'widening', 'widened', 'lie_above', 'lies_above', 'lies_below', 'lies_near',
+           'model_module', 'parameters', 'smaller', 'same_parameters', 'vocabulary', 'tokens_of', 'tokens', 'widths',
+           'matrices', 'ffn_operations', 'flops_saved', 'percent', 'perplexity', 'extreme', 'range_below',
+           'before_training', 'untrained', 'first_loss', 'first_losses', 'first_ratio', 'excess_beyond_logits',
+           'order_visible', 'lr_words', 'mean_words', 'Evidence', 'has_arms', 'clocked', 'lost_runs', 'evaluation_step',
+           'runs_with', 'effects_on', 'effect', 'size', 'below', 'could_be', 'between', 'ordered', 'largest', 'ranking',
+           'only', 'nothing_from', 'learnt', 'trains', 'finishes', 'narrower', 'narrowest', 'trains_at_the_rate_of',
+           'trend', 'spread_interval', 'seed_spread', 'within_luck', 'crowned', 'level', 'reached', 'settled_by',
            'local_context', 'past_the_end', 'extrapolates', 'beyond', 'interacts', 'together', 'needed', 'without',
            'less_sensitive', 'harder']
 
@@ -100,13 +100,18 @@ def widening(n: Any, k: int) -> Any:
     "How many times as wide the 95 % interval of `n` numbers is if `k` of them are to hold together (Bonferroni)."
     return stats.t.ppf(1 - .025 / k, n - 1) / stats.t.ppf(.975, n - 1)
 
+def widened(effects: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    "Lower and upper ends of the 95 % intervals of effects, so wide that all hold together."
+    mean, wide = effects["mean"], widening(effects.n, len(effects))
+    return mean + (effects.lo - mean) * wide, mean + (effects.hi - mean) * wide
+
 def lie_above(
     intervals: Iterable[Interval],  # of 95 %
     value: float,
     figures: str | Iterable[str],
     lost: str = "",  # as in `answered`
 ) -> Settled:
-    "Holds if every interval lies above a value, fails if one lies below it, were each as wide as so many ask for."
+    "Holds if every interval lies above a value, fails if one lies below it at the level that Bonferroni leaves it."
     intervals = list(intervals)
     def highest(i: Interval) -> float: return i.mean + (i.hi - i.mean) * widening(i.n, len(intervals))
     above = all(i.lo > value for i in intervals)
@@ -652,8 +657,7 @@ def below(
     effects = paired_effects(runs, "value", by=()).set_index("arm").loc[arms]
     whole = effects.n_diverged.eq(0) & effects.n_base_diverged.eq(0) & effects.lo.notna()
     inside = whole & (effects.lo > -percent) & (effects.hi < percent)
-    wide = widening(effects.n, len(arms))   # one of several may lie outside by luck
-    lo, hi = (effects["mean"] + (end - effects["mean"]) * wide for end in (effects.lo, effects.hi))
+    lo, hi = widened(effects)   # one of several may lie outside by luck
     outside = whole & ((lo >= percent) | (hi <= -percent))
     def words(t: Any) -> str:
         diverged = f", {int(t.n_diverged)} diverged" if t.n_diverged else ""
@@ -728,8 +732,9 @@ def only(
     lo, hi = 100 * effects.lo / base, 100 * effects.hi / base
     whole = effects.n_diverged.eq(0) & effects.n_base_diverged.eq(0)
     alone = whole.all() and lo[arm] > percent and (hi[others] < percent).all()
-    too_little = whole[arm] and hi[arm] < percent
-    another = (whole & (lo > percent))[others].any()
+    lowest, highest = (100 * end / base for end in widened(effects))   # one of several may cost so much by luck
+    too_little = whole[arm] and highest[arm] < percent
+    another = (whole & (lowest > percent))[others].any()
     mean = 100 * effects["mean"] / base
     words = [f"{arm_label(a)} {interval_words(mean[a], lo[a], hi[a])} %" for a in effects.index]
     return answered(alone, too_little or another, words)._replace(hangs=bool(effects.hangs.eq("yes").any()))

@@ -8,12 +8,12 @@ __all__ = ['JUDGEMENTS', 'AT_ONCE', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'DOUB
            'FRONT', 'SEED_TOKENS', 'SIZES', 'HOW_SCALE_READS', 'no_stories', 'Results', 'read_results', 'at_own_rates',
            'setups', 'most_arms', 'rate_of', 'setup_words', 'of', 'run_key', 'by_key', 'asked_for', 'rates_asked',
            'seeds_asked', 'count_words', 'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points',
-           'point_words', 'power_sentence', 'equality_sentence', 'ran_words', 'effect_words', 'lost_words',
-           'by_verdict', 'set_sentence', 'tuning_words', 'comparable', 'one_rate', 'tuning_sentence', 'axis_of',
-           'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned', 'trend_words', 'moves', 'nowhere',
-           'by_trend', 'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence', 'on_the_ladder',
-           'hanging_verdicts', 'rates_sentence', 'doubts_over_points', 'verdicts_at_one_rate', 'on_rates',
-           'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts',
+           'point_words', 'power_sentence', 'equality_sentence', 'seeds_words', 'ran_words', 'effect_words',
+           'lost_words', 'by_verdict', 'set_sentence', 'tuning_words', 'comparable', 'one_rate', 'tuning_sentence',
+           'axis_of', 'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned', 'trend_words', 'moves',
+           'nowhere', 'by_trend', 'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence',
+           'on_the_ladder', 'hanging_verdicts', 'rates_sentence', 'doubts_over_points', 'verdicts_at_one_rate',
+           'on_rates', 'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts',
            'fact_list', 'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown', 'stem_of',
            'Section', 'section', 'findings', 'longer_answers', 'answers', 'answers_over_grid', 'answers_by_point',
            'both_rates', 'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables',
@@ -464,6 +464,10 @@ def equality_sentence(
             f" Of an arm that truly equals the baseline, that would be shown in {powers} of such studies.")
 
 # %% ../nbs/23_report.ipynb #8fce6a4f
+def seeds_words(counts: pd.Series) -> str:
+    "'1 seed', '8 seeds', '2 to 5 seeds'."
+    return f"{span(counts, '{:.0f}'.format)} {'seed' if counts.max() == 1 else 'seeds'}"
+
 def ran_words(runs: pd.DataFrame) -> str:
     """What runs have behind them: '22.7M parameters, 14.3M tokens a run, 8 seeds'.
 
@@ -472,8 +476,7 @@ def ran_words(runs: pd.DataFrame) -> str:
     base = done[done.arm == "baseline"]
     own = done if base.empty else base
     by_arm = runs[runs.status.ne("partial") & runs.arm.ne("aa")].groupby("arm").seed.nunique()
-    seeds = count_words(done.seed.nunique(), "seed")
-    if by_arm.nunique() > 1: seeds = f"{by_arm.min()} to {by_arm.max()} seeds"
+    seeds = seeds_words(by_arm) if by_arm.nunique() > 1 else count_words(done.seed.nunique(), "seed")
     size, tokens = span(own.parameters, amount), span(own.tokens, amount)
     return f"{size} parameters, {tokens} tokens a run, {seeds}"
 
@@ -595,8 +598,7 @@ def tuning_sentence(r: Results) -> str:
     rest = changes.arm[changes.verdict == "undetermined"].map(named)
     unclear = ""
     if len(rest): unclear = f"; whether it changes for {joined(rest)} is undetermined"
-    few, many = changes.n.min(), changes.n.max()
-    seeds = count_words(int(many), "seed") if few == many else f"{few} to {many} seeds"
+    seeds = seeds_words(changes.n)
     return (f"From {rate_of(one)} for all arms to each arm's own best rate ({seeds} in both settings), "
             f"the difference {joined(clauses)}{unclear}.")
 
@@ -686,14 +688,14 @@ def levels_words(
     return ", ".join(levels)
 
 # %% ../nbs/23_report.ipynb #5c1e0b09
-TRENDS = dict(  # what a verdict says of a slope
-    worse="rises",
-    better="falls",
-    equivalent="stays the same",
-    undetermined="shows no trend that could be told",
-    diverged="cannot be followed, as runs diverge,") | {
+TRENDS = {  # what a verdict says of a slope
+    "worse": "rises",
+    "better": "falls",
+    "equivalent": "stays the same",
+    "undetermined": "shows no trend that could be told",
+    "diverged": "cannot be followed, as runs diverge,",
     "baseline diverged": "cannot be followed, as runs of the baseline diverge,",
-    "one seed": "has one seed at every level, which tells no trend,",
+    "one seed": "has one seed with runs at every level, which tells no trend,",
     "no pair": "has no seed with runs at every level",
 }
 
