@@ -1570,6 +1570,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'ablation_nb.statistics.turning_size': ( 'statistics.html#turning_size',
                                                                                  'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.twins': ('statistics.html#twins', 'ablation_nb/statistics.py'),
+                                        'ablation_nb.statistics.unmoved': ('statistics.html#unmoved', 'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.unpaired_interval': ( 'statistics.html#unpaired_interval',
                                                                                       'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.unsigned': ('statistics.html#unsigned', 'ablation_nb/statistics.py'),

@@ -567,10 +567,17 @@ def add_other_commands(sub: Any) -> None:
         from ablation_nb.ready import refuse_unwritable
         refuse_unwritable(proofs_file().parent)
         return max([show_proof(prove(revision, arms=args.arms), revision) for revision in args.revisions or ["HEAD"]])
+
+    def begun(args: argparse.Namespace) -> int:
+        if args.notebook: return make_study(args.notebook, args.name, args.yes)
+        from ablation_nb.config import AblationError
+        if args.yes: raise AblationError("--yes answers what is asked of a notebook; name one with --from NOTEBOOK.")
+        return make_project(args.name)
+
     begin = add_command(
         sub, "new",
         "make a small project: notebooks, an arm of one's own, a study; or a study of a notebook that is there",
-        lambda args: make_study(args.notebook, args.name, args.yes) if args.notebook else make_project(args.name))
+        begun)
     begin.add_argument("name", help="the project's folder, e.g. my-study; with --from, the study's name")
     begin.add_argument("--from", dest="notebook", metavar="NOTEBOOK", help="write a study of this notebook instead")
     begin.add_argument("--yes", action="store_true", help="with --from: tag a cell `parameters` without asking")
