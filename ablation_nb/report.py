@@ -57,7 +57,7 @@ from .results import (
     read_json, trusted_runs)
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
-    paired_differences, pairs_wanted, rank_agreement, signed, twins, unsigned)
+    paired_differences, pairs_wanted, rank_agreement, signed, twins, unmoved, unsigned)
 from .study import precision_is_open
 from .tables import (
     ALIKE, QUESTIONS, SPOKEN, Question, abilities, abilities_for_reading, accuracy_levels, against_the_sum,
@@ -1243,11 +1243,18 @@ wrong verdict at any look has that chance; the intervals of differences over see
 at 95 % whenever one looks, and those over documents besides do not count the looks."""
 
 def twin_words(runs: pd.DataFrame) -> str:
-    "Which arms are one model; empty if none are."
-    pairs = [f"{arm_label(first)} and {arm_label(twin)}" for twin, first in twins(runs).items()]
-    if not pairs: return ""
-    return (f"{joined(pairs)} are one model here: their runs agree to the last bit, "
-            "so they are one contrast in every correction.")
+    "Which arms are one model, and which changed nothing in these runs; empty if none are."
+    alike, sentences = dict[str, list[str]](), []
+    for twin, first in twins(runs).items(): alike.setdefault(first, [first]).append(twin)
+    groups = [joined([*map(arm_label, arms)]) for arms in alike.values()]
+    if groups:
+        sentences.append(f"{', and so are '.join([f'{groups[0]} are one model here', *groups[1:]])}: "
+                         "their runs agree to the last bit, so they are one contrast in every correction.")
+    if idle := unmoved(runs):
+        has, it, changes = ("has", "it", "changes") if len(idle) == 1 else ("have", "they", "change")
+        sentences.append(f"{joined([*map(arm_label, idle)])} {has} the baseline's losses to the last bit: "
+                         f"what {it} {changes} never came into play in these runs, and no verdict says more than that.")
+    return " ".join(sentences)
 
 def in_families(table: pd.DataFrame) -> pd.DataFrame:  # of `results_table`
     "The rows of many arms as their figure has them: by family, and within one from the lowest loss to the highest."

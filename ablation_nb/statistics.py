@@ -7,7 +7,7 @@ __all__ = ['LARGE', 'EARNABLE', 'MOST_PAIRS', 'HISTORIES', 'LEVELS', 'Interval',
            'share_words', 'paired_differences', 'paired_power', 'smallest_effect', 'paired_effects', 'paired_trend',
            'ratio_interval', 'StudiesTrend', 'studies_trend', 'line_at', 'turning_size', 'rank_agreement',
            'CrossedInterval', 'crossed_interval', 'crossed_effects', 'unpaired_interval', 'pairing_gain',
-           'difference_p', 'equivalence_p', 'holm', 'verdicts', 'twins', 'family_effects', 'looks_behind',
+           'difference_p', 'equivalence_p', 'holm', 'verdicts', 'twins', 'unmoved', 'family_effects', 'looks_behind',
            'equivalence_power', 'largest_spread', 'pairs_needed', 'spent', 'look_levels', 'looks_so_far',
            'sequential_p', 'pairs_wanted', 'OffLadder', 'off_ladder', 'noise_budget', 'best_of_evaluations',
            'add_factors', 'all_terms', 'factorial_contrasts', 'factorial_effects']
@@ -640,6 +640,15 @@ def twins(runs: pd.DataFrame) -> dict[str, str]:  # `runs`: a row a run, at most
         leader = first.setdefault(losses, arm)
         if leader != arm: twin_of[arm] = leader
     return twin_of
+
+def unmoved(runs: pd.DataFrame) -> list[str]:  # `runs`: a row a run, at most one an arm and seed
+    "Arms, but the A/A one, that ended with the baseline's losses to the last bit at every seed that both have."
+    if "final_val_loss" not in runs: return []   # of times that were taken apart from the runs
+    losses = {arm: dict(zip(own.seed, own.final_val_loss)) for arm, own in runs[runs.status == "done"].groupby("arm")}
+    base = losses.pop("baseline", {})
+    pairs = {arm: [(loss, base[seed]) for seed, loss in own.items() if seed in base] for arm, own in losses.items()}
+    still = {arm for arm, of in pairs.items() if of and all(loss == beside for loss, beside in of)}
+    return arm_order(still - {"aa"})
 
 def family_effects(
     runs: pd.DataFrame,            # a row a run, at most one an arm and seed
