@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'MAY_BE_ZERO', 'SCHEDULES', 'OPTIMIZERS', 'LARGEST', 'FEED_FORWARDS', 'NORMS', 'POSITIONS', 'SOFTCAP',
            'ATTENTIONS', 'BLOCKS', 'HEADS', 'WRITERS', 'INITS', 'PARTS', 'MODEL_FIELDS', 'TRAIN_FIELDS', 'ARMS',
-           'ARMS_FAULT', 'FAMILIES', 'SCALES', 'OF_EVERY_TASK', 'TASKS', 'LATER', 'IS_THE_PACKAGE', 'OWN_ARMS',
-           'OWN_PARTS', 'AblationError', 'did_you_mean', 'unknown', 'ModelConfig', 'TrainConfig', 'adamw_first',
-           'sgd_first', 'muon_first', 'trained_by_muon', 'first_move', 'decay_of', 'is_of_type', 'check_types',
-           'check_value', 'swiglu_width', 'plain_width', 'matched_width', 'silu', 'gelu', 'unit_rms', 'FeedForward',
-           'Norm', 'Position', 'rope_angles', 'partial_pairs', 'partial_angles', 'alibi_bias', 'sine_vectors',
-           'Attention', 'Block', 'Head', 'pre_block', 'post_block', 'sandwich_block', 'parallel_block', 'glorot_sd',
-           'gpt2_sd', 'zero_out_sd', 'initial_sd', 'named_part', 'part_of', 'register_part', 'register_feed_forward',
-           'register_norm', 'check_parts_fit', 'ffn_matrices', 'block_weights', 'gains', 'parameter_count',
-           'flops_per_token', 'Arm', 'check_label', 'register_arm', 'arm_names', 'parse_arm', 'check_parts', 'arm_name',
-           'arm_label', 'arm_family', 'arm_order', 'compared_arms', 'Scale', 'torch_build', 'has_card',
-           'multiplies_bf16', 'resolve_scale', 'native_precision', 'model_config', 'train_config', 'demanded',
-           'known_fields', 'TaskRule', 'is_task', 'parse_task', 'task_vocabulary', 'refuse_few_episodes', 'RunConfig',
-           'at_work', 'both_configs', 'refuse_idle', 'run_config', 'project_root', 'own_arms', 'fault_of',
+           'ARMS_FAULT', 'NO_TREATMENT', 'FAMILIES', 'SCALES', 'OF_EVERY_TASK', 'TASKS', 'LATER', 'IS_THE_PACKAGE',
+           'OWN_ARMS', 'OWN_PARTS', 'AblationError', 'did_you_mean', 'unknown', 'ModelConfig', 'TrainConfig',
+           'adamw_first', 'sgd_first', 'muon_first', 'trained_by_muon', 'first_move', 'decay_of', 'is_of_type',
+           'check_types', 'check_value', 'swiglu_width', 'plain_width', 'matched_width', 'silu', 'gelu', 'unit_rms',
+           'FeedForward', 'Norm', 'Position', 'rope_angles', 'partial_pairs', 'partial_angles', 'alibi_bias',
+           'sine_vectors', 'Attention', 'Block', 'Head', 'pre_block', 'post_block', 'sandwich_block', 'parallel_block',
+           'glorot_sd', 'gpt2_sd', 'zero_out_sd', 'initial_sd', 'named_part', 'part_of', 'register_part',
+           'register_feed_forward', 'register_norm', 'check_parts_fit', 'ffn_matrices', 'block_weights', 'gains',
+           'parameter_count', 'flops_per_token', 'Arm', 'check_label', 'register_arm', 'arm_names', 'parse_arm',
+           'check_parts', 'arm_name', 'arm_label', 'arm_family', 'arm_order', 'compared_arms', 'Scale', 'torch_build',
+           'has_card', 'multiplies_bf16', 'resolve_scale', 'native_precision', 'model_config', 'train_config',
+           'demanded', 'known_fields', 'TaskRule', 'is_task', 'parse_task', 'task_vocabulary', 'refuse_few_episodes',
+           'RunConfig', 'at_work', 'both_configs', 'refuse_idle', 'run_config', 'project_root', 'own_arms', 'fault_of',
            'import_file']
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
 import difflib, importlib.util, math, os, re, sys, traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -510,7 +511,7 @@ def parameter_count(cfg: ModelConfig) -> int:
 def flops_per_token(cfg: ModelConfig) -> int:
     "Floating-point operations per trained token (forward and backward), by formula."
     D, T, window = cfg.d_model, cfg.context_length, part_of(cfg, "attention").window
-    in_sight = window(T) if window else T
+    in_sight = min(window(T), T) if window else T
     forward = 2 * cfg.vocab_size * D + cfg.n_layers * (2 * block_weights(cfg) + 4 * in_sight * D)
     return 3 * forward
 
@@ -573,12 +574,31 @@ def register_arm(arm: Arm) -> Arm:
         raise AblationError(f"The arm '{arm.name}' changes {arm.change!r}, which must be a dict from fields to values, "
                             "such as dict(ffn='silu').")
     for f in arm.change:
+        given = f"The arm '{arm.name}' changes {f}, which"
+        if f in NO_TREATMENT: raise AblationError(f"{given} {NO_TREATMENT[f]}.")
         if f in known: continue
-        nowhere = f"The arm '{arm.name}' changes {f}, which is no field of ModelConfig or TrainConfig."
-        raise unknown(nowhere, f, known, "Their fields")
+        raise unknown(f"{given} is no field of ModelConfig or TrainConfig.", f, known, "Their fields")
+    if arm.width and "ffn" not in arm.change:
+        raise AblationError(f"The arm '{arm.name}' has a width and no feed-forward layer to have it; "
+                            "name that too, such as dict(ffn='swiglu').")
     check_label(arm)
     ARMS[arm.name] = arm
     return arm
+
+# What an arm cannot be, with the reason and the place that a change of it has
+NO_TREATMENT = {
+    **dict.fromkeys(("vocab_size", "context_length", "d_model", "n_layers", "n_heads"),
+                    "is a size, and arms are compared at one size; put sizes into a study's [grid] or [overrides]"),
+    "d_ff": "is a size that follows from the feed-forward layer; give the arm a width, such as width=lambda d: 8 * d",
+    **dict.fromkeys(("n_steps", "batch_size"),
+                    "decides what text a run sees, and arms are compared on the same; put it into a study's [grid]"),
+    **dict.fromkeys(("seed", "order"), "is the same for both of a pair that is compared; a study has its seeds"),
+    "valid_stories": "decides what a run is scored on, and arms are compared on the same; put it into [overrides]",
+    **dict.fromkeys(("eval_every", "log_every", "checkpoint_every"),
+                    "decides when a run is looked at, and changes nothing of it; put it into [overrides]"),
+    **dict.fromkeys(("precision", "compile", "device", "threads"),
+                    "decides how numbers are worked out, for all arms alike; put it into [grid] or [overrides]"),
+}
 
 def arm_names(aliases: bool = False) -> list[str]:
     "Names of all registered arms, in order of registration; with `aliases`, those too."
@@ -1035,7 +1055,10 @@ def import_file(file: Path, name: str) -> None:
     assert spec is not None and spec.loader is not None  # it is a file
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     if (beside := str(file.parent)) not in sys.path: sys.path.append(beside)
-    spec.loader.exec_module(module)
+    with redirect_stdout(sys.stderr): spec.loader.exec_module(module)   # what a command says stays its own
 
 IS_THE_PACKAGE = __name__ == "ablation_nb.config"  # the registry of this notebook is another one
-OWN_ARMS, OWN_PARTS = own_arms() if IS_THE_PACKAGE else ([], [])
+OWN_ARMS: list[str] = []   # both exist before arms.py is read, which may import all of this
+OWN_PARTS: list[str] = []
+if IS_THE_PACKAGE:
+    for _here, _found in zip((OWN_ARMS, OWN_PARTS), own_arms()): _here.extend(_found)
