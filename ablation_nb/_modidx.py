@@ -339,6 +339,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.config.has_card': ('config.html#has_card', 'ablation_nb/config.py'),
                                     'ablation_nb.config.import_file': ('config.html#import_file', 'ablation_nb/config.py'),
                                     'ablation_nb.config.initial_sd': ('config.html#initial_sd', 'ablation_nb/config.py'),
+                                    'ablation_nb.config.is_idle': ('config.html#is_idle', 'ablation_nb/config.py'),
                                     'ablation_nb.config.is_of_type': ('config.html#is_of_type', 'ablation_nb/config.py'),
                                     'ablation_nb.config.is_task': ('config.html#is_task', 'ablation_nb/config.py'),
                                     'ablation_nb.config.known_fields': ('config.html#known_fields', 'ablation_nb/config.py'),

@@ -17,14 +17,14 @@ __all__ = ['PRECISIONS', 'MAY_BE_ZERO', 'SCHEDULES', 'OPTIMIZERS', 'LARGEST', 'F
            'check_parts', 'arm_name', 'arm_label', 'arm_family', 'arm_order', 'compared_arms', 'Scale', 'torch_build',
            'has_card', 'multiplies_bf16', 'resolve_scale', 'native_precision', 'model_config', 'train_config',
            'demanded', 'known_fields', 'TaskRule', 'is_task', 'parse_task', 'task_vocabulary', 'refuse_few_episodes',
-           'RunConfig', 'at_work', 'both_configs', 'refuse_idle', 'run_config', 'project_root', 'own_arms', 'fault_of',
-           'import_file']
+           'RunConfig', 'at_work', 'both_configs', 'refuse_idle', 'is_idle', 'run_config', 'project_root', 'own_arms',
+           'fault_of', 'import_file']
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
 import difflib, importlib.util, math, os, re, sys, traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -980,17 +980,32 @@ def both_configs(arm: str, scale: str, overrides: dict) -> tuple[ModelConfig, Tr
     return model_config(arm, scale, **model), train_config(scale, arm, **train)
 
 def refuse_idle(arm: str, scale: str, overrides: dict) -> None:
-    "Each part of an arm changes what is computed: one that other settings make idle is an error."
-    now, parts = at_work(*both_configs(arm, scale, overrides)), parse_arm(arm)
+    "Each part of an arm, by each of its fields, changes what is computed: what other settings make idle is an error."
+    made, parts = both_configs(arm, scale, overrides), parse_arm(arm)
     for part in parts:
         others = "+".join(p.name for p in parts if p is not part) or "baseline"
         given = {k: v for k, v in overrides.items() if k not in part.change}
-        try: without = at_work(*both_configs(others, scale, given))
+        try: without = both_configs(others, scale, given)
         except AblationError: continue   # there is no such model
-        if not part.change or without != now: continue
-        what = ", ".join(f"{f}={v!r}" for f, v in part.change.items())
+        idle = [f for f in part.change if is_idle(f, part, made, without)]
+        if at_work(*without) == at_work(*made): idle = [*part.change]
+        if not idle: continue
+        what = ", ".join(f"{f}={part.change[f]!r}" for f in idle)
         raise AblationError(f"'{part.name}' changes nothing here: {what} is idle beside the other settings. "
                             "Leave it out, or change what makes it so.")
+
+def is_idle(
+    name: str,                                  # of a field that `part` sets
+    part: Arm,
+    made: tuple[ModelConfig, TrainConfig],      # with the part
+    without: tuple[ModelConfig, TrainConfig],   # without it
+) -> bool:
+    "Would the part do the same if it left this field alone?"
+    if name == "ffn" and part.width: return False   # the width is that of this layer
+    k = int(name in TRAIN_FIELDS)
+    try: left = replace(made[k], **{name: getattr(without[k], name)})
+    except AblationError: return False   # there is no such model
+    return at_work(*((made[0], left) if k else (left, made[1]))) == at_work(*made)
 
 def run_config(
     ablation: str = "baseline",  # the arm
