@@ -53,6 +53,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.checks.Case.logits': ('checks.html#case.logits', 'ablation_nb/checks.py'),
                                     'ablation_nb.checks.Case.louder': ('checks.html#case.louder', 'ablation_nb/checks.py'),
                                     'ablation_nb.checks.Case.noise': ('checks.html#case.noise', 'ablation_nb/checks.py'),
+                                    'ablation_nb.checks.Case.reach': ('checks.html#case.reach', 'ablation_nb/checks.py'),
                                     'ablation_nb.checks.Case.tol': ('checks.html#case.tol', 'ablation_nb/checks.py'),
                                     'ablation_nb.checks.Check': ('checks.html#check', 'ablation_nb/checks.py'),
                                     'ablation_nb.checks.DotProducts': ('checks.html#dotproducts', 'ablation_nb/checks.py'),

@@ -24,7 +24,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ablation_nb.config import (
-    ATTENTIONS, FEED_FORWARDS, POSITIONS, WRITERS, AblationError, ModelConfig, Norm,
+    ATTENTIONS, FEED_FORWARDS, OWN_PARTS, PARTS, POSITIONS, WRITERS, AblationError, ModelConfig, Norm,
     arm_name, initial_sd, model_config, parse_arm, part_of, unit_rms,
 )
 from .layers import CausalSelfAttention, KVCache, Linear
@@ -106,10 +106,16 @@ class Case:
         return 1e-4 if self.device.type == "cpu" else 1e-3
 
     @cached_property
+    def reach(self) -> int:
+        "How many tokens are looked at: few, but of a part from `arms.py` many, as it may do something only far back."
+        own = {getattr(self.cfg, kind) for kind in PARTS} & {*OWN_PARTS}
+        return min(self.cfg.context_length, 256 if own else 16)
+
+    @cached_property
     def ids(self) -> torch.Tensor:
         "Two short texts of random tokens, longer than what a window shows, (B, T)."
-        window = part_of(self.cfg, "attention").window
-        shape = (2, min(self.cfg.context_length, 8 + window(self.cfg.context_length) if window else 16))
+        T, window = self.cfg.context_length, part_of(self.cfg, "attention").window
+        shape = (2, max(self.reach, min(T, 8 + window(T))) if window else self.reach)
         gen = torch.Generator().manual_seed(0)
         return torch.randint(0, self.cfg.vocab_size, shape, generator=gen).to(self.device)
 
@@ -420,7 +426,7 @@ def check_attention(t: Case) -> tuple[bool, str]:
     what = f"attention='{cfg.attention}' with position='{cfg.position}'"
     for i, block in enumerate(t.copy.blocks):
         for size in (1, 4):
-            x = size * t.noise(2, min(cfg.context_length, 16), cfg.d_model)
+            x = size * t.noise(2, t.reach, cfg.d_model)
             y = block.attn(x)
             gap = off(y, reference_attention(as_numpy(x), weights_of(block.attn, "a"), "a", cfg, True))
             worst = max(worst, gap)
