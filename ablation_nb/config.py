@@ -458,6 +458,8 @@ def register_part(field: str, name: str, part: Any) -> Any:
     if name in PARTS[field]: raise AblationError(f"A part called '{name}' exists already; choose another name.")
     if part.layer is None:
         raise AblationError(f"The part '{name}' has no layer: give `layer=`, what makes its torch module.")
+    if not callable(part.layer):
+        raise AblationError(f"The part '{name}' has the layer {part.layer!r}, which makes no module; give a class.")
     PARTS[field][name] = part
     return part
 
@@ -479,7 +481,14 @@ def check_parts_fit(cfg: ModelConfig) -> None:
     if cfg.norm == "none" and block and block.needs_norms:
         raise AblationError(f"placement='{cfg.placement}' moves norms, but norm='none' has none to move; "
                             "drop one of the two treatments.")
-    if cfg.attention in ATTENTIONS and (cfg.n_kv_heads < 1 or cfg.n_heads % cfg.n_kv_heads):
+    attention = ATTENTIONS.get(cfg.attention)
+    for name, size in (("kv_heads", cfg.n_heads), ("window", cfg.context_length)):
+        rule = getattr(attention, name, None)
+        n = rule(size) if rule else 1
+        if isinstance(n, (int, np.integer)) and (n > 0 or name == "kv_heads"): continue   # no heads: see below
+        raise AblationError(f"attention='{cfg.attention}' gives {name}={n!r} for {size}, which must be a whole number "
+                            "above zero; divide with //.")
+    if attention and (cfg.n_kv_heads < 1 or cfg.n_heads % cfg.n_kv_heads):
         shared = f"attention='{cfg.attention}' makes {cfg.n_kv_heads} heads of keys and values"
         way_out = "choose a number of heads that can be shared"
         raise AblationError(f"{shared}, which cannot be shared by n_heads={cfg.n_heads}; {way_out}.")
