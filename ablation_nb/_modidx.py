@@ -1003,6 +1003,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'ablation_nb.provenance.same_code': ('provenance.html#same_code', 'ablation_nb/provenance.py'),
                                         'ablation_nb.provenance.same_notebook': ( 'provenance.html#same_notebook',
                                                                                   'ablation_nb/provenance.py'),
+                                        'ablation_nb.provenance.sizes_in': ('provenance.html#sizes_in', 'ablation_nb/provenance.py'),
                                         'ablation_nb.provenance.take_out': ('provenance.html#take_out', 'ablation_nb/provenance.py'),
                                         'ablation_nb.provenance.texts_in': ('provenance.html#texts_in', 'ablation_nb/provenance.py'),
                                         'ablation_nb.provenance.tiny_text': ('provenance.html#tiny_text', 'ablation_nb/provenance.py'),

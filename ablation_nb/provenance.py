@@ -6,9 +6,10 @@
 __all__ = ['COMPUTING', 'GIVEN', 'WORDING', 'TINY', 'TAKING', 'FAR', 'write_json', 'hash_of', 'described', 'identity_of',
            'identity', 'code_only', 'imported_files', 'is_own', 'module_text', 'package_hash', 'code_hash',
            'kept_answer', 'own_hash', 'data_named', 'Draw', 'NotebookRun', 'NotebookCode', 'notebook_identity',
-           'notebook_code', 'numbers_of', 'numbers_in', 'kind_of', 'torch_version', 'numbers_afar', 'fingerprint',
-           'close', 'proofs_file', 'read_proofs', 'behind', 'proven', 'code_now', 'same_notebook', 'same_code',
-           'version_here', 'prove', 'replaced', 'git_sha', 'device_name', 'device_kind', 'torch_release', 'environment']
+           'notebook_code', 'numbers_of', 'numbers_in', 'kind_of', 'torch_version', 'numbers_afar', 'sizes_in',
+           'fingerprint', 'close', 'proofs_file', 'read_proofs', 'behind', 'proven', 'code_now', 'same_notebook',
+           'same_code', 'version_here', 'prove', 'replaced', 'git_sha', 'device_name', 'device_kind', 'torch_release',
+           'environment']
 
 # %% ../nbs/10_provenance.ipynb #15e42953
 import ast, hashlib, importlib.util, inspect, io, itertools, json, math, os
@@ -31,8 +32,8 @@ else: import tomli as tomllib
 import numpy as np
 
 import ablation_nb
-from .config import (ARMS, OWN_ARMS, OWN_PARTS, PARTS, AblationError, RunConfig, parse_arm, project_root,
-                                torch_build)
+from .config import (ARMS, OWN_ARMS, OWN_PARTS, PARTS, AblationError, ModelConfig, RunConfig, parse_arm,
+                                project_root, torch_build)
 from .data import TokenData, cache_folder, corpus_name, write_atomic
 
 # Annotations name torch, and nbdev's documentation asks what they mean. What only compares runs does without it.
@@ -536,19 +537,28 @@ def torch_version() -> str:
     "The version of torch that is at work, or would be."
     return str(torch_build()["__version__"])
 
-FAR = dict(vocab_size=64, context_length=1024, d_model=64, n_layers=12, n_heads=16)
+FAR = (
+    dict(vocab_size=64, context_length=1024, d_model=32, n_layers=1, n_heads=2),
+    dict(vocab_size=64, context_length=32, d_model=128, n_layers=24, n_heads=16),
+)
 
 def numbers_afar(arm: str) -> list[float]:   # to seven digits; empty for an arm that is refused
-    """The size of logits at 32 places, and of each gradient, of an untrained model that is larger than `TINY`.
+    """What `arm` makes of models that are not trained and larger than `TINY`: one is long, one deep with many heads.
 
-    They show what a part of `arms.py` does only far back, deep down or with many heads."""
+    Of each the size of the logits at 32 places, and of each gradient. They show what a part of `arms.py` does only far
+    back or deep down."""
     import torch
 
     from ablation_nb.config import run_config
-    from ablation_nb.model import FlexibleTransformerLM
-    try: cfg = run_config(arm, "smoke", "builtin", **FAR).model
-    except AblationError: return []
     torch.set_num_threads(1)
+    try: return [x for size in FAR for x in sizes_in(run_config(arm, "smoke", "builtin", **size).model)]
+    except AblationError: return []
+
+def sizes_in(cfg: ModelConfig) -> list[float]:
+    "The size of the logits at 32 places of a text, and of each gradient, in a model that is not trained."
+    import torch
+
+    from ablation_nb.model import FlexibleTransformerLM
     model, rng = FlexibleTransformerLM(cfg, seed=3), np.random.Generator(np.random.Philox(key=7))
     V, T = cfg.vocab_size, cfg.context_length
     logits_TV = model(torch.from_numpy(rng.integers(0, V, (1, T))))[0]
