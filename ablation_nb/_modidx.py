@@ -1939,6 +1939,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ablation_nb.visit.archives_of': ('visit.html#archives_of', 'ablation_nb/visit.py'),
                                    'ablation_nb.visit.bounds': ('visit.html#bounds', 'ablation_nb/visit.py'),
                                    'ablation_nb.visit.by_parameter': ('visit.html#by_parameter', 'ablation_nb/visit.py'),
+                                   'ablation_nb.visit.came_to_its_end': ('visit.html#came_to_its_end', 'ablation_nb/visit.py'),
                                    'ablation_nb.visit.distances': ('visit.html#distances', 'ablation_nb/visit.py'),
                                    'ablation_nb.visit.faults': ('visit.html#faults', 'ablation_nb/visit.py'),
                                    'ablation_nb.visit.is_array': ('visit.html#is_array', 'ablation_nb/visit.py'),

@@ -975,11 +975,11 @@ def alone(
     try: yield
     finally: lock.release()
 
-def busy(folder: Path) -> bool:
-    "Does a process train in this folder?"
-    if not (folder / ".lock").exists(): return False
+def busy(folder: Path, name: str = ".lock") -> bool:
+    "Does a process train in this folder, or hold another lock of it?"
+    if not (folder / name).exists(): return False
     try:
-        with alone(folder, wait=0): return False
+        with alone(folder, name, wait=0): return False
     except Busy: return True
 
 # %% ../nbs/11_results.ipynb #54a32d0b

@@ -28,7 +28,7 @@ from .model import FlexibleTransformerLM
 from .provenance import identity_of
 from .ready import refuse_offline, refuse_unwritable
 from .results import (
-    RUN_FILES, RUN_LOCKS, Busy, alone, content, cut_short, every_field, has, run_folders, why_not)
+    RUN_FILES, RUN_LOCKS, Busy, alone, busy, content, cut_short, every_field, has, run_folders, why_not)
 from .runs import OWN_FILES, clear
 from .study import NotebookStudy, read_study
 from .trainer import Trainer, can_compile, resolve_device
@@ -186,6 +186,10 @@ def must_hold(archive: Path, name: str, folder: Path) -> None:
     raise AblationError(f"{archive} holds another result of {folder}; move it away, or choose another --out.")
 
 # %% ../nbs/32_visit.ipynb #ae3b10ff
+def came_to_its_end(folder: Path) -> bool:
+    "Is a run's notebook executed to its end? While it is being written it may look as if it were."
+    return not any(busy(folder, name) for name in RUN_LOCKS) and not cut_short(folder)
+
 def to_pack(folder: Path) -> list[Path]:
     "The files of a run that travel; what makes it finished comes last."
     names = [name for name in RUN_FILES if name != "result.json"]
@@ -235,7 +239,7 @@ def pack_ended(
     out.mkdir(parents=True, exist_ok=True)
     archives = archives_of(study, out)
     archive_of = {name: a for a in archives for name in members(a) if name.endswith("/result.json")}
-    ended = [f for f in run_folders(study) if (f / "result.json").exists() and (half or not cut_short(f))]
+    ended = [f for f in run_folders(study) if (f / "result.json").exists() and (half or came_to_its_end(f))]
     ended = [f for f in ended if not why_not(f)]
     left = []
     for f in ended:
