@@ -86,8 +86,9 @@ class ParallelTrainer(Trainer):
 
     def share_of(self, n: int) -> slice:  # `n`: windows or episodes
         "What of them this process scores: whole batches, so that each is the batch that one process would have scored."
-        batches = math.ceil(n / self.cfg.batch_size)
-        ends = [batches * r // self.world * self.cfg.batch_size for r in (self.rank, self.rank + 1)]
+        at_a_time = self.windows(self.model.cfg.context_length)
+        batches = math.ceil(n / at_a_time)
+        ends = [batches * r // self.world * at_a_time for r in (self.rank, self.rank + 1)]
         return slice(ends[0], min(n, ends[1]))
 
     def gathered(self, part: Any) -> list[Any]:
@@ -98,7 +99,8 @@ class ParallelTrainer(Trainer):
 
     def valid_losses(self) -> np.ndarray:
         "The same as one process has, where each has scored its share."
-        T, B, n = self.model.cfg.context_length, self.cfg.batch_size, len(self.valid.valid) - 1
+        T, n = self.model.cfg.context_length, len(self.valid.valid) - 1
+        B = self.windows(T)
         if self.valid.task or n < T * B * self.world: return super().valid_losses()
         own = self.share_of(math.ceil(n / T))
         tokens = self.valid.valid[own.start * T:own.stop * T + 1]
@@ -106,8 +108,8 @@ class ParallelTrainer(Trainer):
 
     def answer_losses(self, task: Task) -> np.ndarray:
         "Loss of every answer of the validation episodes; each process scores its share."
-        T, B = self.model.cfg.context_length, self.cfg.batch_size
-        episodes = self.valid.valid.reshape(-1, T)
+        T = self.model.cfg.context_length
+        episodes, B = self.valid.valid.reshape(-1, T), self.windows(T)
         own = episodes[self.share_of(len(episodes))]
         A, mine = len(task.answers()), (np.empty((0, 0)), np.empty((0, 0), bool))
         if len(own): mine = answer_scores(self.forward, own, task.answers(), B, self.autocast, self.device)

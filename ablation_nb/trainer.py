@@ -488,18 +488,28 @@ def evaluate(self: Trainer) -> float:
     return loss
 
 @patch
+def windows(
+    self: Trainer,
+    T: int,           # tokens of a window
+) -> int:
+    "How many are scored at a time: as many tokens as a batch has, or 512 where that has fewer."
+    batch = max(1, self.cfg.batch_size * self.model.cfg.context_length // T)
+    return batch if self.cfg.compile else max(batch, 512 // T)   # another shape would be compiled once more
+
+@patch
 def valid_losses(self: Trainer) -> np.ndarray:
     "Loss of all that is scored of the validation set, in nats, one after the other."
     if self.valid.task: return self.answer_losses(self.valid.task)
-    T, B = self.model.cfg.context_length, self.cfg.batch_size
+    T = self.model.cfg.context_length
+    B = self.windows(T)
     return token_losses(self.forward, self.valid.valid, T, B, self.autocast, self.device)
 
 # %% ../nbs/06_trainer.ipynb #7a5c0306
 @patch
 def answer_losses(self: Trainer, task: Task) -> np.ndarray:
     "Loss of every answer of the validation episodes, one after the other; `right` keeps which were right."
-    T, B = self.model.cfg.context_length, self.cfg.batch_size
-    episodes = self.valid.valid.reshape(-1, T)
+    T = self.model.cfg.context_length
+    episodes, B = self.valid.valid.reshape(-1, T), self.windows(T)
     loss_NA, self.right = answer_scores(self.forward, episodes, task.answers(), B, self.autocast, self.device)
     return loss_NA.ravel()
 
@@ -622,12 +632,12 @@ def accuracy(self: Trainer, task: Task, times: int) -> float | None:
 @patch
 def scores_beyond(self: Trainer, task: Task, times: int) -> tuple[np.ndarray, np.ndarray] | None:
     "`answer_scores` of as many validation episodes that are longer by a factor; None as for `accuracy`."
-    T, B = self.model.cfg.context_length, self.cfg.batch_size
-    longer = self.model.stretched(times * T)
+    T = times * self.model.cfg.context_length
+    longer = self.model.stretched(T)
     if longer is None: return None
     episodes = task.episodes("valid", len(self.valid.valid_bytes), times)
     work = working_copy(longer, self.cfg.precision)
-    return answer_scores(work, episodes, task.answers(times), max(1, B // times), self.autocast, self.device)
+    return answer_scores(work, episodes, task.answers(times), self.windows(T), self.autocast, self.device)
 
 # %% ../nbs/06_trainer.ipynb #ff2388ed
 @patch
@@ -641,12 +651,12 @@ def document_losses(self: Trainer) -> np.ndarray:
 def position_losses(self: Trainer) -> np.ndarray:
     "Mean validation loss by position in windows of the trained length T, and of 2T: (2, 2T), NaN if there is none."
     if self.valid.task: return self.place_losses(self.valid.task)
-    T, B = self.model.cfg.context_length, max(1, self.cfg.batch_size // 2)
+    T = self.model.cfg.context_length
     near = np.append(by_position(self.token_losses, T), np.full(T, np.nan))
     longer = self.model.stretched(2 * T)
     if longer is None: return np.stack([near, np.full(2 * T, np.nan)])
     work = working_copy(longer, self.cfg.precision)
-    far = token_losses(work, self.valid.valid, 2 * T, B, self.autocast, self.device)
+    far = token_losses(work, self.valid.valid, 2 * T, self.windows(2 * T), self.autocast, self.device)
     return np.stack([near, by_position(far, 2 * T)])
 
 @patch
