@@ -422,7 +422,9 @@ def finish(self: Run, result: dict) -> dict:
         np.save(self.folder / "position_losses.npy", self.trainer.position_losses().astype(np.float32))
     for name in ("metrics.jsonl", *["doc_losses.npy", "position_losses.npy"] * done): write_through(self.folder / name)
     del self.trainer   # it has done its work, and holds the optimiser's memory
-    save_file(self.model.cpu().state_dict(), self.folder / "weights.tmp")
+    self.model.cpu()
+    if done: self.refuse_hidden_state()
+    save_file(self.model.state_dict(), self.folder / "weights.tmp")
     os.replace(self.folder / "weights.tmp", self.folder / "weights.safetensors")
     cost = self.match()
     result = dict(
@@ -437,12 +439,28 @@ def finish(self: Run, result: dict) -> dict:
     self.state = result["status"]
     return result
 
+@patch
+@torch.no_grad()
+def refuse_hidden_state(self: Run) -> None:
+    "A trained model that says something else than a fresh one with its weights is an error: nobody could load it."
+    fresh = FlexibleTransformerLM(self.cfg.model, self.cfg.train.seed)
+    fresh.load_state_dict(self.model.state_dict())
+    ids_BT = torch.from_numpy(self.data.valid[:self.cfg.model.context_length].astype(np.int64))[None]
+    trained, loaded = self.model(ids_BT), fresh(ids_BT)
+    apart = float((trained - loaded).abs().max() / loaded.abs().max())
+    if apart < 1e-4: return   # what rounding may do
+    raise AblationError(
+        f"The trained model of '{self.cfg.arm}' says something else than a fresh one with its weights: logits differ "
+        f"by {apart:.0e} of the largest. A part of it keeps something that is neither a parameter nor a buffer, and no "
+        "run could go on from a checkpoint; use `register_buffer`.")
 
 @patch
-def stories(self: Run, prompts: Sequence[str] = PROMPTS, n: int = 120) -> dict[str, str]:
-    "What the model makes of each prompt, sampled with the run's seed: prompt -> text. Of a task, see `told`."
+def stories(self: Run, prompts: Sequence[str] = PROMPTS, most: int = 120) -> dict[str, str]:
+    """What the model makes of each prompt, sampled with the run's seed: prompt -> text. Of a task, see `told`.
+
+    As many tokens as the model can look back, and not more than `most`."""
     if self.data.task: return self.told(self.data.task)
-    tok = self.data.tokenizer
+    tok, n = self.data.tokenizer, min(most, self.cfg.model.context_length)
     ids = [tok.encode(p).ids for p in prompts]
     texts = generate_batch(self.model, ids, n, seed=self.cfg.train.seed)
     return {p: tok.decode(text, skip_special_tokens=True) for p, text in zip(prompts, texts)}
