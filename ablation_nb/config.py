@@ -851,7 +851,7 @@ def model_config(
     given = known_fields(ModelConfig, overrides)
     values = {**SCALES[resolve_scale(scale)].model, **given}
     values |= demanded(arm, MODEL_FIELDS, given)
-    of_ffn = FEED_FORWARDS.get(values.get("ffn", "swiglu"), FEED_FORWARDS["silu"]).width
+    of_ffn = FEED_FORWARDS.get(str(values.get("ffn", "swiglu")), FEED_FORWARDS["silu"]).width
     rule = next((a.width for a in parts if a.width), of_ffn)
     d_model = values.get("d_model", ModelConfig.d_model)
     if "d_ff" not in values and isinstance(d_model, int): values["d_ff"] = rule(d_model)
