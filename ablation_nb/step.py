@@ -365,12 +365,13 @@ def move_fault(
 ) -> str | None:
     "Where a weight did not move as its optimiser demands."
     rule, move, u = rule_of(name, w, cfg), due_move(name, g, cfg), ROUNDOFF["fp32"]
-    off = after - due_weight(name, w, move, lr, cfg)
+    due = due_weight(name, w, move, lr, cfg)
+    off = after - due
     what = f"{name} moved otherwise than {NAMES[rule]} at a rate of {lr:.3g} demands"
     if rule == "muon":
         gap = strong_gap(off / lr, move, g)
         return None if gap < MUON_OFF else f"{what}: off by {gap:.2g} of the way, where rounding explains {MUON_OFF:g}."
-    beyond = (off.abs() - 4 * u * w.abs()).max().item() / lr
+    beyond = (off.abs() - 4 * u * torch.maximum(w.abs(), due.abs())).max().item() / lr
     most = 1e-4 * (1.0 if rule == "adamw" else move.abs().max().item())
     return None if beyond < most else f"{what}: off by {beyond:.2g} of that rate, where rounding explains {most:.1g}."
 
