@@ -80,3 +80,33 @@ def test_a_proof_against_the_last_commit_needs_no_name(clone, sh):
 def test_what_is_no_commit_is_said(clone, sh):
     done = refused(prove(sh, clone, "yesterday"), "'yesterday' is no commit", status=2)
     assert done.stderr.count("\n") == 1
+
+
+FORKED = """
+import json, sys
+from pathlib import Path
+import nbformat
+from ablation_nb.kernels import run_notebook
+code = ("from ablation_nb.provenance import package_hash\\nfrom ablation_nb.trainer import lr_at\\n"
+        "print(package_hash(), 5 in lr_at.__code__.co_consts)")
+asked = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+asked.metadata.kernelspec = dict(name="python3", language="python", display_name="Python 3")
+nbformat.write(asked, "asked.ipynb")
+def said():
+    run_notebook(Path("asked.ipynb"), Path("said.ipynb"), Path("."), {})
+    return nbformat.read("said.ipynb", 4).cells[-1].outputs[0].text.split()
+before = said()
+file, (old, new) = Path("ablation_nb/trainer.py"), json.loads(sys.argv[1])
+file.write_text(file.read_text().replace(old, new))
+print(json.dumps([before, said()]))
+"""
+HASH = "from ablation_nb.provenance import package_hash; print(package_hash())"
+
+
+def test_a_kernel_names_the_code_that_it_runs_whatever_was_edited_since_the_engine_began(clone, sh):
+    asked = sh("python", "-c", FORKED, json.dumps(WARM_UP), cwd=clone, PYTHONPATH=clone, anew=True)
+    before, after = json.loads(succeeded(asked).stdout)
+    assert before == after
+    assert before[1] == "False"
+    now = succeeded(sh("python", "-c", HASH, cwd=clone, PYTHONPATH=clone, anew=True)).stdout.strip()
+    assert now != before[0]
