@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['END', 'LONGEST', 'SHORTEST_VALID', 'split_stories', 'read_stories', 'Source', 'write_through', 'write_atomic',
-           'find_source', 'corpus_name', 'train_tokenizer', 'encode_stories', 'TokenData', 'cache_folder', 'prepare',
-           'refuse_short_validation', 'batch', 'episode_batch', 'story']
+           'replacing', 'find_source', 'corpus_name', 'train_tokenizer', 'encode_stories', 'TokenData', 'cache_folder',
+           'prepare', 'refuse_short_validation', 'batch', 'episode_batch', 'story']
 
 # %% ../nbs/02_data.ipynb #c0e02caf
 import gzip, hashlib, io, json, os, re, secrets, shutil, time, unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain, islice
@@ -209,6 +209,15 @@ def write_atomic(path: Path, text: str) -> None:
     except OSError:
         new.unlink(missing_ok=True)
         raise
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    "Where to write a file that then takes the place of `path` in one stroke: who reads meanwhile sees the old one."
+    new = path.with_name(f".{path.name}.tmp")
+    try:
+        yield new
+        os.replace(new, path)
+    finally: new.unlink(missing_ok=True)
 
 # %% ../nbs/02_data.ipynb #8bfcef14
 def sha256_file(path: Path) -> str:

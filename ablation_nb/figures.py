@@ -36,6 +36,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from .config import AblationError, ARMS, FAMILIES, arm_family, arm_label, arm_order, compared_arms
+from .data import replacing
 from .results import ACCURACIES, RUN, curves_of, done_runs, gaps, mean_and_range
 from .statistics import (
     StudiesTrend, family_effects, line_at, looks_behind, mean_interval, paired_differences, signed, verdicts)
@@ -1473,13 +1474,14 @@ def save_figure(
             pixels = FigureCanvasAgg(fig)
             pixels.draw()
             fig.set_dpi(dpi)
-            FigureCanvasSVG(fig).print_svg(svg, metadata={"Date": None, "Creator": None})
+            with replacing(svg) as new: FigureCanvasSVG(fig).print_svg(new, metadata={"Date": None, "Creator": None})
     finally:
         fig.set_canvas(canvas)
         fig.set_dpi(dpi)
     image = Image.fromarray(np.asarray(pixels.buffer_rgba())).convert("RGB")
     few = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)   # a third of the size
-    few.save(png, compress_level=7, dpi=(150, 150))   # the highest, 9, takes five times as long for a tenth
+    with replacing(png) as new:   # the highest level, 9, takes five times as long for a tenth
+        few.save(new, format="PNG", compress_level=7, dpi=(150, 150))
     return [png, svg]
 
 # %% ../nbs/21_figures.ipynb #92d0be47

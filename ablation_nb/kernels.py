@@ -34,6 +34,9 @@ def nursery() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")   # else the debugger greets each nursery
     for name in PRELOAD: __import__(name)
+    provenance = sys.modules["ablation_nb.provenance"]
+    for code in (provenance.package_hash, provenance.own_hash):   # of what was imported: a kernel may be forked
+        with suppress(Exception): code()                          # when the files say something else already
     gc.collect()
     gc.freeze()   # what a kernel inherits, it need not look through
     folders = []  # of the kernels' sockets
@@ -198,6 +201,8 @@ def run_notebook(
     Raises `nbclient.exceptions.DeadKernelError` if the kernel dies."""
     import nbformat
     import papermill   # which a kernel need not know
+
+    from ablation_nb.data import replacing
     # papermill would change the directory of this process, which all of its threads share
     kernel = type("Kernel", (ForkedKernel,), {"extra_env": env or {}, "cwd": str(Path(root).resolve())})
     source, target = Path(source).resolve(), Path(target).resolve()
@@ -205,4 +210,4 @@ def run_notebook(
     nb = papermill.execute_notebook(source, target, parameters=parameters, **how)
     source_name, target_name = os.path.relpath(source, root), os.path.relpath(target, root)
     nb.metadata.papermill.update(input_path=source_name, output_path=target_name)
-    nbformat.write(nb, target)
+    with replacing(target) as new: nbformat.write(nb, new)

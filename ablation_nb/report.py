@@ -46,6 +46,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .config import AblationError, arm_label, arm_order, is_task, parse_arm, project_root, run_config
+from .data import replacing
 from .figures import (
     LENGTH_WORDS, MANY,
     abilities_figure, ablation_comparison, answers_figure, atlas_figure, dynamics_figure, effects_figure, families,
@@ -1978,7 +1979,7 @@ def grid_files(r: Results) -> tuple[list[str], dict, dict]:
 # %% ../nbs/23_report.ipynb #5c1e0c26
 def write_text(path: Path, text: str) -> Path:
     "Write UTF-8 with bare line feeds, on every system; in a page, words of run folders are no more than words."
-    path.write_bytes((inert(text) if path.suffix == ".md" else text).encode())
+    with replacing(path) as new: new.write_bytes((inert(text) if path.suffix == ".md" else text).encode())
     return path
 
 @contextmanager

@@ -1087,7 +1087,8 @@ def spread_seen(study: Study) -> tuple[float, str] | None:
         if any(kept.get(k) != study.settings[k] for k in ("scale", "overrides", "grid")): continue
         both = kept.get("corpus"), study.settings["corpus"]
         if any(map(is_task, both)) and both[0] != both[1]: continue
-        effects = pd.read_csv(table)
+        try: effects = pd.read_csv(table)
+        except (OSError, ValueError): continue   # damaged: the report of that study writes it again
         rows = effects[effects.n.ge(2) & effects.sd.gt(0) & effects.n_diverged.eq(0)]
         if "setup" in rows: rows = rows[rows.setup.eq("tuned") == bool(study.settings["tune"])]
         if rows.empty: continue
