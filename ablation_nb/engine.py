@@ -165,10 +165,18 @@ def execute_notebook(cfg: NotebookRun, folder: Path, root: Path, env: dict) -> d
         parameters = {**cfg.parameters, "out": os.path.relpath(out, notebook.parent)}
         run_notebook(notebook, folder / "run.ipynb", notebook.parent, parameters, own_env, kernel_of(notebook))
         try:
-            with LOOKING: result = result_taken(cfg, folder, time.time() - started)
+            with LOOKING:
+                refuse_other_code(cfg, now, root)
+                result = result_taken(cfg, folder, time.time() - started)
             write_or_say(folder / "result.json", result, f"{cfg.notebook} left a result.json")
         except AblationError as e: return dict(status="failed", why=str(e))
     return result
+
+def refuse_other_code(cfg: NotebookRun, before: NotebookCode, root: Path) -> None:
+    "A notebook, or what it reads, that was changed while it ran is an error: its run would name what did not make it."
+    after = code_of(cfg.notebook, cfg.files, root)
+    if (after.code_hash, after.data_hash) == (before.code_hash, before.data_hash): return
+    raise AblationError(f"{cfg.notebook}, or a file that it imports or reads, was changed while it ran; run it again.")
 
 def begin_notebook(cfg: NotebookRun, folder: Path, now: NotebookCode, goes_on: bool) -> None:
     "Empty the folder but for what a run goes on from, and write down who the run is."

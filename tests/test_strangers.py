@@ -297,6 +297,8 @@ def test_what_cannot_run_is_said_before_the_first_run(tmp_path, sh, words, chang
     ("left a result.json that cannot be kept as JSON: 'utf-8' codec can't encode",
      COIN.replace('"score": value', '"score": value, "note": "\\ud800"')),
     ("left a folder as its metrics.jsonl", COIN + 'import os\nos.mkdir(f"{out}/metrics.jsonl")'),
+    ("coin.ipynb, or a file that it imports or reads, was changed while it ran; run it again",
+     COIN + 'f = open("coin.ipynb").read()\nopen("coin.ipynb", "w").write(f.replace("gauss(", "gauss(0 + "))'),
 ])
 def test_a_result_that_cannot_count_fails_the_run_in_a_sentence(tmp_path, sh, words, code):
     root = coin(tmp_path / "coin", code, study=COIN_STUDY.replace("[0, 1, 2]", "[0]"))
