@@ -167,13 +167,15 @@ def write_pages(study: "Study", console: "Console") -> None:
     from rich.markup import escape
 
     from ablation_nb.config import project_root
-    from ablation_nb.results import RECORD, keep_record, written_files
+    from ablation_nb.provenance import write_json
+    from ablation_nb.results import RECORD, keep_record, made_of, written_files
     matplotlib.use("agg")   # nothing is shown
     from ablation_nb.question import write_question
     from ablation_nb.report import find_study, write_report
     folder = find_study(os.path.relpath(study.outputs, project_root()))
     console.print(f"Writing the report of {study.name}; some seconds.", highlight=False, markup=False)
-    before, known = written_files(folder), (folder / RECORD).exists()
+    of, before, known = made_of(folder), written_files(folder), (folder / RECORD).exists()
+    write_json(folder / RECORD, {})   # who is interrupted has begun: the next one looks at the ledger too
     with console.status(escape(f"{study.name}: beginning")) as line:
         if "metric" in study.settings: write_question(folder)
         else: write_report(folder, lambda words: line.update(escape(words)))
@@ -187,7 +189,7 @@ def write_pages(study: "Study", console: "Console") -> None:
         if of_project and bears and not (written and unchanged):
             line.update("The ledger of all studies")
             write_ledger(folder.parent)
-    keep_record(folder)
+    keep_record(folder, of)
 
 def has_one_rate(study: "Study") -> bool:
     "Do all runs of the study have one learning rate?"

@@ -396,13 +396,13 @@ def natural(text: str) -> list[tuple]:
 
 # %% ../nbs/11_results.ipynb #713d3ed7
 def cut_short(folder: Path) -> bool:
-    "Is the run's notebook one whose execution never came to its end?"
-    try:
-        notebook = content(folder / "run.ipynb")
-        if b'"pending"' not in notebook and b'"running"' not in notebook: return False   # most, and parsing takes long
-        states = [c["metadata"].get("papermill", {}).get("status") for c in json.loads(notebook)["cells"]]
-    # the numbers are there without it
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError, AblationError): return False
+    "Is there a notebook of the run whose execution never came to its end, or whose writing did not?"
+    try: notebook = content(folder / "run.ipynb")
+    except (OSError, AblationError): return False   # the numbers are there without it
+    if not notebook.rstrip().endswith(b"}"): return True   # most are whole, and parsing takes long
+    if b'"pending"' not in notebook and b'"running"' not in notebook: return False
+    try: states = [c["metadata"].get("papermill", {}).get("status") for c in json.loads(notebook)["cells"]]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError): return True
     return "pending" in states or "running" in states
 
 # %% ../nbs/11_results.ipynb #1195fe89
@@ -1065,7 +1065,9 @@ def pack_runs(
         for name in [n for n in files if n.startswith(f"{inside}/")]: del files[name]   # trained again since
         files |= {f"{inside}/{name}": data for name, data in own.items()}
         done.append(f)
-    if done: write_archive(study / PACKED, files)
+    asked = {name: path.read_bytes() for name, path in asked_since(study).items()}
+    if done or asked: write_archive(study / PACKED, files | asked)
+    files |= asked
     empty_folders(study, files, alone)
     left = "; ".join(f"'{inside}', because {why}" for inside, why in refused.items())
     if refused: raise AblationError(f"{study}: {len(done)} runs are packed, and these are not: {left}.")
@@ -1082,6 +1084,11 @@ def refuse_parts(study: Path, folders: list[Path]) -> None:
     if any(len(f.relative_to(study).parts) < 2 for f in folders):
         raise AblationError(f"{study} is not the folder of a study; name one, such as outputs/laptop.")
 
+def asked_since(study: Path) -> dict[str, Path]:
+    "What models of packed runs were found to be able to do since they were packed, by its place in the archive."
+    lone = [f for f in packed_folders(study) if (f / "probe.json").exists() and not (f / "env.json").exists()]
+    return {(f / "probe.json").relative_to(study).as_posix(): f / "probe.json" for f in lone}
+
 def empty_folders(study: Path, files: dict[str, bytes], alone: Alone) -> None:
     "Remove the packed runs from their folders, besides one executed notebook an arm."
     folders = packed_folders(study)
@@ -1090,8 +1097,11 @@ def empty_folders(study: Path, files: dict[str, bytes], alone: Alone) -> None:
         with held(f, alone) as free:
             if not free or not is_as_packed(f, files, f.relative_to(study).as_posix()): continue
             (f / "env.json").unlink(missing_ok=True)   # from here on the archive speaks for the run
-            for name in (*KEPT_FILES, *RUN_LOCKS):
-                if name != "run.ipynb" or f not in shown: (f / name).unlink(missing_ok=True)
+            inside = f.relative_to(study).as_posix()
+            for name, data in files_of(f).items():   # what came meanwhile is in no archive
+                if name == "run.ipynb" and f in shown: continue
+                if data == files.get(f"{inside}/{name}"): (f / name).unlink(missing_ok=True)
+            for name in RUN_LOCKS: (f / name).unlink(missing_ok=True)
             with suppress(OSError): f.rmdir()          # weights and the like stay
 
 def is_as_packed(folder: Path, files: dict[str, bytes], inside: str) -> bool:
@@ -1127,10 +1137,12 @@ def written_files(folder: Path) -> dict[str, str]:
     kinds = ("report.md", "*.csv", "*.png", "*.svg")
     return sha256_of((f for kind in kinds for f in folder.rglob(kind)), folder)
 
-def keep_record(folder: Path) -> None:
+def keep_record(
+    folder: Path,
+    of: dict,       # `made_of`, from before it was written: what came meanwhile is not in it
+) -> None:
     "Note what the report was made of, as it has just been written."
-    record = dict(made_of=made_of(folder), files=written_files(folder))
-    write_json(folder / RECORD, record)
+    write_json(folder / RECORD, dict(made_of=of, files=written_files(folder)))
 
 def is_current(folder: Path) -> bool:
     "Would the report of a study be written again just as it stands?"
