@@ -313,6 +313,7 @@ def train(self: Run, progress: bool = True) -> dict:
     if self.finished: return read_json(ended)
     if not hasattr(self, "checks"): self.check()
     with alone(self.folder):
+        self.refuse_another()
         if has(ended):   # another process was faster
             self.state = run_state(self.folder)
             return read_json(ended)
@@ -324,6 +325,14 @@ def train(self: Run, progress: bool = True) -> dict:
                 self.forget()
                 raise
         return self.finish(result)
+
+@patch
+def refuse_another(self: Run) -> None:
+    "A folder that is another run's by now is an error."
+    env = self.folder / "env.json"
+    if has(env) and read_json(env).get("identity") == self.env["identity"]: return
+    raise AblationError(f"{self.folder} holds another run than when this one was opened; open it again, or choose "
+                        "another `out`.")
 
 # %% ../nbs/12_runs.ipynb #0ac05c18
 @patch
