@@ -103,6 +103,32 @@ def test_a_report_is_written_from_the_folder_of_its_runs(root, sh, tmp_path):
     shutil.rmtree(folder)
 
 
+INTERRUPTED = """
+import sys
+from unittest import mock
+from ablation_nb.cli import main
+with mock.patch("ablation_nb.ledger.write_ledger", side_effect=KeyboardInterrupt):
+    sys.exit(main(["report", sys.argv[1]]))
+"""
+
+
+def test_a_report_that_is_interrupted_before_the_ledger_is_made_up_for(root, sh):
+    name = "low_rate-tinystories"
+    folder, ledger = root / "outputs" / name, root / "outputs" / "ledger.md"
+    shutil.copytree(ROOT / "outputs" / name, folder)
+    (folder / ".report.json").unlink(missing_ok=True)   # as in a clone
+    (folder / "report.md").write_text("older")
+    for file in (ledger, ledger.with_suffix(".csv")): file.write_text("older")
+    done = sh("python", "-c", INTERRUPTED, name, cwd=root, anew=True)
+    assert done.stderr == "ablation: interrupted.\n"
+    assert (folder / "report.md").read_bytes() == (ROOT / "outputs" / name / "report.md").read_bytes()
+    assert ledger.read_text() == "older"
+    succeeded(sh("ablation", "report", name, cwd=root))
+    assert name in ledger.read_text()
+    shutil.rmtree(folder)
+    for file in (ledger, ledger.with_suffix(".csv")): file.unlink()
+
+
 def test_from_elsewhere_a_file_leads_to_its_project(root, sh, tmp_path):
     file = root / "studies" / "laptop.toml"
     done = succeeded(sh("ablation", "plan", file, cwd=tmp_path))
