@@ -313,6 +313,21 @@ np.save(f"{out}/items.npy", np.array(ARRAY))
 """
 
 
+EDITS_ITSELF = """
+if smoke:
+    text = open("coin.ipynb").read()
+    open("coin.ipynb", "w").write(text.replace("gauss(", "gauss(0 + "))
+"""
+
+
+def test_a_short_run_whose_notebook_changes_meanwhile_is_not_kept(tmp_path, sh):
+    root = coin(tmp_path / "coin", COIN + EDITS_ITSELF, PARAMETERS + "smoke = False\n")
+    kept = root / "kept"
+    refused(sh("ablation", "run", "coin.toml", cwd=root, ABLATION_CACHE=kept), "was changed while it ran")
+    assert "gauss(0 + 0 + " in (root / "coin.ipynb").read_text()
+    assert not list(kept.glob("smoke/*"))
+
+
 @pytest.mark.parametrize("words, array", [
     ("that is empty; let it hold a number an item, or write none.", "[]"),
     ("of shape (2, 2); let it be a list", "[[1, 2], [3, 4]]"),
