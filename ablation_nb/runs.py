@@ -329,8 +329,9 @@ def train(self: Run, progress: bool = True) -> dict:
 @patch
 def refuse_another(self: Run) -> None:
     "A folder that is another run's by now is an error."
-    env = self.folder / "env.json"
-    if has(env) and read_json(env).get("identity") == self.env["identity"]: return
+    with contextlib.suppress(OSError, ValueError):   # from the disk: whoever plans remembers what was read before
+        env = json.loads((self.folder / "env.json").read_text(encoding="utf-8"))
+        if env.get("identity") == self.env["identity"]: return
     raise AblationError(f"{self.folder} holds another run than when this one was opened; open it again, or choose "
                         "another `out`.")
 
