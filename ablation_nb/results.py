@@ -396,13 +396,13 @@ def natural(text: str) -> list[tuple]:
 
 # %% ../nbs/11_results.ipynb #713d3ed7
 def cut_short(folder: Path) -> bool:
-    "Is there a notebook of the run whose execution never came to its end, or whose writing did not?"
-    try: notebook = content(folder / "run.ipynb")
-    except (OSError, AblationError): return False   # the numbers are there without it
-    if not notebook.rstrip().endswith(b"}"): return True   # most are whole, and parsing takes long
-    if b'"pending"' not in notebook and b'"running"' not in notebook: return False
-    try: states = [c["metadata"].get("papermill", {}).get("status") for c in json.loads(notebook)["cells"]]
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError): return True
+    "Is the run's notebook one whose execution never came to its end?"
+    try:
+        notebook = content(folder / "run.ipynb")
+        if b'"pending"' not in notebook and b'"running"' not in notebook: return False   # most, and parsing takes long
+        states = [c["metadata"].get("papermill", {}).get("status") for c in json.loads(notebook)["cells"]]
+    # the numbers are there without it
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError, AblationError): return False
     return "pending" in states or "running" in states
 
 # %% ../nbs/11_results.ipynb #1195fe89
