@@ -338,6 +338,15 @@ def test_every_exported_name_has_an_entry_with_its_source(site, pages, places):
     assert not (defined - doors) & entries, "a name that is no door has an entry"
 
 
+def test_the_page_of_a_module_has_each_of_its_lines_by_number(pages):
+    for f in sorted((ROOT / "ablation_nb").glob("[a-z]*.py")):
+        code = pages[f"source/{f.stem}.html"].select_one("article .highlight pre")
+        lines = [a.next_sibling or "" for a in code.select("a")]
+        assert [a["id"] for a in code.select("a")] == [f"L-{i}" for i in range(1, len(lines) + 1)]
+        assert code.get_text() == f.read_text(encoding="utf-8"), f.name
+        assert all(str(line).count("\n") == 1 for line in lines), f.name
+
+
 def test_pages_of_code_show_what_nbdev_says_and_the_source(pages):
     page = pages["nbs/03_layers.html"]
     entry = next(h for h in page.select("h3") if h.get_text().startswith("RMSNorm")).find_parent("section")

@@ -9,6 +9,9 @@ from itertools import count
 from pathlib import Path
 
 from docutils import nodes
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 from sphinx import addnodes
 from sphinx.search.en import SearchEnglish
 from sphinx.util.osutil import relative_uri
@@ -46,11 +49,21 @@ class EnglishOnce(SearchEnglish):
         self.stem = cache(super().stem)
 
 
+FORMATTER = HtmlFormatter(style="default")   # of classes; their colours are those of the theme
+
+
+@cache
+def coloured(code):
+    "Python as HTML. What is no Python is marked, and stops no build: a run's notebook may be anybody's."
+    return highlight(code, PythonLexer(stripnl=False), FORMATTER)
+
+
 def highlight_once(app):
     "Code that stands on many pages is coloured once."
     painter, painted = app.builder.highlighter.highlight_block, {}
 
     def highlight_block(source, lang, opts=None, force=False, location=None, **look):
+        if lang == "python" and not opts and not look.get("linenos"): return coloured(source.strip("\n"))
         key = source, lang, repr(opts), force, repr(sorted(look.items()))
         if key not in painted: painted[key] = painter(source, lang, opts, force, location, **look)
         return painted[key]

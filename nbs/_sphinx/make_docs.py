@@ -22,7 +22,7 @@ READ = {".ipynb", ".py", ".md", ".toml", ".json", ".jsonl", ".csv", ".tex", ".pn
         ".css", ".js"}  # kinds of files that a page is made of; weights are none
 
 # What pages.py needs of others, and may keep its bytecode: to compile it takes longer than to write the pages.
-LIBRARIES = ("sphinx.cmd.build", "myst_nb", "pydata_sphinx_theme", "nbdev.showdoc", "nbdev.processors", "bleach",
+LIBRARIES = ("sphinx.cmd.build", "myst_nb", "pydata_sphinx_theme", "nbdev.showdoc", "nbdev.processors", "nh3",
              "matplotlib.pyplot", "ablation_nb.report")
 
 

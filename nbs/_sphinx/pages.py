@@ -18,20 +18,17 @@ from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 
-import bleach
 import matplotlib.pyplot as plt
 import nbformat
+import nh3
 import pandas as pd
 from fastcore.nbio import dict2nb, mk_cell, nb2str
 from mdit_py_plugins.anchors.index import slugify
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import NBProcessor, Processor
 from nbdev.processors import FilterDefaults, add_show_docs, hide_line, populate_language, strip_ansi
-from nbdev.showdoc import show_doc, showdoc_nm
+from nbdev.showdoc import BasicMarkdownRenderer, show_doc, showdoc_nm
 from PIL import Image
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonLexer
 
 from ablation_nb.config import (
     ARMS, FAMILIES, PARTS, TRAIN_FIELDS, AblationError, arm_family, arm_label, arm_order, flops_per_token, model_config,
@@ -43,7 +40,7 @@ from ablation_nb.report import study_question
 from ablation_nb.results import read_json, read_rows, run_folders, who
 from ablation_nb.tables import inert
 from dark import dark_figure
-from extension import arm_anchor
+from extension import arm_anchor, coloured
 from make_docs import CODE, ROOT, digest
 
 PACKAGE = ROOT / "ablation_nb"
@@ -117,7 +114,7 @@ class api_entry(Processor):
     def cell(self, cell):
         if not getattr(cell, "has_sd", False): return
         module, name = MODULES[Path(self.nb.path_).name], re.fullmatch(r"show_doc\((.+)\)", cell.source)[1]
-        says = show_doc(named(module, name), name=name)._repr_markdown_()
+        says = show_doc(named(module, name), BasicMarkdownRenderer, name)._repr_markdown_()
         source = f'<a class="source" href="../source/{module}.html#L-{API[module][name]}">source</a>'
         def with_anchor(m): return f"({label(module, name)})=\n{m[1]}\n\n{source}"
         cell.update(cell_type="markdown", source=re.sub(r"^---\n+(### .+)", with_anchor, says))
@@ -256,19 +253,19 @@ def toctree(*entries): return "\n```{toctree}\n:hidden:\n:maxdepth: 1\n\n" + "\n
 
 
 TAGS = {"div", "p", "pre", "span", "b", "i", "table", "thead", "tbody", "tr", "th", "td"}
+ATTRIBUTES = {"border", "colspan", "rowspan", "class"}
 SHOWN = ("text/plain", "text/html", "text/markdown", "image/png")  # what else an output may be is not looked at
 NAMED = ("kernelspec", "language_info")  # of a notebook's metadata; others could tell Sphinx to execute it
 
 
-def is_of_a_table(tag, name, value):
-    "May this attribute stay? A class can make math of text, but the one of a frame makes a table of it."
-    return name in ("border", "colspan", "rowspan") or (name, value) == ("class", "dataframe")
+def of_a_table(tag, name, value):
+    "The attribute, if it may stay. A class can make math of text, but the one of a frame makes a table of it."
+    return value if name != "class" or value == "dataframe" else None
 
 
 def plain_html(html):
     "Tables and text of an output, without styles, scripts, links and whatever else a browser would act on."
-    said = re.sub(r"<style.*?</style>", "", "".join(html), flags=re.S)
-    return bleach.clean(said, tags=TAGS, attributes=is_of_a_table, strip=True)
+    return nh3.clean("".join(html), tags=TAGS, attributes={"*": ATTRIBUTES}, attribute_filter=of_a_table)
 
 
 def is_picture(data):
@@ -657,10 +654,19 @@ def api_row(notebook, module, name):
     return f"| [`{name}`](#{label(module, name)}) | [{module}](nbs/{notebook}) | {doc} |"
 
 
+def coloured_lines(code):
+    "The lines of a module as HTML. Its cells are coloured as they are on the page of their notebook, and with these."
+    for piece in re.split(r"(?m)^(# %% .+\n)", code):
+        text = piece.rstrip("\n")
+        if text: yield from re.search(r"<pre>(.*)\n</pre>", coloured(text), re.S)[1].split("\n")
+        yield from [""] * (len(piece) - len(text) - 1)
+
+
 def source_page(out, notebook, module):
-    "The highlighted source of a module."
-    code = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
-    html = highlight(code, PythonLexer(), HtmlFormatter(lineanchors="L"))
+    "The highlighted source of a module, each line with its anchor."
+    lines = coloured_lines((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    html = "\n".join(f'<a id="L-{i}"></a>{line}' for i, line in enumerate(lines, 1))
+    html = f'<div class="highlight"><pre>{html}\n</pre></div>'
     head = "---\norphan: true\nnosearch: true\n---\n"
     text = f"# {PACKAGE.name}/{module}.py\n\nExported from [{notebook}](../nbs/{notebook}).\n\n"
     write(out / "source" / f"{module}.md", f"{head}{text}```{{raw}} html\n{html}\n```\n")
