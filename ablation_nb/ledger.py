@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OWN_KEYS', 'PREFACE', 'Claim', 'Advice', 'claims_file', 'ranges', 'read_claims', 'read_advice', 'is_trial',
-           'ledger_folders', 'notebook_studies', 'settings_kept', 'studies_in', 'with_points', 'at_points', 'sets_of',
-           'bearing', 'runs_of', 'differs_in_text', 'answers', 'settle_claim', 'computed_verdict', 'settle_all',
-           'settle', 'claims_of', 'Weighed', 'Reading', 'weigh', 'readings', 'recommendations', 'item', 'write_ledger',
-           'count_of', 'advice_page', 'verdict_at', 'claims_table', 'section_of', 'tests_list', 'study_words',
-           'ledger_page']
+           'ledger_folders', 'found_by_a_report', 'notebook_studies', 'settings_kept', 'studies_in', 'with_points',
+           'at_points', 'sets_of', 'bearing', 'runs_of', 'differs_in_text', 'answers', 'settle_claim',
+           'computed_verdict', 'settle_all', 'settle', 'claims_of', 'Weighed', 'Reading', 'weigh', 'readings',
+           'recommendations', 'item', 'write_ledger', 'count_of', 'advice_page', 'verdict_at', 'claims_table',
+           'section_of', 'tests_list', 'study_words', 'ledger_page']
 
 # %% ../nbs/25_ledger.ipynb #dff6e2bb
 import inspect, re, sys
@@ -30,7 +30,7 @@ from .config import AblationError, ModelConfig, arm_label, did_you_mean, is_task
 from .config import parse_arm
 from .report import (
     Results, amount, count_words, points, read_results, span, with_plain_words, write_text)
-from .results import PACKED, beside_the_runs, each_file_once
+from .results import PACKED, beside_the_runs, each_file_once, load_runs
 from .tables import md_table, read_results_table, reference_file
 
 # %% ../nbs/25_ledger.ipynb #ed0f4ff4
@@ -258,6 +258,22 @@ def ledger_folders(outputs: Path) -> list[Path]:
     in_earnest = [f for f in folders if not is_trial(settings_kept(f))]
     return in_earnest or folders
 
+def found_by_a_report(folder: Path, baseline: str) -> str:
+    "What the last report of a study of somebody's notebook found, or that it is of other runs than lie there."
+    def ended(runs: pd.DataFrame) -> pd.DataFrame: return runs[runs.status.isin(["done", "diverged"])]
+    def numbers(runs: pd.DataFrame) -> dict: return {x.folder: f"{x.value:.7g}" for x in runs.itertuples()}
+    told, runs = pd.read_csv(folder / "tables" / "runs.csv"), load_runs(folder)
+    lying = ended(runs.reindex(columns=["folder", "status", "value"]))
+    lying = lying[~lying.folder.isin(told.folder[told.status == "not used"])]
+    if numbers(ended(told)) != numbers(lying):
+        return f"its report is not of the runs that lie there; write it anew with `ablation report {folder.name}`"
+    found = read_results_table(folder).dropna(subset=["verdict"])
+    shown = found[found.setup.eq(found.setup.iloc[0]) & found.arm.ne("aa")].fillna({"setting": ""})
+    groups = shown.groupby(["setting", "verdict"], sort=False)
+    words = [f"{', '.join(own.arm)} {verdict}" + f" at {setting}" * bool(setting)
+             for (setting, verdict), own in groups]
+    return f"against {baseline}, {'; '.join(words)}"
+
 def notebook_studies(outputs: Path) -> list[str]:
     "A line for each study of somebody's notebook, whose arms are none of the report's: its question and its finding."
     lines = []
@@ -265,13 +281,7 @@ def notebook_studies(outputs: Path) -> list[str]:
         settings = settings_kept(folder)
         if "notebook" not in settings: continue
         says = f"- {folder.name}: {settings['metric']} of `{settings['notebook']}`, no part of this ledger"
-        if (folder / "tables" / "results.csv").exists():
-            found = read_results_table(folder).dropna(subset=["verdict"])
-            shown = found[found.setup.eq(found.setup.iloc[0]) & found.arm.ne("aa")].fillna({"setting": ""})
-            groups = shown.groupby(["setting", "verdict"], sort=False)
-            words = [f"{', '.join(own.arm)} {verdict}" + f" at {setting}" * bool(setting)
-                     for (setting, verdict), own in groups]
-            says += f": against {settings['baseline']}, {'; '.join(words)}"
+        if (folder / "tables" / "results.csv").exists(): says += f": {found_by_a_report(folder, settings['baseline'])}"
         lines.append(says)
     return lines
 

@@ -6,7 +6,7 @@
 __all__ = ['NOTHING', 'ONE_DRAW', 'MOST_CURVES', 'TAKEN', 'ended_in_both', 'alike', 'same_as_baseline', 'seedless', 'coded',
            'arm_table', 'numbers_of_set', 'no_contrasts', 'one_draw', 'judged_set', 'logged', 'told_apart', 'items_of',
            'item_noise', 'items_budget', 'given_otherwise', 'fields_otherwise', 'only_asked', 'without_rate',
-           'write_question']
+           'runs_table', 'write_question']
 
 # %% ../nbs/29_question.ipynb #29f00003
 import json
@@ -27,7 +27,7 @@ from .figures import MANY, new_figure, our_style, plot_losses, save_figure, sett
 from .report import (
     FARTHEST, LOOKS, Results, asked_for, by_key, count_words, joined, listed_once, point_words, points, read_results,
     rate_of, run_key, stem_of, verdict_words, with_plain_words, write_text)
-from .results import RUN, has, is_notebook, is_time, planned_looks, read_array, read_json, rows_left
+from .results import RUN, has, is_notebook, is_time, planned_looks, read_array, read_json, rows_left, who
 from .statistics import pair_up
 
 # %% ../nbs/29_question.ipynb #29f00006
@@ -508,6 +508,12 @@ def without_rate(r: Results) -> str:
     lost = [arm for arms in r.tuning.values() for arm, t in arms.items() if t["curve"] and t["lr"] is None]
     return f" Every run of the ladder diverged for: {', '.join(dict.fromkeys(lost))}." if lost else ""
 
+def runs_table(r: Results) -> pd.DataFrame:
+    "A row a run: those that the page speaks of, then those that are not used."
+    columns = ["point", "arm", "lr", "seed", "status", "value", "seconds", "folder"]
+    refused = [{**who(r.folder, r.folder / f), "status": "not used", "folder": f} for f in r.refused]
+    return pd.DataFrame(r.runs[columns].to_dict("records") + refused, columns=columns)
+
 @with_plain_words()
 def write_question(
     study_folder: Path | str,  # of a study of somebody's notebook
@@ -533,8 +539,7 @@ def write_question(
     parts += [*controls, "## Every run", *every_run(r), *rate_parts(r)]
     parts += [*curve_parts(r, next(iter(sets))), *item_parts(r, next(iter(sets)))]
     parts += ["## Is each treatment real?", *said_by_checks(r), "## What is in no mean", in_no_mean(r)]
-    columns = ["point", "arm", "lr", "seed", "status", "value", "seconds", "folder"]
-    for stem, frame in dict(results=pd.concat(tables), runs=r.runs[columns]).items():
+    for stem, frame in dict(results=pd.concat(tables), runs=runs_table(r)).items():
         text = frame.to_csv(index=False, float_format="%.7g", lineterminator="\n")
         write_text(r.folder / "tables" / f"{stem}.csv", text)
     return write_text(r.folder / "report.md", "\n\n".join(parts) + "\n")
