@@ -922,6 +922,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'ablation_nb.provenance': { 'ablation_nb.provenance.Draw': ('provenance.html#draw', 'ablation_nb/provenance.py'),
                                         'ablation_nb.provenance.NotebookCode': ( 'provenance.html#notebookcode',
                                                                                  'ablation_nb/provenance.py'),
+                                        'ablation_nb.provenance.NotebookCode.differs': ( 'provenance.html#notebookcode.differs',
+                                                                                         'ablation_nb/provenance.py'),
                                         'ablation_nb.provenance.NotebookRun': ('provenance.html#notebookrun', 'ablation_nb/provenance.py'),
                                         'ablation_nb.provenance.NotebookRun.described': ( 'provenance.html#notebookrun.described',
                                                                                           'ablation_nb/provenance.py'),

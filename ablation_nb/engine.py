@@ -174,8 +174,7 @@ def execute_notebook(cfg: NotebookRun, folder: Path, root: Path, env: dict) -> d
 
 def refuse_other_code(cfg: NotebookRun, before: NotebookCode, root: Path) -> None:
     "A notebook, or what it reads, that was changed while it ran is an error: its run would name what did not make it."
-    after = code_of(cfg.notebook, cfg.files, root)
-    if (after.code_hash, after.data_hash) == (before.code_hash, before.data_hash): return
+    if not code_of(cfg.notebook, cfg.files, root).differs(before): return
     raise AblationError(f"{cfg.notebook}, or a file that it imports or reads, was changed while it ran; run it again.")
 
 def begin_notebook(cfg: NotebookRun, folder: Path, now: NotebookCode, goes_on: bool) -> None:

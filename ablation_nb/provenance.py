@@ -408,6 +408,10 @@ class NotebookCode:
     packages: dict    # libraries that it imports -> version
     behaviour: Callable[[NotebookRun], list[float]] | None = None  # the numbers of a short run; None: it offers none
 
+    def differs(self, other: "NotebookCode") -> bool:
+        "Are code or data other ones?"
+        return (self.code_hash, self.data_hash) != (other.code_hash, other.data_hash)
+
 GIVEN = ("ablation", "seed", "out", "smoke")   # parameters that a study gives to every run: their defaults say nothing
 WORDING = ("metric", "better", "unit")   # of a run's settings: how its number is read, not what it is
 

@@ -643,8 +643,7 @@ def short_run(cfg: NotebookRun, now: NotebookCode, root: Path) -> list[float]:
             try:
                 run_notebook(notebook, Path(tmp) / "run.ipynb", notebook.parent, given, as_engine, kernel_of(notebook))
                 then = notebook_code(notebook, [root / f for f in cfg.files], root)
-                is_another = (then.code_hash, then.data_hash) != (now.code_hash, now.data_hash)
-                return [] if is_another else numbers_of_short_run(out)
+                return [] if then.differs(now) else numbers_of_short_run(out)
             except (PapermillExecutionError, DeadKernelError, AblationError): return []
     key = [now.code_hash, now.data_hash, now.packages, platform.platform(), parameters]
     return kept_answer("smoke", key, numbers, lambda known: isinstance(known, list) and len(known) > 0)
