@@ -18,7 +18,7 @@ __all__ = ['PRECISIONS', 'MAY_BE_ZERO', 'SCHEDULES', 'OPTIMIZERS', 'LARGEST', 'F
            'has_card', 'multiplies_bf16', 'resolve_scale', 'native_precision', 'model_config', 'train_config',
            'demanded', 'known_fields', 'TaskRule', 'is_task', 'parse_task', 'task_vocabulary', 'refuse_few_episodes',
            'RunConfig', 'at_work', 'both_configs', 'refuse_idle', 'is_idle', 'run_config', 'project_root', 'own_arms',
-           'fault_of', 'import_file']
+           'half_imported', 'fault_of', 'import_file']
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
 import difflib, importlib.util, math, os, re, sys, traceback
@@ -1054,9 +1054,11 @@ def own_arms() -> tuple[list[str], list[str]]:
     root, tables = project_root(), list[dict[str, Any]]([ARMS, *PARTS.values()])
     file = root / "arms.py"
     if not (root / "settings.ini").is_file() or not file.is_file(): return [], []
-    before = [dict(t) for t in tables]
+    before, waiting = [dict(t) for t in tables], half_imported()
+    for name in waiting: del sys.modules[name]   # arms.py gets whole ones
     try: import_file(file, "arms")
     except (Exception, SystemExit) as e: ARMS_FAULT[:] = [fault_of(e, file)]  # said where an arm is asked for
+    for name, module in waiting.items(): sys.modules.setdefault(name, module)
     for now, then in zip(tables, before):
         replaced = [name for name in then if now.get(name) is not then[name]]
         if replaced:
@@ -1064,6 +1066,11 @@ def own_arms() -> tuple[list[str], list[str]]:
                              "register it under another name."]
     arms, *parts = ([n for n in now if n not in then] for now, then in zip(tables, before))
     return arms, [name for names in parts for name in names]
+
+def half_imported() -> dict[str, Any]:
+    "Modules of ours that wait for this one, as they import it: they lack what arms.py may ask them for."
+    ours = {name: m for name, m in sys.modules.items() if name.startswith("ablation_nb.") and name != __name__}
+    return {name: m for name, m in ours.items() if not all(hasattr(m, n) for n in getattr(m, "__all__", ()))}
 
 def fault_of(e: BaseException, file: Path) -> str:
     "Where in a file an exception comes from, and what it says."

@@ -9,7 +9,7 @@ __all__ = ['Direction', 'ROUNDOFF', 'TOKENS', 'SHARPER', 'STEP_CHECKS', 'definit
 
 # %% ../nbs/07_step.ipynb #0c7781b5
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,7 +21,7 @@ from .config import (SCHEDULES, ModelConfig, TrainConfig, decay_of, first_move, 
                                 trained_by_muon)
 from .data import batch, episode_batch
 from .model import reference_logits
-from .trainer import Trainer
+from .trainer import Trainer, used_in_bf16
 
 # %% ../nbs/07_step.ipynb #a49de169
 def definition_loss(
@@ -99,6 +99,7 @@ class FirstStep:
     scored: np.ndarray | None = None  # places of the targets that count, of a task; None: all
     arm: str = "baseline"     # what the run claims to be
     usual: TrainConfig = field(default_factory=TrainConfig)   # what its fields are where an arm does not set them
+    halved: Sequence[str] = ()   # names of the weights that are used in bf16
 
     @property
     def bounds(self) -> Bounds:
@@ -219,7 +220,8 @@ def take_step(
             norm=norm,
             scored=t.data.task.answers() - 1 if t.data.task else None,
             arm=arm,
-            usual=usual or train_config())
+            usual=usual or train_config(),
+            halved=used_in_bf16(t.model) if t.cfg.precision == "bf16" else ())
         if "momentum_buffer" in moments: step_again(t, s, step)
         return s
 
@@ -434,8 +436,7 @@ def check_update(s: FirstStep) -> tuple[bool, str]:
     cfg = s.train
     if wrong := step_fault(s, cfg): return False, wrong
     for name, w in s.after.items():
-        is_matrix = w.ndim == 2 and not name.startswith("embed")
-        due = rounded(w, torch.bfloat16) if is_matrix and cfg.precision == "bf16" else w
+        due = rounded(w, torch.bfloat16) if name in s.halved else w
         if not torch.equal(s.working[name], due): return False, f"After the step {name} computes with other weights."
     clip = s.clip(cfg)
     clipped = f"clipped from {s.norm:.2f} to {cfg.grad_clip:g}" if clip > 1 else "not clipped"

@@ -98,6 +98,25 @@ def test_an_own_layer_goes_from_one_file_to_the_report(project, sh):
     assert ledger.read_text() == "as it was committed"
 
 
+BARE = """
+class Bare(nn.Module):
+    def __init__(self, d_in, d_out):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(d_out, d_in))
+
+    def forward(self, x): return x @ self.weight.T
+"""
+
+
+def test_matrices_that_are_no_linear_layers_train_in_bf16_too(project, sh):
+    "Their products are in bf16, as torch has it, and they stay what they are."
+    mine = own_layer().replace("\n\n\nclass ReGLU", f"\nimport torch\n\n{BARE}\n\nclass ReGLU", 1)
+    mine = mine.replace("(Linear(cfg.d_model", "(Bare(cfg.d_model", 1)
+    root = project(mine)
+    succeeded(train(sh, root, "reglu", precision="bf16"))
+    assert json.loads((root / "run" / "result.json").read_text())["status"] == "done"
+
+
 @pytest.mark.parametrize("promised, trained, words", [
     ("F.relu(self.w1(x)) * self.w3(x)", "F.silu(self.w1(x)) * self.w3(x)", "off reglu by"),  # it is not its formula
     ("gated=True, ", "", "must hold 2 matrices for reglu and holds 3"),
@@ -136,3 +155,20 @@ def test_an_own_part_of_each_kind_proves_itself_and_trains(project, sh, arm, com
 def test_an_own_part_that_is_not_its_formula_does_not_train(project, sh, arm, promised, trained, check):
     assert promised in PARTS
     refused(train(sh, project(PARTS.replace(promised, trained)), arm), check)
+
+
+@pytest.mark.parametrize("first", ["layers", "model", "trainer"])
+def test_own_parts_are_there_whichever_module_is_imported_first(project, sh, first):
+    "Each of these imports the registry before it is whole, and the registry arms.py, which asks for all of them."
+    code = (f"from ablation_nb import {first}\n"
+            "from ablation_nb import config, layers, model\n"
+            "import ablation_nb, arms, sys\n"
+            f"assert {first} is sys.modules['ablation_nb.{first}'] is ablation_nb.{first}\n"
+            "lm = model.FlexibleTransformerLM(config.model_config('half', 'smoke'))\n"
+            "assert isinstance(lm.blocks[0], model.TransformerBlock)\n"
+            "assert isinstance(lm.blocks[0].attn.wq, layers.Linear)\n"
+            "assert issubclass(arms.HalfBlock, model.TransformerBlock)\n"
+            "print(config.ARMS_FAULT, *sorted(config.OWN_PARTS))\n")
+    root = project(PARTS.replace("import torch\n", "import torch\nimport ablation_nb.trainer\n"))
+    done = succeeded(sh("python", "-c", code, cwd=root))
+    assert done.stdout == "[] capped clipped half half_tied near one_kv squashed\n"
