@@ -1823,6 +1823,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.tables.tex_table': ('tables.html#tex_table', 'ablation_nb/tables.py'),
                                     'ablation_nb.tables.tex_words': ('tables.html#tex_words', 'ablation_nb/tables.py'),
                                     'ablation_nb.tables.together_table': ('tables.html#together_table', 'ablation_nb/tables.py'),
+                                    'ablation_nb.tables.trends_along': ('tables.html#trends_along', 'ablation_nb/tables.py'),
                                     'ablation_nb.tables.trends_over_size': ('tables.html#trends_over_size', 'ablation_nb/tables.py'),
                                     'ablation_nb.tables.tuning_effects': ('tables.html#tuning_effects', 'ablation_nb/tables.py'),
                                     'ablation_nb.tables.verdict_head': ('tables.html#verdict_head', 'ablation_nb/tables.py'),

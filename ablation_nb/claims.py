@@ -36,8 +36,9 @@ from .report import (
 from .results import RUN
 from .statistics import (
     EARNABLE, Interval, mean_interval, noise_budget,
-    paired_differences, paired_effects, paired_trend, verdicts)
-from .tables import SEED_REPORT, against_the_sum, interval_words, judged, reference_file, share_words
+    paired_differences, paired_effects)
+from .tables import (
+    SEED_REPORT, against_the_sum, interval_words, judged, reference_file, share_words, trends_along)
 
 # %% ../nbs/24_claims.ipynb #5b4f6215
 class Settled(NamedTuple):
@@ -884,8 +885,7 @@ def trend(
     if over not in runs or runs[over].nunique() < 2: return None
     if runs.duplicated(["arm", over, "seed"]).any(): return None   # a grid of two fields has no one trend
     if not {"baseline", *arms} <= set(runs.arm): return None
-    slopes = verdicts(paired_trend(runs[runs.arm.isin(["baseline", *arms])], over), e.r.margin)
-    slopes = slopes.set_index("arm").reindex(arms)
+    slopes = trends_along(runs, over, e.r.margin).reindex(arms)   # corrected over all arms of the study
     breaks = breaking_levels(runs, arms, over)           # there no slope is needed
     n = runs.groupby([over, "arm"]).seed.nunique().unstack()
     def is_alone(arm: str) -> bool:                      # but a second run is

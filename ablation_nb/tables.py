@@ -13,7 +13,7 @@ __all__ = ['How', 'COLUMNS', 'OUR_LINK', 'ALIVE', 'DEFINITION', 'TEXT', 'TEX', '
            'reference_file', 'read_results_table', 'SeedReport', 'overview_table', 'precision_table',
            'certificate_table', 'gap_columns', 'dynamics_table', 'rates_long', 'rate_words', 'rates_table',
            'positions_table', 'parts_of', 'parts_combined', 'factorial', 'interactions_table', 'against_the_sum',
-           'together_table', 'effects_along', 'in_bits', 'effects_at_size', 'trends_over_size']
+           'together_table', 'trends_along', 'effects_along', 'in_bits', 'effects_at_size', 'trends_over_size']
 
 # %% ../nbs/22_tables.ipynb #5c1d0a03
 import re
@@ -922,6 +922,17 @@ def together_table(
     return for_reading(shown).rename(columns=heading)
 
 # %% ../nbs/22_tables.ipynb #5c1d0a42
+def trends_along(
+    runs: pd.DataFrame,  # a row a run, one for each arm, level and seed
+    field: str,          # the swept column: n_layers, context_length, lr, ...
+    margin: float,       # nats per token within which an effect counts as none
+) -> pd.DataFrame:       # `verdicts` by arm: all arms of the runs that stand at several levels are one family of tests
+    "Verdicts of each arm's trend along a field, in nats a doubling."
+    levels = runs.groupby("arm")[field].nunique()
+    if levels.get("baseline", 0) < 2: return pd.DataFrame(columns=["arm"]).set_index("arm")
+    several = runs.arm.map(levels) > 1
+    return verdicts(paired_trend(runs[several], field), margin).set_index("arm")
+
 def effects_along(
     runs: pd.DataFrame,  # a row a run, one for each arm, level and seed
     field: str,          # the swept column: n_layers, context_length, lr, ...
@@ -936,12 +947,7 @@ def effects_along(
         if {"baseline"} < set(g.arm)
     ]
     if not effects: return pd.DataFrame(), pd.DataFrame()
-    trend = pd.DataFrame(columns=["arm"])
-    levels = runs.groupby("arm")[field].nunique()
-    if levels.get("baseline", 0) > 1:
-        several = runs.arm.map(levels) > 1
-        trend = verdicts(paired_trend(runs[several], field), margin)
-    return pd.concat(effects, ignore_index=True), trend.set_index("arm")
+    return pd.concat(effects, ignore_index=True), trends_along(runs, field, margin)
 
 # %% ../nbs/22_tables.ipynb #5ca1e102
 def in_bits(runs: pd.DataFrame) -> float:
