@@ -1497,6 +1497,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'ablation_nb.statistics._corrected_over_looks': ( 'statistics.html#_corrected_over_looks',
                                                                                           'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics._counted': ('statistics.html#_counted', 'ablation_nb/statistics.py'),
+                                        'ablation_nb.statistics._design': ('statistics.html#_design', 'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics._detected': ('statistics.html#_detected', 'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics._document_noise': ( 'statistics.html#_document_noise',
                                                                                     'ablation_nb/statistics.py'),

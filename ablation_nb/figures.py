@@ -1224,12 +1224,12 @@ def interactions_figure(
     rows = effects.assign(
         label=[" × ".join(map(arm_label, arms)) for arms in parts],
         colour=[arm_colour("+".join(arms)) for arms in parts],
-        words=[mean_and_interval(e) for _, e in effects.iterrows()])
+        words=[mean_and_interval(e) + ", diverged" * (e.verdict == "diverged") for _, e in effects.iterrows()])
     fig = new_figure(9, 1.6 + .36 * len(rows))
     ax = fig.subplots()
     plot_intervals(ax, rows, [[]] * len(rows), margin)
     ax.set(
-        title="What each removal costs, and what they cost together",
+        title="Main effects and interactions",
         xlabel="nats per token, 95 % interval over seeds")
     return settled(fig)
 

@@ -4,31 +4,32 @@
 
 # %% auto #0
 __all__ = ['JUDGEMENTS', 'AT_ONCE', 'UNJUDGED', 'AXES', 'UNITS', 'TRENDS', 'DOUBTS', 'BARELY', 'Figures', 'Tables', 'SECTIONS',
-           'HOW_ANSWERS_READ', 'LONGER', 'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'HOW_PROBED', 'ONE_SEED', 'FEW_SEEDS',
-           'FRONT', 'SEED_TOKENS', 'SIZES', 'HOW_SCALE_READS', 'no_stories', 'Results', 'read_results', 'at_own_rates',
-           'setups', 'most_arms', 'rate_of', 'setup_words', 'of', 'run_key', 'by_key', 'asked_for', 'rates_asked',
-           'seeds_asked', 'count_words', 'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points',
-           'point_words', 'power_sentence', 'equality_sentence', 'seeds_words', 'ran_words', 'effect_words',
-           'lost_words', 'by_verdict', 'set_sentence', 'tuning_words', 'comparable', 'one_rate', 'tuning_sentence',
-           'axis_of', 'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned', 'trend_words', 'moves',
-           'nowhere', 'by_trend', 'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence',
-           'on_the_ladder', 'hanging_verdicts', 'rates_sentence', 'doubts_over_points', 'verdicts_at_one_rate',
-           'on_rates', 'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once', 'facts',
-           'fact_list', 'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown', 'stem_of',
-           'Section', 'section', 'findings', 'longer_answers', 'answers', 'answers_over_grid', 'answers_by_point',
-           'both_rates', 'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables',
-           'above_another_rate', 'rates', 'with_curves', 'curves_table', 'drawn_arms', 'drawn', 'drawn_words',
-           'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position', 'probed', 'asked_of',
-           'verdict_words', 'ability_words', 'what_models_can', 'combines', 'interaction_figures', 'interaction_tables',
-           'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set',
-           'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories',
-           'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files',
-           'point_labels', 'grid_files', 'write_text', 'with_plain_words', 'write_report', 'find_study', 'standing',
-           'also_along', 'front_findings', 'finished_seeds', 'ladder_words', 'front_setting', 'front_table',
-           'front_picture', 'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words',
-           'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words',
-           'in_doubt_words', 'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike',
-           'scale_parts', 'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
+           'HOW_ANSWERS_READ', 'LONGER', 'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'HOW_PROBED', 'SEEDS_OF_AN_EFFECT',
+           'ONE_SEED', 'FEW_SEEDS', 'FRONT', 'SEED_TOKENS', 'SIZES', 'HOW_SCALE_READS', 'no_stories', 'Results',
+           'read_results', 'at_own_rates', 'setups', 'most_arms', 'rate_of', 'setup_words', 'of', 'run_key', 'by_key',
+           'asked_for', 'rates_asked', 'seeds_asked', 'count_words', 'amount', 'joined', 'span_of', 'span',
+           'effect_sentence', 'points', 'point_words', 'power_sentence', 'equality_sentence', 'seeds_words',
+           'ran_words', 'effect_words', 'lost_words', 'by_verdict', 'set_sentence', 'tuning_words', 'comparable',
+           'one_rate', 'tuning_sentence', 'axis_of', 'level_text', 'finished_losses', 'half_way_to_guessing',
+           'not_learned', 'trend_words', 'moves', 'nowhere', 'by_trend', 'along', 'swept', 'over_points',
+           'luck_sentence', 'together_sentence', 'on_the_ladder', 'hanging_verdicts', 'rates_sentence',
+           'doubts_over_points', 'verdicts_at_one_rate', 'on_rates', 'findings_in_words', 'opening', 'with_baseline',
+           'at_setup', 'beginning', 'listed_once', 'facts', 'fact_list', 'barely_trained', 'unfinished', 'warnings',
+           'all_settings', 'misfits', 'Shown', 'stem_of', 'Section', 'section', 'findings', 'longer_answers', 'answers',
+           'answers_over_grid', 'answers_by_point', 'both_rates', 'losses_by_seed', 'every_seed', 'several_rates',
+           'ladder_figures', 'ladder_tables', 'above_another_rate', 'rates', 'with_curves', 'curves_table',
+           'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words', 'dynamics', 'shown_positions',
+           'losses_by_position', 'probed', 'asked_of', 'verdict_words', 'ability_words', 'what_models_can', 'combines',
+           'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
+           'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
+           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
+           'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files', 'write_text', 'with_plain_words',
+           'write_report', 'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'ladder_words',
+           'front_setting', 'front_table', 'front_picture', 'front_beside', 'study_question', 'read_sizes',
+           'find_study_in', 'size_of', 'rates_words', 'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size',
+           'crossing_words', 'sides', 'turn_words', 'in_doubt_words', 'scale_sentence', 'scale_sentences', 'confounded',
+           'settings_table', 'ranked_alike', 'scale_parts', 'effects_shown', 'trends_shown', 'write_scale',
+           'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, itertools, re
@@ -1682,13 +1683,16 @@ def interaction_tables(r: Results) -> Tables:
     if not together.empty: tables["together"] = together   # else no combination has all its parts alone beside it
     return tables
 
+SEEDS_OF_AN_EFFECT = " Where a run diverged, an effect is of the seeds that finished every combination it is made of."
+
 @section("Together", combines, interaction_figures, interaction_tables)
 def interactions(r: Results) -> list[str]:
     "What removals cost together, where they were combined."
     tables = interaction_tables(r)
     parts = ["![Main effects and interactions](interactions.svg)",
              "A main effect is the mean cost of a removal over all settings of the others; an interaction is how much "
-             "more two removals cost together than one by one.",
+             "more two removals cost together than one by one."
+             + SEEDS_OF_AN_EFFECT * bool(tables["interactions"].n_diverged.any()),
              Shown("interactions", interactions_table(tables["interactions"]))]
     if "together" not in tables: return parts
     return [*parts, "What each combination costs beyond the sum of what its parts cost alone:",

@@ -1220,6 +1220,17 @@ def _solver(
             "or run the missing combinations.")
     return solve
 
+def _design(
+    runs: pd.DataFrame,
+    factors: Sequence[str],
+    terms: Sequence[str],
+) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
+    "The combinations that were run, numbered; and for each effect the weights of those that it is made of."
+    cells = runs[list(factors)].drop_duplicates()
+    cells = cells.assign(cell=range(len(cells)))
+    weights = pd.DataFrame(_solver(cells, factors, terms)[1:], index=terms)   # (terms, cells)
+    return cells, {term: w[w.abs() > 1e-8] for term, w in weights.iterrows()}
+
 # %% ../nbs/09_statistics.ipynb #b1313a99
 def factorial_contrasts(
     runs: pd.DataFrame,                 # seed, status, `value`, a column of 0 or 1 a factor
@@ -1228,7 +1239,7 @@ def factorial_contrasts(
     value: str = "final_val_loss",      # the loss
 ) -> pd.DataFrame:                      # effect, seed, contrast; a row an effect and seed
     """Main effects and interactions within each seed, by least squares.
-    `runs` has a row a combination and seed; a seed counts if it finished every combination."""
+    `runs` has a row a combination and seed; a seed counts for an effect if it finished every combination of that."""
     require_columns(runs, [*factors, "seed", "status", value])
     terms = terms or all_terms(factors)
     for f in ":".join(terms).split(":"):
@@ -1243,16 +1254,14 @@ def factorial_contrasts(
             f"The combination {_combination(r, factors)} "
             f"occurs twice in seed {r['seed']}; "
             "give the runs of one setting (learning rate, depth) only.")
-    cells = runs[list(factors)].drop_duplicates()
-    cells = cells.assign(cell=range(len(cells)))
-    solve = _solver(cells, factors, terms)
+    cells, weights = _design(runs, factors, terms)
     done = runs[runs.status == "done"].merge(cells, on=list(factors))
-    losses = done.pivot(index="seed", columns="cell", values=value)
-    losses = losses.reindex(columns=cells.cell).dropna()
-    contrasts = losses.to_numpy() @ solve[1:].T  # (seeds, terms)
-    wide = pd.DataFrame(contrasts, index=losses.index, columns=terms)
-    long = wide.rename_axis(columns="effect").T.stack()
-    return long.rename("contrast").reset_index()
+    losses = done.pivot(index="seed", columns="cell", values=value).reindex(columns=cells.cell)
+    found = []
+    for term, w in weights.items():
+        whole = losses[w.index].dropna()
+        found.append(pd.DataFrame(dict(effect=term, seed=whole.index, contrast=whole.to_numpy() @ w.to_numpy())))
+    return pd.concat(found, ignore_index=True)
 
 # %% ../nbs/09_statistics.ipynb #afa0f291
 def factorial_effects(
@@ -1262,13 +1271,16 @@ def factorial_effects(
     value: str = "final_val_loss",      # the loss
 ) -> pd.DataFrame:                      # effect, order (1 for a main effect), n, mean, sd, lo, hi, n_diverged
     """Main effects and interactions with Student's t interval over the seeds.
-    `n_diverged` counts the seeds in which a combination diverged."""
+    `n_diverged` counts the seeds in which a combination diverged that the effect is made of."""
+    terms = terms or all_terms(factors)
     contrasts = factorial_contrasts(runs, factors, terms, value)
-    diverged = runs[runs.status == "diverged"].seed.nunique()
+    cells, weights = _design(runs, factors, terms)
+    lost = runs[runs.status == "diverged"].merge(cells, on=list(factors))
     rows = []
-    for term in terms or all_terms(factors):
+    for term in terms:
         own = contrasts.contrast[contrasts.effect == term]
         effect = dict(effect=term, order=term.count(":") + 1)
         interval = mean_interval(own)._asdict()
+        diverged = lost.seed[lost.cell.isin(weights[term].index)].nunique()
         rows.append(effect | interval | dict(n_diverged=diverged))
     return pd.DataFrame(rows)
