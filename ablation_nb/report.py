@@ -1553,8 +1553,8 @@ def time_words(r: Results) -> str:
     "Where the times come from."
     if r.timed.empty:
         devices = ", ".join(sorted(set(r.shown.device)))
-        return (f"Times are those of the runs on {devices}, which had other company from run to run; "
-                "`ablation time` would measure the arms in turn.")
+        return (f"Speeds are those of the runs on {devices}, which had other company from run to run: they compare no "
+                "arms. `ablation time` would measure the arms in turn.")
     rounds, steps = r.timed.seed.nunique(), r.clock["steps"]
     threads = count_words(r.clock["threads"], "thread")
     machine = f"{r.clock['device']} with {threads}, {r.clock['precision']}"

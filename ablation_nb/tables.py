@@ -785,9 +785,9 @@ def dynamics_table(
     if clip: table["clipped"] = clipped.groupby(steps.arm).mean()
     clock = runs[runs.status == "done"] if timed.empty else timed
     table["tokens_per_second"] = clock.groupby("arm").tokens_per_second.mean()
-    later = paired_effects(clock, "seconds", by=()).set_index("arm")["mean"]
-    base = clock[clock.arm == "baseline"].seconds.mean()
-    table["slower"] = 100 * later / base
+    if not timed.empty:   # times of runs that had other company compare nothing
+        later = paired_effects(timed, "seconds", by=()).set_index("arm")["mean"]
+        table["slower"] = 100 * later / timed[timed.arm == "baseline"].seconds.mean()
     return table.reset_index()
 
 # %% ../nbs/22_tables.ipynb #5c1d0a35
