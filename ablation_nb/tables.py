@@ -10,7 +10,7 @@ __all__ = ['How', 'COLUMNS', 'OUR_LINK', 'ALIVE', 'DEFINITION', 'TEXT', 'TEX', '
            'equality_interval', 'tested_words', 'verdict_head', 'for_reading', 'compared', 'accuracy_levels',
            'or_at_chance', 'answers_table', 'Question', 'with_abilities', 'abilities', 'abilities_for_reading',
            'sureness_table', 'side_by_side', 'tuning_effects', 'ladder_gains', 'learned', 'ladder_table',
-           'reference_file', 'read_results_table', 'SeedReport', 'overview_table', 'precision_table',
+           'reference_file', 'times_read', 'read_results_table', 'SeedReport', 'overview_table', 'precision_table',
            'certificate_table', 'gap_columns', 'dynamics_table', 'rates_long', 'rate_words', 'rates_table',
            'positions_table', 'parts_of', 'parts_combined', 'factorial', 'interactions_table', 'against_the_sum',
            'together_table', 'trends_along', 'effects_along', 'in_bits', 'effects_at_size', 'trends_over_size']
@@ -635,7 +635,7 @@ def ladder_table(
 
 # %% ../nbs/22_tables.ipynb #b8017d80
 def reference_file(
-    name: str,  # report.csv, untrained.csv or claims.toml
+    name: str,  # report.csv, untrained.csv, texts.csv or claims.toml
 ) -> Path:
     "A file of `reference/`: of the project that one works in, or else what came with the package."
     package = Path(ablation_nb.__file__).parent
@@ -646,6 +646,14 @@ def reference_file(
     raise AblationError(
         f"There is no {name} in {own}, nor with the package in {package}; "
         "take the folder reference/ from git again, or install the package again.")
+
+def times_read(
+    runs: pd.DataFrame,  # as `load_runs` has them
+) -> pd.Series:          # 1 where each token of the text was seen once; NaN where nobody wrote down how many there are
+    "How often each run read the text that it trained on."
+    known = pd.read_csv(reference_file("texts.csv"), comment="#", index_col="data_hash").tokens
+    there = runs.data_hash.map(known)   # runs of old did not write it down
+    return runs.tokens / (runs.train_tokens.fillna(there) if "train_tokens" in runs else there)
 
 def read_results_table(
     study: Path,       # its folder

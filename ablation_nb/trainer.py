@@ -602,7 +602,7 @@ def summary(self: Trainer) -> dict:
     return dict(status=status, diverged_at=diverged, final_val_loss=last.pop("final_val_loss"),
                 **{k: finite(s.get(k)) for k in others}, best_val_step=s["best_val_step"], **last,
                 **(self.accuracies() if diverged is None else {}),
-                steps=s["step"], tokens=tokens, seconds=round(s["seconds"], 3),
+                steps=s["step"], tokens=tokens, train_tokens=len(self.data.train), seconds=round(s["seconds"], 3),
                 tokens_per_second=round(tokens / max(1e-9, training), 1))
 
 @patch
