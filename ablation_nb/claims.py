@@ -34,9 +34,9 @@ from .report import (
     AT_ONCE, TRENDS, UNJUDGED, Results, count_words, evaluations_table, half_way_to_guessing,
     joined, not_learned, of, on_the_ladder, point_words, points)
 from .results import RUN
-from .statistics import (
+from ablation_nb.statistics import (
     EARNABLE, Interval, mean_interval, noise_budget,
-    paired_differences, paired_effects)
+    paired_differences)
 from .tables import (
     SEED_REPORT, against_the_sum, interval_words, judged, reference_file, share_words, trends_along)
 
@@ -46,7 +46,7 @@ class Settled(NamedTuple):
     verdict: str         # holds | fails | undetermined | could not be shown
     figures: str         # our numbers, in words
     thin: bool = False   # undetermined for want of a second run: evidence with two seeds goes before
-    hangs: bool = False  # another learning rate between those that were tried could change it
+    hangs: bool = False  # another learning rate between those that were tried could change it, or nobody can tell
 
 CLAIM_VERDICTS = (
     "holds", "fails", "undetermined", "could not be shown", "not tested", "beyond a test",
@@ -625,7 +625,7 @@ def effect(
     if step: words.append(f"at step {step:,} of {e.steps:,}")
     if clear: words.append(f"clear means by more than {margin:g} {unit}")
     elif value == "seconds": words.append(f"within ±{margin:g} {unit} counts as none")
-    answer = all_hold(agree, words)._replace(hangs=bool(effects.hangs.eq("yes").any()))
+    answer = all_hold(agree, words)._replace(hangs=bool(effects.hangs.ne("no").any()))
     hopeless = effects[[expect == "equal" and beyond_reach(t) for t in effects.itertuples()]]
     if answer.verdict != "undetermined" or hopeless.empty: return answer
     return Settled("could not be shown", f"{answer.figures}; {reach_words(hopeless)}")
@@ -641,7 +641,7 @@ def size(e: Evidence, arm: str, nats: float) -> Settled | None:
     fine = (t.hi - t.lo) / 2 <= max(e.r.margin, abs(nats) / 2)
     lost = lost_runs(e, "baseline", arm)
     answer = answered(inside and fine, not inside and t.n > 1, effect_figures(t), lost)
-    return answer._replace(hangs=t.hangs == "yes")
+    return answer._replace(hangs=t.hangs != "no")
 
 @settles("runs")
 def below(
@@ -652,10 +652,11 @@ def below(
 ) -> Settled | None:
     "Do the intervals lie within so many per cent of the baseline?"
     if not has_arms(e, *arms) or not clocked(e, value, *arms): return None
-    runs = runs_with(e, value)
-    base = runs[runs.arm == "baseline"].value.mean()
-    runs = runs.assign(value=100 * runs.value / base)
-    effects = paired_effects(runs, "value", by=()).set_index("arm").loc[arms]
+    effects, lost = effects_on(e, value).loc[arms], lost_runs(e, "baseline", *arms) * (value != "seconds")
+    if value != "seconds":   # which are in per cent already
+        runs = runs_with(e, value)
+        base = runs[runs.arm == "baseline"].value.mean()
+        effects = effects.assign(**{c: 100 * effects[c] / base for c in ("mean", "lo", "hi")})
     whole = effects.n_diverged.eq(0) & effects.n_base_diverged.eq(0) & effects.lo.notna()
     inside = whole & (effects.lo > -percent) & (effects.hi < percent)
     lo, hi = widened(effects)   # one of several may lie outside by luck
@@ -663,7 +664,7 @@ def below(
     def words(t: Any) -> str:
         diverged = f", {int(t.n_diverged)} diverged" if t.n_diverged else ""
         return f"{arm_label(t.Index)} {interval_words(t.mean, t.lo, t.hi)} %{diverged}"
-    return answered(inside.all(), outside.any(), map(words, effects.itertuples()))
+    return answered(inside.all(), outside.any(), map(words, effects.itertuples()), lost)
 
 # %% ../nbs/24_claims.ipynb #5febe614
 @settles("sets")
@@ -738,7 +739,7 @@ def only(
     another = (whole & (lowest > percent))[others].any()
     mean = 100 * effects["mean"] / base
     words = [f"{arm_label(a)} {interval_words(mean[a], lo[a], hi[a])} %" for a in effects.index]
-    return answered(alone, too_little or another, words)._replace(hangs=bool(effects.hangs.eq("yes").any()))
+    return answered(alone, too_little or another, words)._replace(hangs=bool(effects.hangs.ne("no").any()))
 
 @settles("runs")
 def nothing_from(
@@ -753,7 +754,7 @@ def nothing_from(
     none, some = verdict.eq("equivalent").sum(), verdict.isin(["worse", "better"]).sum()
     words = [f"{arm_label(a)}: {v}{HANGS[effects.hangs[a]]}" for a, v in verdict.items()]
     answer = answered(none >= at_least, some > len(arms) - at_least, words)
-    answer = answer._replace(hangs=bool(effects.hangs.eq("yes").any()))
+    answer = answer._replace(hangs=bool(effects.hangs.ne("no").any()))
     hopeless = effects[[beyond_reach(t) for t in effects.itertuples()]]
     still_possible = len(arms) - some - len(hopeless)
     if answer.verdict != "undetermined" or still_possible >= at_least: return answer

@@ -586,7 +586,7 @@ def readings(
 
 def recommendations(weighed: list[Weighed]) -> list[str]:
     "The advice that stands, each with the rows that back it."
-    doubt = "; all that speaks for it hangs on the learning rate"
+    doubt = "; all that speaks for it hangs on the learning rate, or may"
     return [item(f"**{w.says}** ({', '.join(w.sizes)}{doubt * w.hangs})", w.backed) for w in weighed if w.stands]
 
 def item(head: str, lines: list[str]) -> str:
