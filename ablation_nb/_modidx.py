@@ -1538,6 +1538,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.equivalence_power': ( 'statistics.html#equivalence_power',
                                                                                       'ablation_nb/statistics.py'),
+                                        'ablation_nb.statistics.errors_left': ('statistics.html#errors_left', 'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.factorial_contrasts': ( 'statistics.html#factorial_contrasts',
                                                                                         'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.factorial_effects': ( 'statistics.html#factorial_effects',

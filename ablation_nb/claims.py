@@ -944,9 +944,10 @@ def seed_spread(e: Evidence, percent: float) -> Settled | None:
     row = noise_budget(whole, by=()).query(of_seeds).iloc[0]
     if not row.df: return None
     share = 100 / whole.final_val_loss.mean()
-    spread = spread_interval(row.sd * share, row.df)
+    seeds = whole.seed.nunique()   # all arms share them: more arms are no more of them
+    spread = spread_interval(row.sd * share, min(row.df, seeds - 1))
     of_loss = f"{row.sd * share:.2f} % [{spread.lo:.2f}, {spread.hi:.2f}] of the loss"
-    freedom = f"{int(row.df)} degrees of freedom"
+    freedom = count_words(seeds, "seed")
     figures = f"standard deviation {row.sd:.4f} nats, {of_loss} ({freedom})"
     return lies_below(spread, percent, figures)
 

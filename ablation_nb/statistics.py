@@ -9,8 +9,8 @@ __all__ = ['LARGE', 'EARNABLE', 'MOST_PAIRS', 'HISTORIES', 'LEVELS', 'Interval',
            'CrossedInterval', 'crossed_interval', 'crossed_effects', 'unpaired_interval', 'pairing_gain',
            'difference_p', 'equivalence_p', 'holm', 'verdicts', 'twins', 'unmoved', 'family_effects', 'looks_behind',
            'equivalence_power', 'largest_spread', 'pairs_needed', 'spent', 'look_levels', 'looks_so_far',
-           'sequential_p', 'pairs_wanted', 'OffLadder', 'off_ladder', 'noise_budget', 'best_of_evaluations',
-           'add_factors', 'all_terms', 'factorial_contrasts', 'factorial_effects']
+           'sequential_p', 'pairs_wanted', 'OffLadder', 'off_ladder', 'errors_left', 'noise_budget',
+           'best_of_evaluations', 'add_factors', 'all_terms', 'factorial_contrasts', 'factorial_effects']
 
 # %% ../nbs/09_statistics.ipynb #3fe7e21c
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -865,6 +865,7 @@ class OffLadder(NamedTuple):
     lr: float    # the rate at the bottom of the parabola
     gain: float  # nats per token below the best rung, 0 or more
     se: float    # standard error of the gain
+    noise: float = np.nan  # the same where the loss of one run strays by 1
 
 def off_ladder(
     rates: ArrayLike,   # of the ladder, (n,)
@@ -887,9 +888,15 @@ def off_ladder(
     at = x3[1] + bottom
     weights = np.array([np.prod((at - o) / (x3[i] - o)) for i, o in enumerate(others)])
     gains = y3 @ (np.array([0, 1, 0]) - weights)
-    if len(gains) > 1: se = gains.std(ddof=1) / np.sqrt(len(gains))
-    else: se = sd * np.linalg.norm(np.array([0, 1, 0]) - weights)
-    return OffLadder(float(np.exp(at)), float(gains.mean()), float(se))
+    noise = np.linalg.norm(np.array([0, 1, 0]) - weights) / np.sqrt(len(gains))
+    se = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else sd * noise
+    return OffLadder(float(np.exp(at)), float(gains.mean()), float(se), float(noise))
+
+def errors_left(
+    df: int,  # degrees of freedom of a standard error
+) -> float:   # 2 where there are many; below them a number lies in 97.7 % of cases
+    "How many standard errors a number may be off, to one side."
+    return float(stats.t.ppf(stats.norm.cdf(2), df))
 
 # %% ../nbs/09_statistics.ipynb #e0866bd4
 def window_losses(

@@ -29,7 +29,7 @@ import ablation_nb
 from .config import AblationError, arm_label, arm_order, parse_arm, project_root
 from .results import ACCURACIES, RUN, gaps
 from .statistics import (
-    SAME_IN_A_PAIR, add_factors, crossed_effects, equivalence_power, factorial_effects, family_effects,
+    SAME_IN_A_PAIR, add_factors, crossed_effects, equivalence_power, errors_left, factorial_effects, family_effects,
     holm, look_levels, looks_behind, mean_interval, off_ladder, paired_differences, paired_effects, paired_trend,
     pairing_gain, ratio_interval, require_columns, share_words, signed,
     smallest_effect, studies_trend, turning_size, twins, verdicts, unsigned)
@@ -596,8 +596,11 @@ def ladder_gains(
         wide = own.pivot_table(index="seed", columns="lr", values="final_val_loss", dropna=False)
         off = off_ladder(wide.columns, wide, spread.get(arm, np.nan))
         gain = min(off.gain, losses[arm]) if pd.notna(off.gain) else off.gain   # a loss cannot fall below zero
-        rows.append(dict(arm=arm, lr=chosen[arm], bottom=off.lr, gain=gain, gain_se=off.se))
-    return pd.DataFrame(rows, columns=["arm", "lr", "bottom", "gain", "gain_se"])
+        rows.append(dict(arm=arm, lr=chosen[arm], bottom=off.lr, gain=gain, gain_se=off.se, noise=off.noise))
+    gains = pd.DataFrame(rows, columns=["arm", "lr", "bottom", "gain", "gain_se", "noise"])
+    if ladder.seed.nunique() > 1:   # so few seeds tell it together
+        gains["gain_se"] = np.sqrt(((gains.gain_se / gains.noise)**2).mean()) * gains.noise
+    return gains.drop(columns="noise")
 
 def learned(runs: pd.DataFrame) -> pd.Series:
     """Did a run end nearer to its arm's best than to guessing, and on a task with more right than guesses have?
@@ -620,14 +623,18 @@ def ladder_table(
     if "baseline" not in gains.index: return table.reset_index()
     table["at_bottom"] = table.difference + gains.gain["baseline"] - gains.gain
     losses = tuned.groupby("arm").final_val_loss.mean().reindex(gains.index)
-    farthest = (gains.gain + 2 * gains.gain_se).clip(upper=losses)   # NaN stays: how far is not known
+    more_seeds = ladder.seed.nunique() - 1
+    left = errors_left(more_seeds * max(1, int(gains.gain.notna().sum()))) if more_seeds else 2
+    farthest = (gains.gain + left * gains.gain_se).clip(upper=losses)   # NaN stays: how far is not known
     looks = looks_behind(tuned)
     arm_gains, base_gains = -farthest.reindex(effects.index), farthest["baseline"]
-    def verdict_at(shift: pd.Series | float) -> pd.Series:
+    def same_at(shift: pd.Series | float) -> pd.Series:
         moved = effects.assign(mean=effects["mean"] + shift).reset_index()
-        return verdicts(moved, margin, looks=looks).set_index("arm").verdict
-    low, high = verdict_at(arm_gains), verdict_at(base_gains)
-    same = low.eq(effects.verdict) & high.eq(effects.verdict)
+        return verdicts(moved, margin, looks=looks).set_index("arm").verdict.eq(effects.verdict)
+    same = pd.Series(True, index=effects.index)
+    for low, high in ((arm_gains.fillna(0), 0), (0, np.nan_to_num(base_gains))):
+        nearest = -effects["mean"].clip(lower=-high, upper=-low)   # the difference may be least in between
+        same &= same_at(low) & same_at(high) & same_at(nearest)
     known = arm_gains.notna() & pd.notna(base_gains)
     hangs = np.where(known, np.where(same, "no", "yes"), "not known")
     table["hangs"] = pd.Series(hangs, index=effects.index)
@@ -933,13 +940,14 @@ def together_table(
 def trends_along(
     runs: pd.DataFrame,  # a row a run, one for each arm, level and seed
     field: str,          # the swept column: n_layers, context_length, lr, ...
-    margin: float,       # nats per token within which an effect counts as none
+    margin: float,       # nats per token within which the change from the first level to the last counts as none
 ) -> pd.DataFrame:       # `verdicts` by arm: all arms of the runs that stand at several levels are one family of tests
     "Verdicts of each arm's trend along a field, in nats a doubling."
     levels = runs.groupby("arm")[field].nunique()
     if levels.get("baseline", 0) < 2: return pd.DataFrame(columns=["arm"]).set_index("arm")
     several = runs.arm.map(levels) > 1
-    return verdicts(paired_trend(runs[several], field), margin).set_index("arm")
+    doublings = float(np.log2(runs[field].max() / runs[field].min()))
+    return verdicts(paired_trend(runs[several], field), margin / doublings).set_index("arm")
 
 def effects_along(
     runs: pd.DataFrame,  # a row a run, one for each arm, level and seed
