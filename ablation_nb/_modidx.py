@@ -45,6 +45,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.beside.settings_asked': ('beside.html#settings_asked', 'ablation_nb/beside.py'),
                                     'ablation_nb.beside.studies_on': ('beside.html#studies_on', 'ablation_nb/beside.py'),
                                     'ablation_nb.beside.train_command': ('beside.html#train_command', 'ablation_nb/beside.py'),
+                                    'ablation_nb.beside.verdicts_in': ('beside.html#verdicts_in', 'ablation_nb/beside.py'),
                                     'ablation_nb.beside.verdicts_on': ('beside.html#verdicts_on', 'ablation_nb/beside.py')},
             'ablation_nb.checks': { 'ablation_nb.checks.Case': ('checks.html#case', 'ablation_nb/checks.py'),
                                     'ablation_nb.checks.Case.copy': ('checks.html#case.copy', 'ablation_nb/checks.py'),

@@ -35,8 +35,8 @@ def places() -> Iterator[Path]:
     "The studies of the project and the points of their grids: where runs may lie."
     for study in sorted((project_root() / "outputs").glob("*/")):
         yield study
-        try: yield from (study / point for point in read_json(study / "study.json")["grid"] if point)
-        except (AblationError, OSError, KeyError): continue
+        try: yield from [study / point for point in read_json(study / "study.json")["grid"] if point]
+        except (AblationError, OSError, LookupError, TypeError): continue   # a report writes it anew
 
 # %% ../nbs/27_beside.ipynb #5e1b0207
 def baseline_of(
@@ -55,14 +55,20 @@ def verdicts_on(cfg: RunConfig) -> list[str]:
     words = []
     for table in sorted((project_root() / "outputs").glob("*/tables/effects.csv")):
         study = table.parents[1]
-        try: settings = read_json(study / "study.json")
-        except (AblationError, OSError): continue
-        if settings["scale"] != cfg.scale or settings["grid"] or settings["overrides"]: continue
-        effects = pd.read_csv(table)
-        for e in effects[effects.arm == cfg.arm].itertuples():
-            words.append(f"{study.name} ({e.n} pairs on {settings['corpus']}, {e.setup}): **{e.verdict}**")
-            within = getattr(e, "within", math.nan)   # a report of an earlier version lacks it
-            if math.isfinite(e.lo): words[-1] += ", " + tested_words(e.mean, e.lo, e.hi, e.verdict, within, digits=4)
+        try:
+            settings = read_json(study / "study.json")
+            if settings["scale"] != cfg.scale or settings["grid"] or settings["overrides"]: continue
+            words += [f"{study.name} {said}" for said in verdicts_in(table, cfg.arm, settings["corpus"])]
+        except (AblationError, OSError, ValueError, LookupError, AttributeError, TypeError): continue
+    return words
+
+def verdicts_in(table: Path, arm: str, text: str) -> list[str]:
+    "What a study's table of effects says of an arm, in each of its settings."
+    effects, words = pd.read_csv(table), []
+    for e in effects[effects.arm == arm].itertuples():
+        words.append(f"({e.n} pairs on {text}, {e.setup}): **{e.verdict}**")
+        within = getattr(e, "within", math.nan)   # a report of an earlier version lacks it
+        if math.isfinite(e.lo): words[-1] += ", " + tested_words(e.mean, e.lo, e.hi, e.verdict, within, digits=4)
     return words
 
 def studies_on(cfg: RunConfig) -> list[tuple[Path, Study]]:

@@ -154,7 +154,7 @@ def mend_settings(study: "Study") -> None:
     try:
         kept = {f.name: read_checked(f) for f in files if f.exists()}
         asked = as_kept(study)
-        if "metric" in asked and kept.get("study.json", asked) != asked:
+        if "metric" in asked and kept.get("study.json") != asked:
             raise Damaged(files[0], "is not what the study file says")
     except Damaged:
         from ablation_nb.engine import mend

@@ -45,7 +45,11 @@ def read_lines(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
         hint = did_you_mean(needed, names)
         raise AblationError(f"{file} has no column '{needed}'.{hint} Its first line says: {held}.")
     rows = []
-    for number, cells in enumerate(csv.reader(lines[1:], delimiter=separator), start=2):
+    try: numbered = list(enumerate(csv.reader(lines[1:], delimiter=separator, strict=True), start=2))
+    except csv.Error as e:
+        way_out = "close each quote in its line, and double one that is meant"
+        raise AblationError(f"{file} is no CSV ({e}); {way_out}.") from None
+    for number, cells in numbered:
         if not any(cell.strip() for cell in cells): continue
         if len(cells) != len(names):
             raise AblationError(f"Line {number} of {file} has {len(cells)} cells where the first has {len(names)}.")

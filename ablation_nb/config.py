@@ -582,8 +582,9 @@ def register_arm(arm: Arm) -> Arm:
     if not isinstance(arm.change, Mapping):
         raise AblationError(f"The arm '{arm.name}' changes {arm.change!r}, which must be a dict from fields to values, "
                             "such as dict(ffn='silu').")
-    for f in arm.change:
+    for f, v in arm.change.items():
         given = f"The arm '{arm.name}' changes {f}, which"
+        if isinstance(v, float) and not math.isfinite(v): raise AblationError(f"{given} cannot be {v}; give a number.")
         if f in NO_TREATMENT: raise AblationError(f"{given} {NO_TREATMENT[f]}.")
         if f in known: continue
         raise unknown(f"{given} is no field of ModelConfig or TrainConfig.", f, known, "Their fields")
@@ -591,6 +592,8 @@ def register_arm(arm: Arm) -> Arm:
         raise AblationError(f"The arm '{arm.name}' has a width and no feed-forward layer to have it; "
                             "name that too, such as dict(ffn='swiglu').")
     check_label(arm)
+    if not arm.change and arm.name not in ("baseline", "aa"):
+        raise AblationError(f"The arm '{arm.name}' changes nothing; name a field, such as dict(ffn='silu').")
     ARMS[arm.name] = arm
     return arm
 

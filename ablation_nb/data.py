@@ -541,6 +541,8 @@ class Tally:
     def row(self, tokens: int) -> dict:
         return dict(stories=len(self.stories), bytes=self.bytes, tokens=tokens, sha256=self.sha.hexdigest())
 
+LONE_STORY = 20_000   # bytes: a longer one, alone, means that the separators are missing
+
 def check_split(source: Source, train: Tally, valid: Tally, leaks: list[str]) -> None:
     "Both sides must have stories, and a split of the user's own no story twice."
     if leaks and not source.official:
@@ -550,6 +552,11 @@ def check_split(source: Source, train: Tally, valid: Tally, leaks: list[str]) ->
         if tally.stories: continue
         raise AblationError(f"There is no {name} story in {source.description}; "
                             f"give a file with text, stories separated by lines '{END}'.")
+    for name, tally in (("training", train), ("validation", valid)):
+        if len(tally.stories) > 1 or tally.bytes < LONE_STORY: continue
+        raise AblationError(f"All {name} text of {source.description} is one story of {tally.bytes:,} bytes, so that "
+                            "none can be compared or be found on both sides; "
+                            f"put a line '{END}' between stories, or between chapters of a book.")
 
 # %% ../nbs/02_data.ipynb #383dafa4
 def write_manifest(folder: Path, source: Source, **facts: Any) -> None:

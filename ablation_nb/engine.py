@@ -200,7 +200,11 @@ def remove(path: Path) -> None:
 def result_taken(cfg: NotebookRun, folder: Path, seconds: float) -> dict:
     "What `result.json` says of a notebook that has ended; a result that cannot count is an error of one sentence."
     own = own_result(folder / OUT / "result.json", cfg)
-    lost = own.get("status") == "diverged"
+    status = own.get("status", "done")
+    if status not in ("done", "diverged"):
+        raise AblationError(f"{cfg.notebook} wrote \"status\": {json.dumps(status)}; write \"done\", or \"diverged\" "
+                            "for a run that came to no number, or leave it out.")
+    lost = status == "diverged"
     value = None if lost else metric_in(own, cfg)
     items = items_left(folder / OUT / "items.npy", cfg)
     checks = checks_said(folder / "run.ipynb")

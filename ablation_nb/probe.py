@@ -24,7 +24,7 @@ from .layers import CausalSelfAttention
 from .model import FlexibleTransformerLM, next_token_loss
 from .provenance import write_json
 from .ready import refuse_offline
-from .results import has, read_array, read_checked, read_json, whose
+from .results import has, read_array, read_checked, read_json, whose, why_not
 from .trainer import finite
 
 # %% ../nbs/17_probe.ipynb #17a00006
@@ -44,6 +44,7 @@ def weights_in(folder: Path) -> Path:
     "The file with the weights of a finished run; where there is none, an error."
     done = has(folder / "result.json") and read_checked(folder / "result.json")["status"] == "done"
     if not done: raise AblationError(f"{folder} holds no finished run; finish it first, or name another.")
+    if why := why_not(folder): raise AblationError(f"{folder} cannot be used, because {why}; train it again.")
     weights = folder / "weights.safetensors"
     if weights.exists(): return weights
     way_out = "Train this run again with fresh=True to have them."

@@ -285,6 +285,8 @@ def test_what_cannot_run_is_said_before_the_first_run(tmp_path, sh, words, chang
     ("left a score that is not finite", COIN.replace('"score": value', '"score": float("nan")')),
     ("left a score that is not finite", COIN.replace('"score": value', '"score": float("inf")')),
     ("left 'high' as its score; let it write a number", COIN.replace('"score": value', '"score": "high"')),
+    ('wrote "status": "failed"; write "done", or "diverged"',
+     COIN.replace('"score": value', '"score": value, "status": "failed"')),
     ("left True as its score", COIN.replace('"score": value', '"score": True')),
     ("left no result.json", "value = 3"),
     ("left a result.json that is not JSON", 'open(f"{out}/result.json", "w").write("{")'),
