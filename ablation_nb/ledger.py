@@ -469,7 +469,7 @@ def verdict_places(
     opposite = [v for v in CLAIM_VERDICTS[:2] if v != answer.verdict and v in words]
     contrary = [words.pop(v) for v in opposite]
     found_at = list(here)
-    if not timed(claim): found_at.append(f"{amount(e.base.tokens.max())} tokens")
+    if not timed(claim): found_at.append(f"{span(e.base.tokens, amount)} tokens")
     return "; ".join([", ".join(found_at), *contrary]), "; ".join(words.values())
 
 # %% ../nbs/25_ledger.ipynb #2ff3161f
@@ -581,7 +581,8 @@ def readings(
         if not of_its_size: continue
         size, more = place(claim, e)
         words = f"claim {claim.number} {s.verdict} at {size}, {more}: {s.figures} · {e.words}"
-        there.append(Reading(s.verdict, size, words, s.hangs))
+        where = f"{size}, {more}" if advice.fields else size   # of models unlike the report's: how they were trained
+        there.append(Reading(s.verdict, where, words, s.hangs))
     return there
 
 def recommendations(weighed: list[Weighed]) -> list[str]:

@@ -57,7 +57,7 @@ def trained(folder: Path) -> FlexibleTransformerLM:
     except Exception as e:   # SafetensorError, OSError, RuntimeError for tensors of another model
         way_out = "Train this run again with fresh=True"
         raise AblationError(f"{weights} is damaged ({type(e).__name__}). {way_out}.") from None
-    return model.eval()
+    return model   # as it was trained and scored
 
 def named_text(
     folder: Path,               # of a run

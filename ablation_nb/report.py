@@ -1889,7 +1889,7 @@ def proofs(r: Results) -> list[str]:
         lines.append(f"- **{arm_label(arm)}**{told}")
         known = known or set(sentences)
     n = sum(map(len, checks.values()))
-    words = (f"Before training, {n} checks passed in {len(checks)} runs. "
+    words = (f"Before training, {n} checks passed in {count_words(len(checks), 'run')}. "
              "This is what one run of each arm said; "
              f"what {arm_label(arms[0])} said already is not repeated.")
     certificate = Shown("certificate", certificate_table(r.runs))

@@ -572,6 +572,7 @@ def verdicts(
         raise AblationError(
             f"The margin is {margin}, but equivalence needs one above 0; "
             "declare the smallest difference that matters, such as 0.005.")
+    if not 0 < level < 1: raise AblationError(f"level={level} must lie between 0 and 1, such as 0.95.")
     require_columns(effects, ["n", "mean", "sd"])
     n, mean, sd = (effects[c].to_numpy(dtype=float) for c in ("n", "mean", "sd"))
     diverged = _counted(effects, "n_diverged")
