@@ -617,12 +617,13 @@ level that Bonferroni leaves it; that an arm diverges or does not train is said 
 all runs there do, and these are two or more, and that all its runs finish is refuted \
 by one of several; *undetermined* means that the runs are too few or too noisy for \
 it; *could not be shown* that so many pairs find an equality in fewer than half of all \
-studies even where it is true, so that the claim was lost before the first run; \
+studies even where it is true, by the spread that these have; \
 *not tested* that no run bears on the claim so far, and what it would need; \
 *beyond a test* that none could: an opinion, an explanation, a word about other \
 people's models.
 
-Within a study, tests of means are corrected over its arms. Across the rows of this \
+Within a study, tests that an arm differs are corrected over its arms; that one equals the \
+baseline is tested for each by itself, but where seeds are added until all is decided. Across the rows of this \
 page nothing is corrected: each row is tested at its own 5 %, so that among as many rows as \
 the {tested} that a test of runs decides here luck alone would decide about {wrong:.2g}; and rows \
 that rest on one comparison go wrong together.

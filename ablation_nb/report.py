@@ -1503,8 +1503,9 @@ def ladder_tables(r: Results) -> Tables:
 # %% ../nbs/23_report.ipynb #9a170606
 LADDER = """\
 What an arm could gain between the rungs is the depth of a parabola through its best rung and the two beside it, over \
-the logarithm of the rate; its error is that of a tuning on {seeds}. A verdict hangs on the rate if it changes where \
-only the arm, or only the baseline, gains that, less, or as much more as its error leaves open (97.7 %):"""
+the logarithm of the rate; its error is that of a tuning on {seeds}, by the spread of the arm's runs in the test. \
+A verdict hangs on the rate if it changes where only the arm, or only the baseline, gains that, less, \
+or as much more as its error leaves open (97.7 %):"""
 
 def above_another_rate(r: Results) -> list[str]:
     "Arms whose finished runs at the chosen rate are worse, on average, than tuning was at another rate."

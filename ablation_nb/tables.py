@@ -598,8 +598,10 @@ def ladder_gains(
         gain = min(off.gain, losses[arm]) if pd.notna(off.gain) else off.gain   # a loss cannot fall below zero
         rows.append(dict(arm=arm, lr=chosen[arm], bottom=off.lr, gain=gain, gain_se=off.se, noise=off.noise))
     gains = pd.DataFrame(rows, columns=["arm", "lr", "bottom", "gain", "gain_se", "noise"])
-    if ladder.seed.nunique() > 1:   # so few seeds tell it together
-        gains["gain_se"] = np.sqrt(((gains.gain_se / gains.noise)**2).mean()) * gains.noise
+    if ladder.seed.nunique() > 1:   # so few tell little: each arm strays as in its test, by one share of that for all
+        of_test = gains.noise * gains.arm.map(spread)
+        share = np.sqrt(((gains.gain_se / of_test)**2).replace(np.inf, np.nan).mean())
+        gains["gain_se"] = (share * of_test).fillna(gains.gain_se)
     return gains.drop(columns="noise")
 
 def learned(runs: pd.DataFrame) -> pd.Series:
@@ -623,8 +625,8 @@ def ladder_table(
     if "baseline" not in gains.index: return table.reset_index()
     table["at_bottom"] = table.difference + gains.gain["baseline"] - gains.gain
     losses = tuned.groupby("arm").final_val_loss.mean().reindex(gains.index)
-    more_seeds = ladder.seed.nunique() - 1
-    left = errors_left(more_seeds * max(1, int(gains.gain.notna().sum()))) if more_seeds else 2
+    more_seeds, known = ladder.seed.nunique() - 1, int(gains.gain.notna().sum())
+    left = errors_left(max(1, min(more_seeds * known, tuned.seed.nunique() - 1))) if more_seeds else 2
     farthest = (gains.gain + left * gains.gain_se).clip(upper=losses)   # NaN stays: how far is not known
     looks = looks_behind(tuned)
     arm_gains, base_gains = -farthest.reindex(effects.index), farthest["baseline"]
