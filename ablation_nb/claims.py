@@ -652,19 +652,20 @@ def below(
 ) -> Settled | None:
     "Do the intervals lie within so many per cent of the baseline?"
     if not has_arms(e, *arms) or not clocked(e, value, *arms): return None
-    effects, lost = effects_on(e, value).loc[arms], lost_runs(e, "baseline", *arms) * (value != "seconds")
+    effects = effects_on(e, value).loc[arms]
     if value != "seconds":   # which are in per cent already
         runs = runs_with(e, value)
         base = runs[runs.arm == "baseline"].value.mean()
         effects = effects.assign(**{c: 100 * effects[c] / base for c in ("mean", "lo", "hi")})
-    whole = effects.n_diverged.eq(0) & effects.n_base_diverged.eq(0) & effects.lo.notna()
+    lost = [value != "seconds" and bool(lost_runs(e, "baseline", arm)) for arm in arms]
+    whole = effects.lo.notna() & ~np.array(lost)
     inside = whole & (effects.lo > -percent) & (effects.hi < percent)
     lo, hi = widened(effects)   # one of several may lie outside by luck
     outside = whole & ((lo >= percent) | (hi <= -percent))
     def words(t: Any) -> str:
         diverged = f", {int(t.n_diverged)} diverged" if t.n_diverged else ""
         return f"{arm_label(t.Index)} {interval_words(t.mean, t.lo, t.hi)} %{diverged}"
-    return answered(inside.all(), outside.any(), map(words, effects.itertuples()), lost)
+    return answered(inside.all(), outside.any(), map(words, effects.itertuples()))
 
 # %% ../nbs/24_claims.ipynb #5febe614
 @settles("sets")

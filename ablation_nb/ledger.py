@@ -262,8 +262,10 @@ def found_by_a_report(folder: Path, baseline: str) -> str:
     "What the last report of a study of somebody's notebook found, or that it is of other runs than lie there."
     def ended(runs: pd.DataFrame) -> pd.DataFrame: return runs[runs.status.isin(["done", "diverged"])]
     def numbers(runs: pd.DataFrame) -> dict: return {x.folder: f"{x.value:.7g}" for x in runs.itertuples()}
-    told, runs = pd.read_csv(folder / "tables" / "runs.csv"), load_runs(folder)
-    lying = ended(runs.reindex(columns=["folder", "status", "value"]))
+    columns = ["folder", "status", "value"]
+    try: told = pd.read_csv(folder / "tables" / "runs.csv").reindex(columns=columns)
+    except (OSError, ValueError): told = pd.DataFrame(columns=columns)
+    lying = ended(load_runs(folder).reindex(columns=columns))
     lying = lying[~lying.folder.isin(told.folder[told.status == "not used"])]
     if numbers(ended(told)) != numbers(lying):
         return f"its report is not of the runs that lie there; write it anew with `ablation report {folder.name}`"

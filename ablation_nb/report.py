@@ -1037,9 +1037,9 @@ def model_words(model: dict, run: pd.Series) -> str:
 # %% ../nbs/23_report.ipynb #9f614df8
 def times_words(r: Results, runs: pd.DataFrame) -> str:
     "How much of their text these runs read: '10 %', '4.0 times'; empty where nobody wrote it down, and of a task."
-    times = times_read(runs).dropna()
+    times = times_read(runs[runs.status == "done"]).dropna()
     if times.empty or r.of_a_task: return ""
-    if times.max() < 1: return f"{span(100 * times, '{:.2g}'.format)} %"
+    if times.max() < 1: return f"{span(100 * times, ('{:.2g}' if times.max() < .1 else '{:.0f}').format)} %"
     return f"{span(times, '{:.1f}'.format)} times"
 
 def facts(r: Results) -> dict[str, str]:
@@ -2127,7 +2127,7 @@ def front_findings(
     for name, runs in comparable(main).items():
         where = "tuned" if name == "tuned" else f"at {rate_of(name)}"
         effects[where] = judged(runs, main.margin).set_index("arm", drop=False)
-    fits = on_their_text(main.main, main.margin)
+    fits = on_their_text(next(iter(comparable(main).values())), main.margin)
     sizes = pd.concat(t["mean"].abs() for t in effects.values())
     largest = sizes.groupby("arm").max().sort_values(ascending=False)
     sentences = []
@@ -2139,7 +2139,7 @@ def front_findings(
         change = tuning_words(changes.loc[arm]) if arm in changes.index else ""
         shared = f" over the {count_words(changes.n[arm], 'seed')} of both" if change else ""
         tuned = f"; with tuning the difference {change}{shared}" if change else ""
-        tuned += f"; it {FITS[fits.verdict[arm]]}" if arm in fits.index else ""
+        tuned += f"; {next(iter(effects))} it {FITS[fits.verdict[arm]]}" if arm in fits.index else ""
         axes = "".join(also_along(arm, r) for r in others)
         sentences.append(f"**{arm_label(arm)}** is {joined(settings)}{tuned}.{axes}")
     return [inert(s) for s in (*sentences, *map(together_sentence, others)) if s]

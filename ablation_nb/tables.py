@@ -948,7 +948,8 @@ def trends_along(
     levels = runs.groupby("arm")[field].nunique()
     if levels.get("baseline", 0) < 2: return pd.DataFrame(columns=["arm"]).set_index("arm")
     several = runs.arm.map(levels) > 1
-    doublings = float(np.log2(runs[field].max() / runs[field].min()))
+    lowest, highest = float(runs[field].min()), float(runs[field].max())
+    doublings = np.log2(highest / lowest) if lowest > 0 else 1   # above 0; from there on nothing doubles
     return verdicts(paired_trend(runs[several], field), margin / doublings).set_index("arm")
 
 def effects_along(
