@@ -49,7 +49,7 @@ class EnglishOnce(SearchEnglish):
         self.stem = cache(super().stem)
 
 
-FORMATTER = HtmlFormatter(style="default")   # of classes; their colours are those of the theme
+FORMATTER = HtmlFormatter()   # of classes; their colours are those of the theme
 
 
 @cache
