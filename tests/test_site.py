@@ -260,6 +260,59 @@ def test_a_run_shows_what_it_was_told_and_what_it_left(pages):
         assert {"train.ipynb", "report"} <= {a.get_text() for a in article.select("blockquote a")}, name
 
 
+TABLE = """\
+# Tables
+
+| arm | `a  b` | :) |
+|:--|--:|:-:|
+| Pre-norm's \\| twin | `x < "y" & 'z'` | 1 < 2 & 3 @ 4 |
+| [here](#tables), **bold** and *slanted* | "quoted" -- so... | $\\alpha$ `code` |
+| | [`code`](#tables) | a `b` c |
+
+|  | head |
+|---|---|
+| <b>raw</b> \\* https://example.org | `\\|` ![none](x.png) &amp; |
+
+| alone |
+|---|
+"""
+LOOK = """
+import sys
+sys.path.insert(0, "nbs/_sphinx")
+html_theme = "pydata_sphinx_theme"
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 1
+"""
+
+
+def test_tables_are_drawn_as_sphinx_draws_them(tmp_path, sh):
+    (tmp_path / "index.md").write_text(TABLE)
+    tables, words = [], []
+    for extensions in (["myst_nb"], ["myst_nb", "extension"]):
+        (tmp_path / "conf.py").write_text(f"{LOOK}extensions = {extensions}\n")
+        out = tmp_path / f"site-{len(extensions)}"
+        sh("python", "-m", "sphinx", "-q", "-E", tmp_path, out)   # the picture is missing, and said to be
+        page = (out / "index.html").read_text()
+        tables.append(re.findall(r'<div class="pst-scrollable-table-container">.*?</div>', page, re.S))
+        index = (out / "searchindex.js").read_text()
+        words.append(json.loads(index[index.index("(") + 1:index.rindex(")")])["terms"])
+    theirs, ours = tables
+    assert len(theirs) == 3
+    assert "math" in "".join(theirs)
+    assert ours == theirs
+    assert words[1] == words[0]
+
+
+def test_code_is_coloured_as_pygments_colours_it(monkeypatch):
+    from pygments.lexers import PythonLexer
+    monkeypatch.syspath_prepend(ROOT / "nbs" / "_sphinx")
+    from extension import QuickPython
+    odd = 'x.match(1)\nmatch y:\n    case _: z.__init__.y\n  """doc"""\n@a.b\ndef f(a=f"{b.c!r:>{w}}"): (a := 2); ...\n'
+    for code in (odd, *(f.read_text(encoding="utf-8") for f in (ROOT / "ablation_nb").glob("[a-f]*.py"))):
+        quick, plain = (list(lexer(stripnl=False).get_tokens(code)) for lexer in (QuickPython, PythonLexer))
+        assert quick == plain
+
+
 LINKS = (("a", "href"), ("img", "src"), ("script", "src"), ("link", "href"), ("source", "src"))
 
 

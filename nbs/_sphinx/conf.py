@@ -28,6 +28,7 @@ nb_execution_mode = "off"
 nb_code_prompt_show, nb_code_prompt_hide = "Source", "Source"
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
+myst_ref_domains = ["std"]  # a link leads to a page or a place: no other language is looked through
 suppress_warnings = ["myst.header", "mystnb.lexer"]  # a page may go from # to ###; cleaned notebooks name no lexer
 
 mathjax_path = "tex-svg.js"  # MathJax in one file, fonts included

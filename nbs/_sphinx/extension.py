@@ -5,13 +5,18 @@ import html
 import json
 import re
 from functools import cache
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 from docutils import nodes
+from myst_parser.mdit_to_docutils.base import DocutilsRenderer
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
+from pygments.lexer import inherit
 from pygments.lexers import PythonLexer
+from pygments.token import Name, Punctuation, Text
 from sphinx import addnodes
 from sphinx.search.en import SearchEnglish
 from sphinx.util.osutil import relative_uri
@@ -52,10 +57,20 @@ class EnglishOnce(SearchEnglish):
 FORMATTER = HtmlFormatter()   # of classes; their colours are those of the theme
 
 
+class QuickPython(PythonLexer):
+    "Python, with what is half of all words found first: spaces within a line, brackets, and what follows a dot."
+    tokens: ClassVar = dict(root=[
+        (r"(?<=\S)[^\S\n]+", Text),
+        (r"[][{}(),;]", Punctuation),
+        (r"(?<=\.)(?!__)[^\W\d]\w*", Name),
+        inherit,
+    ])
+
+
 @cache
 def coloured(code):
     "Python as HTML. What is no Python is marked, and stops no build: a run's notebook may be anybody's."
-    return highlight(code, PythonLexer(stripnl=False), FORMATTER)
+    return highlight(code, QuickPython(stripnl=False), FORMATTER)
 
 
 def highlight_once(app):
@@ -124,6 +139,75 @@ def link_arms(app, page, template, context, doctree):
         def row(m): return link_in_row(m[0], labels, names, columns, kind)
         return head + mark + re.sub(r"<tr\b.*?</tr>", row, body, flags=re.S)
     context["body"] = re.sub(r"<table\b.*?</table>", table, context["body"], flags=re.S)
+
+
+class drawn_table(nodes.General, nodes.TextElement):
+    "A table as pieces of HTML and what is more than that. With nodes for cells, most of all nodes were of tables."
+
+
+class drawn(nodes.Inline, nodes.Element):
+    "A piece of a table that is HTML already, with its words for the search."
+
+
+APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
+TYPOGRAPHIC = re.compile(r"[\"']|--|\.\.\.")   # what Sphinx might write otherwise
+
+
+def escaped(text): return html.escape(text, quote=False).replace('"', "&quot;").replace("@", "&#64;")
+
+
+def drawn_inline(token):
+    "A piece of a cell as Sphinx writes it; None if that is more than words and code."
+    if token.type == "text":
+        text = APOSTROPHE.sub("’", token.content)
+        return None if TYPOGRAPHIC.search(text) else escaped(text)
+    if token.type != "code_inline": return None
+    words = re.sub(r"[^ ]+", r'<span class="pre">\g<0></span>', escaped(token.content))
+    words = re.sub(r" (?= )", "&#160;", words)
+    return f'<code class="docutils literal notranslate">{words}</code>'
+
+
+def pieces_of(table):
+    "A table of markdown as Sphinx writes it: pieces of HTML, each with its words, and tokens of what is more."
+    yield '<div class="pst-scrollable-table-container"><table class="table">\n', ""
+    rows = 0
+    for part, cell_tag in zip(table.children, ("th", "td")):
+        yield f"<{part.type}>\n", ""
+        for row in part.children:
+            yield f'<tr class="row-{("odd", "even")[rows % 2]}">', ""
+            rows += 1
+            for cell in row.children:
+                align = (cell.attrGet("style") or "").replace("text-align:", "text-")
+                classes = " ".join(filter(None, ("head" * (cell_tag == "th"), align)))
+                yield f'<{cell_tag}{f" class={classes!r}" if classes else ""}><p>'.replace("'", '"'), ""
+                for token in cell.children[0].children if cell.children else ():
+                    inline = drawn_inline(token)
+                    yield token if inline is None else (inline, token.content)
+                yield f"</p></{cell_tag}>\n", "\n"
+            yield "</tr>\n", ""
+        yield f"</{part.type}>\n", ""
+    yield "</table>\n</div>\n", ""
+
+
+def render_table(renderer, table):
+    "In place of MyST's: what lies between two links of a table is one node."
+    node = drawn_table()
+    renderer.add_line_and_source_path(node, table)
+    with renderer.current_node_context(node, append=True):
+        for is_html, pieces in groupby(pieces_of(table), lambda piece: isinstance(piece, tuple)):
+            if not is_html:
+                renderer.render_children(SimpleNamespace(children=pieces))
+                continue
+            markup, words = map("".join, zip(*pieces))
+            node.append(drawn("", nodes.Text(words), html=markup))
+
+
+def write_drawn(translator, node):
+    translator.body.append(node["html"])
+    raise nodes.SkipNode
+
+
+def as_it_is(translator, node): pass
 
 
 def add_dark_twins(app, doctree):
@@ -197,10 +281,23 @@ def sweep(app, exception):
         if f not in kept: f.unlink()
 
 
+UNUSED = re.compile(r"sphinx\.(transforms\.i18n|builders\.latex|domains\.(c|cpp|citation)\b)")
+
+
+def pass_over_unused(registry):
+    "Each transform of Sphinx looks through every page: not for other languages, for LaTeX, or for what is not Python."
+    for transforms in (registry.transforms, registry.post_transforms):
+        transforms[:] = [t for t in transforms if not UNUSED.match(t.__module__)]
+
+
 def setup(app):
+    pass_over_unused(app.registry)
     for name in ("arm_labels", "arm_names"): app.add_config_value(name, {}, "html", dict)
     app.add_config_value("other_arms", [], "html", list)
     app.add_search_language(EnglishOnce)
+    app.add_node(drawn_table, html=(as_it_is, as_it_is))
+    app.add_node(drawn, html=(write_drawn, None))
+    DocutilsRenderer.render_table = render_table
     app.connect("builder-inited", highlight_once)
     app.connect("env-before-read-docs", keep_changed)
     app.connect("doctree-read", add_dark_twins, priority=100)  # before Sphinx gathers the pictures

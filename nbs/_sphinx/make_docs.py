@@ -58,13 +58,15 @@ def show_site():
 
 def render():
     "Sphinx, in this process, with the libraries that pages.py has imported; its exit status."
+    import nbformat
     from sphinx.cmd.build import build_main
+    nbformat.validate = lambda nb, **how: None  # pages.py has written each notebook that is read here
     strict = ["-q", "-W", "--keep-going"]
     return build_main([*strict, "-c", str(Path(__file__).parent), "-d", str(DOCTREES), str(PAGES), str(RENDERED)])
 
 
 def main():
-    gc.set_threshold(100_000, 50, 100)  # a page is a tree full of circles: looking for litter took a quarter
+    gc.disable()  # a page is a tree full of circles, half a gigabyte in all: looking for litter took a twentieth
     now = dict(tools=tools(), sources=digest(SOURCES))
     last = json.loads(DONE.read_text()) if DONE.exists() else {}
     if last != now or not SITE.exists():
@@ -77,7 +79,6 @@ def main():
         asked, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left beside the notebooks
         import pages
         sys.dont_write_bytecode = asked
-        gc.freeze()
         pages.make(PAGES, UNITS)
         if status := render(): return status
         show_site()
@@ -86,4 +87,7 @@ def main():
     return 0
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    status = main()
+    for stream in (sys.stdout, sys.stderr): stream.flush()
+    os._exit(status)  # memory is not given back piece by piece, which took another

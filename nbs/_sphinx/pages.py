@@ -11,7 +11,7 @@ and Quarto pass over it.
 import ast, inspect, json, os, re
 from base64 import b64decode, b64encode
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from io import BytesIO
 from operator import attrgetter
@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import nh3
 import pandas as pd
+from fastcore import docments
 from fastcore.nbio import dict2nb, mk_cell, nb2str
 from mdit_py_plugins.anchors.index import slugify
 from nbdev.doclinks import NbdevLookup
@@ -94,6 +95,9 @@ MODULES = {f.name: module for f in NOTEBOOKS if (module := module_of(f))}
 API = {module: exported(ROOT / "nbs" / notebook, module) for notebook, module in MODULES.items()}
 lookup = NbdevLookup()  # turns `name` into a link; of all libraries that nbdev knows, only ours is linked
 lookup.syms = {name: "#" + label(module, name) for module, names in reversed(API.items()) for name in names}
+
+
+docments.get_source = cache(docments.get_source)  # of each entry it is asked for twice
 
 
 def named(module, name): return attrgetter(name)(import_module(f"{PACKAGE.name}.{module}"))
