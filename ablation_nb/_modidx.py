@@ -1161,6 +1161,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.report.find_study_in': ('report.html#find_study_in', 'ablation_nb/report.py'),
                                     'ablation_nb.report.findings': ('report.html#findings', 'ablation_nb/report.py'),
                                     'ablation_nb.report.findings_in_words': ('report.html#findings_in_words', 'ablation_nb/report.py'),
+                                    'ablation_nb.report.fine_words': ('report.html#fine_words', 'ablation_nb/report.py'),
                                     'ablation_nb.report.finished_losses': ('report.html#finished_losses', 'ablation_nb/report.py'),
                                     'ablation_nb.report.finished_seeds': ('report.html#finished_seeds', 'ablation_nb/report.py'),
                                     'ablation_nb.report.first_answers': ('report.html#first_answers', 'ablation_nb/report.py'),

@@ -12,7 +12,7 @@ __all__ = ['ARM_COLOURS', 'FAMILY_COLOURS', 'SHADES', 'DASHED', 'STYLE', 'LENGTH
            'plot_setups', 'front_figure']
 
 # %% ../nbs/21_figures.ipynb #b3bf2984
-import hashlib, itertools, textwrap
+import hashlib, itertools, math, textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,6 +193,7 @@ def end_labels(
     notes: Mapping[str, str] = {}, # arm -> words behind its name
     lost: Mapping[str, tuple[float, str]] = {}, # arm whose runs all diverged -> (height of its cross, words)
     name: Callable[[str], str] = arm_label, # of an arm, for people
+    near: float = .1, # part of the width: a line that ends this close to the last end is named at the right
 ) -> None:
     """Write each arm's name in its colour to the right of `ax`, joined to the end of its line.
     Where lines end before, their names stand beside these ends."""
@@ -202,7 +203,7 @@ def end_labels(
         at = dict(zip(ends, ax.transAxes.inverted().transform(points)))
     last = max((x for x, _ in at.values()), default=1)
     groups: list[list[str]] = []   # arms whose lines end early, those that end side by side together
-    for arm in sorted((a for a, (x, _) in at.items() if x < last - .1), key=lambda a: at[a][0]):
+    for arm in sorted((a for a, (x, _) in at.items() if x < last - near), key=lambda a: at[a][0]):
         if groups and at[arm][0] - at[groups[-1][-1]][0] < .1: groups[-1].append(arm)
         else: groups.append([arm])
     for names in groups:
@@ -212,7 +213,7 @@ def end_labels(
             write_beside(
                 ax, name(arm), ends[arm], (6, 4 + up),
                 color=ink(arm_colour(arm)), path_effects=HALO)
-    wanted = {a: y for a, (x, y) in at.items() if x >= last - .1}
+    wanted = {a: y for a, (x, y) in at.items() if x >= last - near}
     wanted |= {a: y for a, (y, _) in lost.items()}
     places = spread_apart(list(wanted.values()), .075, 0, EDGE)
     for (arm, y), place in zip(wanted.items(), places):
@@ -686,6 +687,7 @@ def plot_levels(
     "One number of each run: seeds, mean, 95 % interval, a row an arm."
     values = runs[column].dropna().astype(float)
     left, right = bounds or (min(0, values.min()), max(0, values.max()))
+    if values.any(): digits = max(digits, 1 - math.floor(math.log10(values.abs().max())))   # two that count
     pad = 0 if bounds else .06 * max(right - left, 1e-3)
     ax.set(xlim=(left - pad * (left < 0), right + pad))
     for y, arm in enumerate(arms):
@@ -742,7 +744,7 @@ def abilities_figure(
     axes = fig.subplots(down, across, squeeze=False).flatten()
     for ax, (column, (title, digits)) in zip(axes, panels.items()):
         plot_levels(ax, done, column, arms, digits)
-        ax.set(title=title)
+        ax.set(title=title if len(title) <= 50 else textwrap.fill(title, 34))
     for ax in axes[len(panels):]:
         ax.axis("off")
         ax.text(0, .9, "seeds ○, mean ◆, 95 % interval", va="top", color="#555555", transform=ax.transAxes)
@@ -1372,7 +1374,7 @@ def draw_sweep(
     ax.set(xlabel=f"{title}{scale}", ylabel="nats per token")
     ax.set(xticks=list(at.values()), xticklabels=labels.values())
     ax.grid(axis="x", visible=False)
-    end_labels(ax, ends, notes=notes, lost=lost)
+    end_labels(ax, ends, notes=notes, lost=lost, near=.75 / np.ptp(ax.get_xlim()))   # those at the last place
 
 # %% ../nbs/21_figures.ipynb #b5d80f12
 @our_style()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JUDGEMENTS', 'AT_ONCE', 'UNJUDGED', 'FITS', 'AXES', 'UNITS', 'TRENDS', 'DOUBTS', 'BARELY', 'Figures', 'Tables',
-           'SECTIONS', 'HOW_ANSWERS_READ', 'LONGER', 'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'HOW_PROBED',
+           'SECTIONS', 'FINE', 'HOW_ANSWERS_READ', 'LONGER', 'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'HOW_PROBED',
            'SEEDS_OF_AN_EFFECT', 'ONE_SEED', 'FEW_SEEDS', 'FRONT', 'SEED_TOKENS', 'SIZES', 'HOW_SCALE_READS',
            'no_stories', 'Results', 'read_results', 'at_own_rates', 'setups', 'most_arms', 'rate_of', 'setup_words',
            'of', 'run_key', 'by_key', 'asked_for', 'rates_asked', 'seeds_asked', 'count_words', 'amount', 'joined',
@@ -16,20 +16,20 @@ __all__ = ['JUDGEMENTS', 'AT_ONCE', 'UNJUDGED', 'FITS', 'AXES', 'UNITS', 'TRENDS
            'rates_sentence', 'doubts_over_points', 'verdicts_at_one_rate', 'on_rates', 'findings_in_words', 'opening',
            'with_baseline', 'at_setup', 'beginning', 'listed_once', 'times_words', 'facts', 'fact_list',
            'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown', 'stem_of', 'Section',
-           'section', 'findings', 'longer_answers', 'answers', 'answers_over_grid', 'answers_by_point', 'both_rates',
-           'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'above_another_rate',
-           'rates', 'with_curves', 'curves_table', 'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words',
-           'dynamics', 'shown_positions', 'losses_by_position', 'probed', 'asked_of', 'verdict_words', 'ability_words',
-           'what_models_can', 'combines', 'interaction_figures', 'interaction_tables', 'interactions', 'noise_table',
-           'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables',
-           'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories',
-           'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files',
-           'write_text', 'with_plain_words', 'write_report', 'find_study', 'standing', 'also_along', 'front_findings',
-           'finished_seeds', 'ladder_words', 'front_setting', 'front_table', 'front_picture', 'front_beside',
-           'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words', 'one_a_size', 'scale_effects',
-           'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words', 'in_doubt_words',
-           'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike', 'scale_parts',
-           'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
+           'section', 'fine_words', 'findings', 'longer_answers', 'answers', 'answers_over_grid', 'answers_by_point',
+           'both_rates', 'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables',
+           'above_another_rate', 'rates', 'with_curves', 'curves_table', 'drawn_arms', 'drawn', 'drawn_words',
+           'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position', 'probed', 'asked_of',
+           'verdict_words', 'ability_words', 'what_models_can', 'combines', 'interaction_figures', 'interaction_tables',
+           'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set',
+           'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories',
+           'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files',
+           'point_labels', 'grid_files', 'write_text', 'with_plain_words', 'write_report', 'find_study', 'standing',
+           'also_along', 'front_findings', 'finished_seeds', 'ladder_words', 'front_setting', 'front_table',
+           'front_picture', 'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words',
+           'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words',
+           'in_doubt_words', 'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike',
+           'scale_parts', 'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, itertools, re
@@ -1309,6 +1309,20 @@ def effect_list(runs: pd.DataFrame, margin: float) -> str:
     return "\n".join(lines)
 
 # %% ../nbs/23_report.ipynb #5c1e0c08
+FINE = dict(  # column of a table on sureness -> what it says
+    crossed_mean="*Seeds and documents*: the interval, had other validation documents been drawn, too.",
+    detectable="*Seen with 80 % power*: what as many pairs would find four times in five, with the spread seen here.",
+    within="*Equivalent within*: the smallest margin within which the two tests would place this difference.",
+    power="*Equality would show in*: so many studies like this one would call an arm *equivalent* that truly is.",
+    correlation="*Correlation*: of the losses of arm and baseline, which share a seed.",
+    paired_width="*Width*: of the interval beside that of runs without partners; below 1, pairs made it narrower.")
+
+def fine_words(
+    table: pd.DataFrame,  # of `sureness_table`
+) -> str:
+    "What the columns of a table on sureness say."
+    return " ".join(["How sure, and how fine.", *(says for column, says in FINE.items() if column in table)])
+
 @section("Results", figures=comparison_figures, tables=comparison_tables)
 def findings(r: Results) -> list[str]:
     """For each set of runs: figure, table, a sentence for each arm.
@@ -1335,7 +1349,9 @@ def findings(r: Results) -> list[str]:
         parts.append(effect_list(runs, r.margin))
         if runs.seed.nunique() < 2: continue
         sureness = sureness_table(runs, of(r.docs, runs), r.margin)
-        parts += ["How sure, and how fine:", Shown(stem_of(r, name, "sureness"), for_reading(sureness))]
+        says = fine_words(sureness)
+        parts += ["How sure, and how fine:" if says in parts else says]
+        parts += [Shown(stem_of(r, name, "sureness"), for_reading(sureness))]
     return parts
 
 # %% ../nbs/23_report.ipynb #7a5c0602
@@ -1473,7 +1489,7 @@ def losses_by_seed(runs: pd.DataFrame) -> pd.DataFrame:
     "A row an arm, a column a seed: the final loss, or how a run without one ended."
     cells = []
     for loss, status in zip(runs.final_val_loss, runs.status):
-        cells.append(f"{loss:.4f}" if status == "done" else status)
+        cells.append(unsigned(loss) if status == "done" else status)
     wide = runs.assign(cell=cells).pivot(index="arm", columns="seed", values="cell")
     wide = wide.rename(columns=lambda s: f"seed {s}")
     return wide.loc[arm_order(wide.index)].reset_index()

@@ -29,10 +29,10 @@ import ablation_nb
 from .config import AblationError, arm_label, arm_order, parse_arm, project_root
 from .results import ACCURACIES, RUN, gaps
 from .statistics import (
-    SAME_IN_A_PAIR, add_factors, crossed_effects, equivalence_power, errors_left, factorial_effects, family_effects,
-    holm, look_levels, looks_behind, mean_interval, off_ladder, paired_differences, paired_effects, paired_trend,
-    pairing_gain, ratio_interval, require_columns, share_words, signed,
-    smallest_effect, studies_trend, turning_size, twins, verdicts, unsigned)
+    LARGE, SAME_IN_A_PAIR, add_factors, crossed_effects, equivalence_power, errors_left, factorial_effects,
+    family_effects, holm, look_levels, looks_behind, mean_interval, off_ladder, paired_differences, paired_effects,
+    paired_trend, pairing_gain, ratio_interval, require_columns, share_words, signed,
+    smallest_effect, studies_trend, turning_size, twins, unsigned, verdicts)
 
 
 # %% ../nbs/22_tables.ipynb #5c1d0a09
@@ -146,14 +146,17 @@ TEXT: tuple[str, ...] = (  # columns that read from the left
 
 def plain_words(value: Any) -> str:
     "A value of a column that `COLUMNS` does not know."
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return unsigned(value) if isinstance(value, float) else str(value)
 
 def cell_text(value: Any, how: How) -> str:
     "The text of a cell: a dash where there is no value, and no minus before what is rounded to zero."
     if not isinstance(value, str) and pd.isna(value): return "–"
     if callable(how): text = how(value)
-    elif how.endswith("f%"): text = format(value, how.removesuffix("%")) + "%"
-    else: text = format(value, how)
+    else:
+        in_percent = how.endswith("f%")
+        look = how[:-1] if in_percent else how
+        if look.endswith("f") and abs(value) >= LARGE: look = look.partition(".")[0] + ".3g"
+        text = format(value, look) + "%" * in_percent
     if text.startswith("-") and not text.strip("-0.%"): text = text.replace("-", "+")
     return text.replace("\n", " ")
 
@@ -821,7 +824,7 @@ def rates_long(runs: pd.DataFrame) -> pd.DataFrame:
 def rate_words(cell: Any) -> str:
     "A mean and the runs behind it, and how many diverged."
     parts = []
-    if cell.done > 0: parts.append(f"{cell.mean:.4f} ({cell.done})")
+    if cell.done > 0: parts.append(f"{unsigned(cell.mean)} ({cell.done})")
     if cell.diverged > 0: parts.append(f"{cell.diverged} diverged")
     return ", ".join(parts) or "–"
 
