@@ -1400,6 +1400,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ablation_nb.results.standing_at': ('results.html#standing_at', 'ablation_nb/results.py'),
                                      'ablation_nb.results.steps_due': ('results.html#steps_due', 'ablation_nb/results.py'),
                                      'ablation_nb.results.strangers': ('results.html#strangers', 'ablation_nb/results.py'),
+                                     'ablation_nb.results.summary_fault': ('results.html#summary_fault', 'ablation_nb/results.py'),
                                      'ablation_nb.results.table_of': ('results.html#table_of', 'ablation_nb/results.py'),
                                      'ablation_nb.results.trusted_runs': ('results.html#trusted_runs', 'ablation_nb/results.py'),
                                      'ablation_nb.results.usual_settings': ('results.html#usual_settings', 'ablation_nb/results.py'),

@@ -752,6 +752,17 @@ def numbers_of_short_run(folder: Path) -> list[float]:
     if items.size: numbers += [items.mean(), items.std()]
     return [float(v) if math.isfinite(v) else BEYOND for v in numbers]
 
+def summary_fault(result: dict, rows: list[dict]) -> str | None:
+    "Where a result.json sums up its metrics.jsonl otherwise than that reads."
+    valid, trained = ([row[name] for row in rows if name in row] for name in ("val_loss", "train_loss"))
+    logged = dict(initial_val_loss=valid[0], best_val_loss=min(valid))
+    if trained: logged |= dict(final_train_loss=trained[-1])
+    for name, value in logged.items():
+        if result[name] != value: return f"its metrics.jsonl gives {name} {value}, its result.json {result[name]}"
+    if trained and (least := result["min_train_loss"]) > min(trained):
+        return f"its metrics.jsonl has a training loss of {min(trained)}, its result.json none below {least}"
+    return None
+
 BEYOND = 1e300   # stands for a number that JSON does not know
 
 def result_fault(folder: Path, config: dict, env: dict) -> str | None:
@@ -771,7 +782,7 @@ def result_fault(folder: Path, config: dict, env: dict) -> str | None:
         return f"its metrics.jsonl ends at step {last['step']}, its result.json at {result['steps']}"
     why = rows_fault(rows, config["train"], result["steps"])
     if why or status == "diverged": return why
-    return losses_fault(folder, result, last.get("val_loss"))
+    return losses_fault(folder, result, last.get("val_loss")) or summary_fault(result, rows)
 
 # %% ../nbs/11_results.ipynb #5493e6f9
 def fault(folder: Path) -> str | None:  # what is wrong, as the end of a sentence
