@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ARM_COLOURS', 'FAMILY_COLOURS', 'SHADES', 'DASHED', 'STYLE', 'LENGTH_WORDS', 'MANY', 'VERDICT_LOOKS', 'family_colour',
            'arm_colour', 'ink', 'line_style', 'plot_losses', 'plot_schedule', 'plot_intervals', 'difference_rows',
-           'plot_differences', 'our_style', 'ablation_comparison', 'plot_levels', 'plot_accuracy', 'answers_figure',
-           'abilities_figure', 'effects_figure', 'families', 'atlas_figure', 'name_columns', 'verdict_map',
-           'sensitivity_figure', 'signed_heights', 'plot_gaps', 'plot_gradients', 'plot_runs', 'dynamics_figure',
-           'plot_by_position', 'positions_figure', 'interactions_figure', 'sweep_figure', 'scale_figure', 'save_figure',
-           'plot_setups', 'front_figure']
+           'nothing_yet', 'plot_differences', 'our_style', 'ablation_comparison', 'plot_levels', 'plot_accuracy',
+           'answers_figure', 'abilities_figure', 'effects_figure', 'families', 'atlas_figure', 'name_columns',
+           'verdict_map', 'sensitivity_figure', 'signed_heights', 'plot_gaps', 'plot_gradients', 'plot_runs',
+           'dynamics_figure', 'plot_by_position', 'positions_figure', 'interactions_figure', 'sweep_figure',
+           'scale_figure', 'save_figure', 'plot_setups', 'front_figure']
 
 # %% ../nbs/21_figures.ipynb #b3bf2984
 import hashlib, itertools, math, textwrap
@@ -39,7 +39,7 @@ from .config import AblationError, ARMS, FAMILIES, arm_family, arm_label, arm_or
 from .data import replacing
 from .results import ACCURACIES, RUN, curves_of, done_runs, gaps, mean_and_range
 from .statistics import (
-    StudiesTrend, family_effects, line_at, looks_behind, mean_interval, paired_differences, signed, verdicts)
+    LARGE, StudiesTrend, family_effects, line_at, looks_behind, mean_interval, paired_differences, signed, verdicts)
 
 # %% ../nbs/21_figures.ipynb #b0826609
 ARM_COLOURS = dict(
@@ -150,7 +150,7 @@ def end_words(
     "What is written at the end of a line: 'NoPE 3.14 ↑'."
     words = name(arm) + note
     if fmt == "+.3f": words += f" {signed(value)}"
-    elif fmt: words += f" {value:{fmt}}"
+    elif fmt: words += f" {value:.3g}" if abs(value) >= LARGE else f" {value:{fmt}}"
     if -.001 <= y <= 1.001: return words
     if not fmt: words += f" {short_number(value)}"
     return f"{words} {arrow(y > 1)}"
@@ -211,7 +211,7 @@ def end_labels(
         moved = (spread_apart(heights, .075, 0, EDGE) - heights) * ax.bbox.height * 72 / ax.figure.dpi   # in points
         for arm, up in zip(names, moved):
             write_beside(
-                ax, name(arm), ends[arm], (6, 4 + up),
+                ax, name(arm) + notes.get(arm, ""), ends[arm], (6, 4 + up),
                 color=ink(arm_colour(arm)), path_effects=HALO)
     wanted = {a: y for a, (x, y) in at.items() if x >= last - near}
     wanted |= {a: y for a, (y, _) in lost.items()}
@@ -554,6 +554,11 @@ def difference_rows(
     seeds = [differences[differences.arm == a].difference.to_numpy() for a in arms]
     return rows, seeds
 
+def nothing_yet(ax: Axes) -> None:
+    "In place of differences, while there are none."
+    ax.text(.5, .5, "nothing to compare yet", ha="center", va="center", transform=ax.transAxes)
+    ax.set(xticks=[], yticks=[])
+
 def plot_differences(
     ax: Axes,              # to draw on
     runs: pd.DataFrame,    # a row a run, at most one an arm and seed
@@ -564,11 +569,7 @@ def plot_differences(
     if arms and "baseline" in set(runs.arm):
         plot_intervals(ax, *difference_rows(runs, arms, margin), margin)
         return
-    ax.text(
-        .5, .5, "nothing to compare yet",
-        ha="center", va="center",
-        transform=ax.transAxes)
-    ax.set(xticks=[], yticks=[])
+    nothing_yet(ax)
 
 # %% ../nbs/21_figures.ipynb #89b0d93f
 def difference_words(
@@ -967,7 +968,7 @@ def draw_ladder(
         nudge = 1.03**(i - (len(arms) - 1) / 2)
         cross = crosses.get(arm, np.nan)
         path = ladder_path(runs[runs.arm == arm], nudge, hi, hi + row, cross)
-        near = done[(done.arm == arm) & (done.final_val_loss <= hi)]
+        near = done[(done.arm == arm) & (done.final_val_loss <= ax.get_ylim()[1])]
         draw_path(ax, path, arm)
         draw_dots(ax, near.lr * nudge, near.final_val_loss, colour)
         mark_path(ax, path, colour, hi + row, cross)
@@ -1016,7 +1017,9 @@ def signed_heights(ax: Axes, lo: float, hi: float) -> None:
 def plot_gaps(ax: Axes, runs: pd.DataFrame, metrics: pd.DataFrame) -> None:
     "The gap of each arm to the baseline against steps: mean and range over seeds; runs that diverged dotted."
     rows = gaps(runs, metrics).query("step > 0")
-    if rows.empty: return
+    if rows.empty:
+        nothing_yet(ax)
+        return
     curves = mean_and_range(rows.groupby(["arm", "step"]).gap)
     lo = min(-.01, curves["min"].min() * 1.3)
     hi = max(.026, curves["max"].max() * 1.3)
@@ -1080,7 +1083,7 @@ def plot_runs(
         values = runs.loc[runs.arm == arm, column]
         values = values[values > 0]
         words = "× diverged at once"
-        if len(values): words = format(values.mean(), fmt)
+        if len(values): words = format(values.mean(), fmt if values.mean() < LARGE or fmt == ",.0f" else ".3g")
         height = np.full(len(values), y)
         draw_dots(ax, values, height, colour, ms=6, mew=1.3)
         ax.plot([values.mean()] * 2, [y - .28, y + .28], color=colour, lw=2.5)
@@ -1110,7 +1113,7 @@ def dynamics_figure(
     plot_runs(speed, measured, "tokens_per_second", ",.0f")
     gap.set(
         title="Gap of the validation loss to the baseline",
-        xlabel="step",
+        xlabel="step\nmean and range of seeds" if runs.seed.nunique() > 1 else "step",
         ylabel="nats per token")
     grad.set(
         title="Norm of the gradient",

@@ -6,37 +6,38 @@
 __all__ = ['JUDGEMENTS', 'AT_ONCE', 'UNJUDGED', 'FITS', 'AXES', 'UNITS', 'TRENDS', 'DOUBTS', 'BARELY', 'Figures', 'Tables',
            'SECTIONS', 'FINE', 'HOW_ANSWERS_READ', 'LONGER', 'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'HOW_PROBED',
            'SEEDS_OF_AN_EFFECT', 'ONE_SEED', 'FEW_SEEDS', 'FRONT', 'SEED_TOKENS', 'SIZES', 'HOW_SCALE_READS',
-           'no_stories', 'Results', 'read_results', 'at_own_rates', 'setups', 'most_arms', 'rate_of', 'setup_words',
-           'of', 'run_key', 'by_key', 'asked_for', 'rates_asked', 'seeds_asked', 'count_words', 'amount', 'joined',
-           'span_of', 'span', 'effect_sentence', 'points', 'point_words', 'power_sentence', 'equality_sentence',
-           'seeds_words', 'ran_words', 'effect_words', 'lost_words', 'by_verdict', 'set_sentence', 'on_their_text',
-           'text_sentence', 'tuning_words', 'comparable', 'one_rate', 'tuning_sentence', 'axis_of', 'level_text',
-           'finished_losses', 'half_way_to_guessing', 'not_learned', 'trend_words', 'moves', 'nowhere', 'by_trend',
-           'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence', 'on_the_ladder', 'hanging_verdicts',
-           'rates_sentence', 'doubts_over_points', 'verdicts_at_one_rate', 'on_rates', 'findings_in_words', 'opening',
-           'with_baseline', 'at_setup', 'beginning', 'listed_once', 'times_words', 'facts', 'fact_list',
-           'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown', 'stem_of', 'Section',
-           'section', 'fine_words', 'findings', 'longer_answers', 'answers', 'answers_over_grid', 'answers_by_point',
-           'both_rates', 'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables',
-           'above_another_rate', 'rates', 'with_curves', 'curves_table', 'drawn_arms', 'drawn', 'drawn_words',
-           'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position', 'probed', 'asked_of',
-           'verdict_words', 'ability_words', 'what_models_can', 'combines', 'interaction_figures', 'interaction_tables',
-           'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set',
-           'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories',
-           'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files',
-           'point_labels', 'grid_files', 'write_text', 'with_plain_words', 'write_report', 'find_study', 'standing',
-           'also_along', 'front_findings', 'finished_seeds', 'ladder_words', 'front_setting', 'front_table',
-           'front_picture', 'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words',
-           'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words',
-           'in_doubt_words', 'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike',
-           'scale_parts', 'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
+           'no_stories', 'Results', 'run_key', 'by_key', 'asked_for', 'rates_asked', 'seeds_asked', 'only_planned',
+           'read_results', 'at_own_rates', 'setups', 'most_arms', 'rate_of', 'setup_words', 'of', 'count_words',
+           'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points', 'point_words', 'power_sentence',
+           'equality_sentence', 'seeds_words', 'ran_words', 'effect_words', 'lost_words', 'by_verdict', 'set_sentence',
+           'on_their_text', 'text_sentence', 'tuning_words', 'comparable', 'one_rate', 'tuning_sentence', 'axis_of',
+           'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned', 'trend_words', 'moves', 'nowhere',
+           'by_trend', 'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence', 'on_the_ladder',
+           'hanging_verdicts', 'rates_sentence', 'doubts_over_points', 'verdicts_at_one_rate', 'refuted_rates',
+           'on_rates', 'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once',
+           'times_words', 'facts', 'fact_list', 'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits',
+           'Shown', 'stem_of', 'Section', 'section', 'fine_words', 'findings', 'longer_answers', 'answers',
+           'answers_over_grid', 'answers_by_point', 'both_rates', 'losses_by_seed', 'every_seed', 'several_rates',
+           'ladder_figures', 'ladder_tables', 'above_another_rate', 'rates', 'with_curves', 'curves_table',
+           'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words', 'dynamics', 'shown_positions',
+           'losses_by_position', 'probed', 'asked_of', 'verdict_words', 'ability_words', 'what_models_can', 'combines',
+           'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
+           'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
+           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
+           'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files', 'write_text', 'with_plain_words',
+           'write_report', 'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'ladder_words',
+           'front_setting', 'front_table', 'front_picture', 'front_beside', 'study_question', 'read_sizes',
+           'find_study_in', 'size_of', 'rates_words', 'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size',
+           'crossing_words', 'sides', 'turn_words', 'in_doubt_words', 'scale_sentence', 'scale_sentences', 'confounded',
+           'settings_table', 'ranked_alike', 'scale_parts', 'effects_shown', 'trends_shown', 'write_scale',
+           'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, itertools, re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -59,7 +60,7 @@ from .results import (
     read_json, trusted_runs)
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
-    paired_differences, pairs_wanted, rank_agreement, signed, twins, unmoved, unsigned)
+    paired_differences, pairs_wanted, rank_agreement, signed, twins, unmoved, unsigned, verdicts)
 from .study import precision_is_open
 from .tables import (
     ALIKE, QUESTIONS, SPOKEN, Question, abilities, abilities_for_reading, accuracy_levels, against_the_sum,
@@ -143,124 +144,6 @@ def rounds(clock: dict) -> pd.DataFrame:
             rows.append(same | own)
     return pd.DataFrame(rows, columns=TIMED)
 
-# %% ../nbs/23_report.ipynb #95992044
-def an_own_file(name: str) -> str:
-    "The study file that a folder is named after, or any that is there, as one would type it; a folder's first."
-    files = sorted((project_root() / "studies").glob("*.toml"), key=lambda f: (f.stem != "laptop", f.name))
-    after = [f for f in files if name == f.stem or name.startswith(f"{f.stem}-")]
-    first = max(after, key=lambda f: len(f.stem)) if after else next(iter(files), None)
-    return f"studies/{first.name}" if first else "FILE.toml"
-
-def nothing_finished(
-    folder: Path,
-    runs: pd.DataFrame,
-    refused: dict,  # folder of a run that is not trusted -> why
-) -> AblationError:
-    "What is said of a study without a finished run."
-    unused = "".join(f" '{f}' is not used: {why}." for f, why in refused.items())
-    if len(runs) and runs.status.eq("diverged").any():
-        lost = runs[runs.status.eq("diverged")]
-        rates = joined(f"{lr:g}" for lr in sorted(set(lost.lr)))
-        return AblationError(
-            f"'{folder.name}' has nothing to report on: {count_words(len(lost), 'run')} diverged, at the learning rate "
-            f"{rates}, and none was finished; lower the rate in {an_own_file(folder.name)}, then run it again.{unused}")
-    return AblationError(
-        f"'{folder.name}' holds no finished run to report on; "
-        f"fill it with its study file, as in `ablation run {an_own_file(folder.name)}`.{unused}")
-
-# %% ../nbs/23_report.ipynb #496f83b3
-@each_file_once()
-def read_results(
-    folder: Path | str,  # a study's folder, or that of one point of its grid
-) -> Results:
-    """Load a study, and set aside what is not to be trusted.
-
-    A study that holds nothing finished is refused."""
-    folder = Path(folder)
-    runs, refused = trusted_runs(folder)
-    if runs.empty or not runs.status.eq("done").any():
-        raise nothing_finished(folder, runs, refused)
-    tuning = beside_the_runs(folder, "tuning.json")
-    if tuning and home(folder) != folder:
-        tuning = {"": tuning.get(folder.resolve().name, {})}
-    first = runs[runs.status.eq("done")].iloc[0]
-    # one that is refused may claim the name of another
-    trusted = [folder / f for f in runs.folder]
-    def long(load: Callable[..., pd.DataFrame]) -> pd.DataFrame:
-        return load(folder, trusted)
-    return Results(
-        name=folder.resolve().name,
-        folder=folder,
-        runs=runs,
-        metrics=long(load_metrics),
-        docs=long(load_doc_losses),
-        positions=long(load_position_losses),
-        config=read_json(folder / first.folder / "config.json"),
-        plan=beside_the_runs(folder, "study.json"),
-        tuning=tuning,
-        refused=refused,
-        texts=long(load_stories),
-        clock=beside_the_runs(folder, "speed.json"),
-        probes=long(load_probes))
-
-# %% ../nbs/23_report.ipynb #e0aa3fe2
-def at_own_rates(r: Results) -> pd.DataFrame:
-    "The runs of each arm at the rate that the ladder chose for it, on the study's seeds."
-    chosen = [
-        r.tuning.get(x.point, {}).get(x.arm, {}).get("lr")
-        for x in r.runs.itertuples()
-    ]
-    chosen = pd.Series(chosen, index=r.runs.index, dtype=float)
-    at_chosen = np.isclose(r.runs.lr, chosen)
-    seeds = planned_seeds(r.plan) if r.plan else []
-    return r.runs[at_chosen & r.runs.seed.isin(seeds)]
-
-def setups(r: Results) -> dict:
-    """Name -> runs that are compared with each other, the main set first.
-
-    'tuned' has each arm at its own best rate, 'lr 0.01' one rate for all."""
-    runs, sets = r.runs, {}
-    fixed = r.plan.get("fixed") or dict(lr=[], seeds=[])
-    of_seeds = runs[runs.seed.isin(fixed["seeds"])]
-    if r.tuning: sets["tuned"] = at_own_rates(r)
-    for lr in fixed["lr"]:
-        sets[f"lr {lr:g}"] = of_seeds[np.isclose(of_seeds.lr, lr)]
-    sets = {
-        name: own for name, own in sets.items()
-        if own.status.eq("done").any()
-    }
-    if not sets:  # no plan, or nothing of it is finished but the ladder
-        main = main_lr(runs)
-        finished = runs.lr[runs.status == "done"].unique()
-        rates = sorted(finished, key=lambda lr: (lr != main, lr))
-        sets = {f"lr {lr:g}": runs[runs.lr == lr] for lr in rates}
-    looks = planned_looks(r.plan)
-    if looks:
-        decided = ["tuned"] if r.tuning else [*sets]
-        sets |= {name: sets[name].assign(looks=[looks] * len(sets[name])) for name in decided if name in sets}
-    return {name: own.reset_index(drop=True) for name, own in sets.items()}
-
-# %% ../nbs/23_report.ipynb #40c4f790
-def most_arms(sets: dict) -> str:
-    "The name of the set with the most arms that finished a run, the main one first."
-    arms = {
-        name: runs.arm[runs.status == "done"].nunique()
-        for name, runs in sets.items()
-    }
-    return max(arms, key=lambda name: arms[name])
-
-def rate_of(setup: str) -> str: return setup.removeprefix("lr ")
-
-def setup_words(name: str) -> str:
-    "The name of a setup for people."
-    if name == "tuned": return "each arm at its own best learning rate"
-    return f"learning rate {rate_of(name)} for all arms"
-
-def of(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    "The rows of a long frame that belong to these runs."
-    keys = ["point", *RUN]
-    return frame.merge(runs[keys], on=keys)
-
 # %% ../nbs/23_report.ipynb #c53141f6
 def run_key(
     point: str,
@@ -332,6 +215,135 @@ def seeds_asked(r: Results, point: str, rates: dict[str, float]) -> dict[str, in
     for arm, lr in rates.items():
         losses[arm] = [loss(have.get(run_key(point, arm, lr, seed))) for seed in planned_seeds(r.plan)]
     return pairs_wanted(losses, looks, r.margin, r.plan.get("baseline", "baseline"))
+
+# %% ../nbs/23_report.ipynb #95992044
+def an_own_file(name: str) -> str:
+    "The study file that a folder is named after, or any that is there, as one would type it; a folder's first."
+    files = sorted((project_root() / "studies").glob("*.toml"), key=lambda f: (f.stem != "laptop", f.name))
+    after = [f for f in files if name == f.stem or name.startswith(f"{f.stem}-")]
+    first = max(after, key=lambda f: len(f.stem)) if after else next(iter(files), None)
+    return f"studies/{first.name}" if first else "FILE.toml"
+
+UNASKED = "the study does not ask for it"
+
+def nothing_finished(
+    folder: Path,
+    runs: pd.DataFrame,
+    refused: dict,  # folder of a run that is not trusted -> why
+) -> AblationError:
+    "What is said of a study without a finished run."
+    unused = "".join(f" '{f}' is not used: {why}." for f, why in refused.items())
+    if len(runs) and runs.status.eq("diverged").any():
+        lost = runs[runs.status.eq("diverged")]
+        rates = joined(f"{lr:g}" for lr in sorted(set(lost.lr)))
+        return AblationError(
+            f"'{folder.name}' has nothing to report on: {count_words(len(lost), 'run')} diverged, at the learning rate "
+            f"{rates}, and none was finished; lower the rate in {an_own_file(folder.name)}, then run it again.{unused}")
+    return AblationError(
+        f"'{folder.name}' holds no finished run to report on; "
+        f"fill it with its study file, as in `ablation run {an_own_file(folder.name)}`.{unused}")
+
+# %% ../nbs/23_report.ipynb #496f83b3
+def only_planned(r: Results) -> tuple[pd.DataFrame, dict]:
+    """The runs that the study asks for, and those that are not used, with why.
+
+    What it asked for once, or a study of its name, is in no mean of what it asks for now."""
+    if not r.plan: return r.runs, r.refused
+    asked = set(asked_for(r))
+    planned = pd.Series([run_key(x.point, x.arm, x.lr, x.seed) in asked for x in r.runs.itertuples()], dtype=bool)
+    return r.runs[planned].reset_index(drop=True), r.refused | dict.fromkeys(r.runs.folder[~planned], UNASKED)
+
+@each_file_once()
+def read_results(
+    folder: Path | str,  # a study's folder, or that of one point of its grid
+) -> Results:
+    """Load a study, and set aside what is not to be trusted.
+
+    A study that holds nothing finished is refused."""
+    folder = Path(folder)
+    runs, refused = trusted_runs(folder)
+    if runs.empty or not runs.status.eq("done").any():
+        raise nothing_finished(folder, runs, refused)
+    plan, tuning = (beside_the_runs(folder, name) for name in ("study.json", "tuning.json"))
+    if tuning and home(folder) != folder:
+        tuning = {"": tuning.get(folder.resolve().name, {})}
+    there = Results(folder.resolve().name, folder, runs, *[runs[:0]] * 3, {}, plan, tuning, refused)
+    runs, refused = only_planned(there)
+    if not runs.status.eq("done").any(): raise nothing_finished(folder, runs, refused)
+    first = runs[runs.status.eq("done")].iloc[0]
+    # one that is refused may claim the name of another
+    trusted = [folder / f for f in runs.folder]
+    def long(load: Callable[..., pd.DataFrame]) -> pd.DataFrame:
+        return load(folder, trusted)
+    return replace(
+        there,
+        runs=runs,
+        metrics=long(load_metrics),
+        docs=long(load_doc_losses),
+        positions=long(load_position_losses),
+        config=read_json(folder / first.folder / "config.json"),
+        refused=refused,
+        texts=long(load_stories),
+        clock=beside_the_runs(folder, "speed.json"),
+        probes=long(load_probes))
+
+# %% ../nbs/23_report.ipynb #e0aa3fe2
+def at_own_rates(r: Results) -> pd.DataFrame:
+    "The runs of each arm at the rate that the ladder chose for it, on the study's seeds."
+    chosen = [
+        r.tuning.get(x.point, {}).get(x.arm, {}).get("lr")
+        for x in r.runs.itertuples()
+    ]
+    chosen = pd.Series(chosen, index=r.runs.index, dtype=float)
+    at_chosen = np.isclose(r.runs.lr, chosen)
+    seeds = planned_seeds(r.plan) if r.plan else []
+    return r.runs[at_chosen & r.runs.seed.isin(seeds)]
+
+def setups(r: Results) -> dict:
+    """Name -> runs that are compared with each other, the main set first.
+
+    'tuned' has each arm at its own best rate, 'lr 0.01' one rate for all."""
+    runs, sets = r.runs, {}
+    fixed = r.plan.get("fixed") or dict(lr=[], seeds=[])
+    of_seeds = runs[runs.seed.isin(fixed["seeds"])]
+    if r.tuning: sets["tuned"] = at_own_rates(r)
+    for lr in fixed["lr"]:
+        sets[f"lr {lr:g}"] = of_seeds[np.isclose(of_seeds.lr, lr)]
+    sets = {
+        name: own for name, own in sets.items()
+        if own.status.eq("done").any()
+    }
+    if not sets:  # no plan, or nothing of it is finished but the ladder
+        main = main_lr(runs)
+        finished = runs.lr[runs.status == "done"].unique()
+        rates = sorted(finished, key=lambda lr: (lr != main, lr))
+        sets = {f"lr {lr:g}": runs[runs.lr == lr] for lr in rates}
+    looks = planned_looks(r.plan)
+    if looks:
+        decided = ["tuned"] if r.tuning else [*sets]
+        sets |= {name: sets[name].assign(looks=[looks] * len(sets[name])) for name in decided if name in sets}
+    return {name: own.reset_index(drop=True) for name, own in sets.items()}
+
+# %% ../nbs/23_report.ipynb #40c4f790
+def most_arms(sets: dict) -> str:
+    "The name of the set with the most arms that finished a run, the main one first."
+    arms = {
+        name: runs.arm[runs.status == "done"].nunique()
+        for name, runs in sets.items()
+    }
+    return max(arms, key=lambda name: arms[name])
+
+def rate_of(setup: str) -> str: return setup.removeprefix("lr ")
+
+def setup_words(name: str) -> str:
+    "The name of a setup for people."
+    if name == "tuned": return "each arm at its own best learning rate"
+    return f"learning rate {rate_of(name)} for all arms"
+
+def of(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    "The rows of a long frame that belong to these runs."
+    keys = ["point", *RUN]
+    return frame.merge(runs[keys], on=keys)
 
 # %% ../nbs/23_report.ipynb #5c1e0b01
 def count_words(n: int, what: str) -> str:
@@ -725,7 +737,9 @@ def trend_words(arm: str, trend: pd.DataFrame, learns: bool) -> str:  # `learns`
     if arm not in trend.index: return ""
     slope = trend.loc[arm]
     if slope.n < 2 or slope.verdict not in SPOKEN or pd.isna(slope["mean"]): return ""
-    if not learns: return f" It {TRENDS[slope.verdict]}, to where it does not learn."
+    if not learns:
+        to = "; at some levels it does not learn" if slope.verdict == "undetermined" else ", to where it does not learn"
+        return f" It {TRENDS[slope.verdict]}{to}."
     return f" It {TRENDS[slope.verdict]}: {effect_words(slope)} for each doubling."
 
 def moves(arm: str, effects: pd.DataFrame) -> str:  # with `learns`
@@ -857,7 +871,9 @@ def together_sentence(r: Results) -> str:
     unjudged = effects.arm[~effects.verdict.isin(heads)]
     if len(unjudged):
         arms = joined(map(arm_label, unjudged))
-        parts.append(f"without a verdict, as runs diverged or are missing, for {arms}")
+        lost = effects[~effects.verdict.isin(heads)].filter(like="diverged").sum(axis=1) > 0
+        why = " or ".join(["diverged"] * bool(lost.any()) + ["are missing"] * (not lost.all()))
+        parts.append(f"without a verdict, as runs {why}, for {arms}")
     setting = f"{ran_words(r.shown)}, {setup_words(r.fullest)}"
     return ("**Together**, what parts cost in nats per token is, against the sum of what each costs alone "
             f"({setting}): {'; '.join(parts)}.")
@@ -934,9 +950,32 @@ def verdicts_at_one_rate(r: Results) -> str:
     return (f"With {setup_words(one)} some verdicts on the loss are others than with each arm at its own: "
             f"{'; '.join(where)}." if where else "")
 
+def refuted_rates(r: Results) -> str:
+    """Arms that did better at another rate than at the one that tuning chose for them, by the same seeds at both.
+
+    By a paired t test with Holm's correction over all that were run at both; empty where there is none."""
+    if "tuned" not in r.sets: return ""
+    rows, keys = list[dict](), ["point", "arm", "seed"]
+    done = {name: runs[runs.status == "done"][[*keys, "lr", "final_val_loss"]] for name, runs in r.sets.items()}
+    for name in done.keys() - {"tuned"}:
+        both = done["tuned"].merge(done[name], on=keys, suffixes=("", "_other"))
+        both = both[~np.isclose(both.lr, both.lr_other) & (both.arm != "aa")]
+        for (point, arm), runs in both.groupby(["point", "arm"]):
+            more = mean_interval(runs.final_val_loss - runs.final_val_loss_other)
+            rates = dict(lr=runs.lr.iloc[0], other=runs.lr_other.iloc[0])
+            rows.append(dict(point=point, arm=arm) | rates | more._asdict())
+    if not rows: return ""
+    told = verdicts(pd.DataFrame(rows), r.margin)
+    where = []
+    for e in told[told.verdict == "worse"].sort_values(["arm", "point"]).itertuples():
+        at = f" at {point_words(e.point)}" if e.point else ""
+        where.append(f"{arm_label(e.arm)}{at} ({e.other:g} is better than {e.lr:g} by {unsigned(e.mean, 3)} nats)")
+    return ("Where the same seeds were run at another learning rate as well, that was better than the chosen one for: "
+            f"{'; '.join(where)}." if where else "")
+
 def on_rates(r: Results) -> list[str]:
     "What stands behind the verdicts of a grid on learning rates; empty where no rate was chosen."
-    return [s for s in (verdicts_at_one_rate(r), *doubts_over_points(r)) if s]
+    return [s for s in (verdicts_at_one_rate(r), refuted_rates(r), *doubts_over_points(r)) if s]
 
 # %% ../nbs/23_report.ipynb #85a88971
 def findings_in_words(
@@ -1298,6 +1337,11 @@ def in_families(table: pd.DataFrame) -> pd.DataFrame:  # of `results_table`
     together = pd.concat(groups, ignore_index=True)
     return together[["family", *table.columns]]
 
+def as_alone(r: Results, table: pd.DataFrame) -> pd.DataFrame:
+    "The times of a study of one run are no times among other runs."
+    names = {c: f"lone_{c}" for c in ("seconds", "here_seconds")} if len(r.runs) == 1 else {}
+    return table.rename(columns=names)
+
 def effect_list(runs: pd.DataFrame, margin: float) -> str:
     "A sentence for each arm."
     lost, lines = runs[runs.status == "diverged"], []
@@ -1342,6 +1386,7 @@ def findings(r: Results) -> list[str]:
         table = compared(results_table(runs, r.margin))
         if r.of_a_task: table = table.drop(columns="bits_per_byte", errors="ignore")   # of what no text is
         if not r.timed.empty: table = table.drop(columns="seconds")   # arms were timed in turn, which is better
+        table = as_alone(r, table)
         if runs.arm.nunique() > MANY: table = in_families(table)
         parts.append(Shown(stem_of(r, name, "results"), for_reading(table)))
         if name not in comparable(r): continue
@@ -1557,6 +1602,7 @@ def rates(r: Results) -> list[str]:
     if unlucky := above_another_rate(r):
         above = "The test seeds ended above what the tuning seeds had at another rate, so the choice may be their luck"
         parts.append(f"{above}, for: {', '.join(unlucky)}.")
+    if refuted := refuted_rates(r): parts.append(refuted)
     if "tuned" in comparable(r):
         seeds = count_words(len(r.plan["tune"]["seeds"]), "seed")
         parts += [LADDER.format(seeds=seeds), Shown("ladder", ladder_tables(r)["ladder"])]
@@ -1601,6 +1647,7 @@ def time_words(r: Results) -> str:
     "Where the times come from."
     if r.timed.empty:
         devices = ", ".join(sorted(set(r.shown.device)))
+        if len(r.runs) == 1: return f"The speed is that of the run on {devices}."
         return (f"Speeds are those of the runs on {devices}, which had other company from run to run: they compare no "
                 "arms. `ablation time` would measure the arms in turn.")
     rounds, steps = r.timed.seed.nunique(), r.clock["steps"]
@@ -1738,12 +1785,13 @@ def interactions(r: Results) -> list[str]:
     "What removals cost together, where they were combined."
     tables = interaction_tables(r)
     parts = ["![Main effects and interactions](interactions.svg)",
-             "A main effect is the mean cost of a removal over all settings of the others; an interaction is how much "
-             "more two removals cost together than one by one."
+             "A main effect is the mean cost of a removal over all settings of the others that were run. "
+             "An interaction is how much more two removals cost together than one by one, in the same mean; "
+             "one of three is how much that changes with the third."
              + SEEDS_OF_AN_EFFECT * bool(tables["interactions"].n_diverged.any()),
              Shown("interactions", interactions_table(tables["interactions"]))]
     if "together" not in tables: return parts
-    return [*parts, "What each combination costs beyond the sum of what its parts cost alone:",
+    return [*parts, "What each combination costs beyond the sum of what its parts cost, nothing else removed:",
             Shown("together", together_table(tables["together"]))]
 
 # %% ../nbs/23_report.ipynb #f10c4796
@@ -1803,7 +1851,8 @@ def noise(r: Results) -> list[str]:
              f"{at_setup(r, r.fullest)}.")
     parts = [words, Shown("noise", budget)]
     if r.evaluations.empty: return parts
-    seeds, caveat = r.shown.seed.nunique(), ""
+    done, caveat = r.shown[(r.shown.status == "done") & r.shown.arm.isin(r.evaluations.arm)], ""
+    seeds = len(set.intersection(*(set(runs.seed) for _, runs in done.groupby("arm"))))   # which every arm finished
     if seeds < FEW_SEEDS: caveat = f" With {count_words(seeds, 'seed')} that truth is itself uncertain."
     parts += [f"{ONE_SEED}{caveat}", Shown("evaluations", r.evaluations)]
     return parts
@@ -1812,8 +1861,10 @@ def noise(r: Results) -> list[str]:
 def last_set(r: Results) -> tuple[str, pd.DataFrame]:
     """The setup that is nearest to the replicated report.
 
-    That is the last one rate for all."""
-    return next(reversed(r.sets.items()))
+    That is one rate for all, the nearest to its 3e-4; where there is none, each arm at its own."""
+    fixed = [name for name in r.sets if name != "tuned"]
+    name = min(fixed, key=lambda n: abs(np.log(float(rate_of(n)) / 3e-4))) if fixed else "tuned"
+    return name, r.sets[name]
 
 def report_tables(r: Results) -> Tables:
     _, runs = last_set(r)
@@ -1832,16 +1883,17 @@ def beside_the_report(r: Results) -> list[str]:
              "one seed an arm, learning rate 3e-4, "
              "and evaluated on random batches. "
              f"Here a run has {size}{at_setup(r, name)}, "
+             f"{'on another text, ' * (not runs.corpus.str.startswith('tinystories').all())}"
              "with a tokenizer and a validation set of its own. "
              "Levels of the two are therefore not comparable; "
              "only differences within one column are, "
-             "and a difference between single runs has no interval. "
-             "By a reading of its public code, "
-             "the report's NoPE arm still rotated queries and keys: "
-             "its row is a second run of its baseline.")
+             "and a difference between single runs has no interval.")
+    if "nope" in set(runs.arm):
+        words += (" By a reading of its public code, the report's NoPE arm still rotated queries and keys: "
+                  "its row is a second run of its baseline.")
     return [
         words,
-        Shown("overview", for_reading(overview_table(runs))),
+        Shown("overview", for_reading(as_alone(r, overview_table(runs)))),
         "In full precision:",
         Shown("precision", precision_table(runs)),
     ]
@@ -1859,7 +1911,7 @@ def there_words(run: Any) -> str:
 def left_out(r: Results) -> list[str]:
     """Runs that are in no mean.
 
-    Not trusted, diverged, partial, missing, or not asked for by the study."""
+    Not trusted or not asked for by the study, diverged, partial, or missing."""
     lines = [f"- not used: `{f}`, because {why}" for f, why in r.refused.items()]
     for x in r.runs.itertuples():
         if x.status == "diverged":
@@ -1872,9 +1924,6 @@ def left_out(r: Results) -> list[str]:
         point, arm, log_lr, seed = key
         where = f" at {point}" if point else ""
         lines.append(f"- missing: {run_words(arm, seed, 10**log_lr)}{where}")
-    for key, x in have.items():
-        if key in asked: continue
-        lines.append(f"- not asked for by the study: {there_words(x)}")
     if lines: return ["\n".join(lines)]
     if len(asked) == 1: return ["Nothing is: the one run is done."]
     return [f"Nothing is: all {len(asked)} runs are done."]

@@ -1228,16 +1228,31 @@ def _solver(
             "or run the missing combinations.")
     return solve
 
+def _weights(
+    cells: pd.DataFrame,     # a row a combination that was run
+    factors: Sequence[str],
+    term: str,
+    fitted: pd.Series,       # the weights of cells by least squares
+) -> pd.Series:
+    """Weights of an effect as a mean over the settings of the other factors in which all of it was run.
+    Where there is no such setting the fit has to do."""
+    parts = term.split(":")
+    setting = cells[[f for f in factors if f not in parts]].astype(str).agg("".join, axis=1)
+    whole = setting.map(setting.value_counts()) == 2**len(parts)
+    if not whole.any(): return fitted[fitted.abs() > 1e-8]
+    sign = (2 * cells.loc[whole.to_numpy(), parts] - 1).prod(axis=1)
+    return pd.Series(sign.to_numpy() / setting[whole].nunique(), index=cells.cell[whole.to_numpy()])
+
 def _design(
     runs: pd.DataFrame,
     factors: Sequence[str],
     terms: Sequence[str],
 ) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
     "The combinations that were run, numbered; and for each effect the weights of those that it is made of."
-    cells = runs[list(factors)].drop_duplicates()
+    cells = runs[list(factors)].drop_duplicates(ignore_index=True)
     cells = cells.assign(cell=range(len(cells)))
-    weights = pd.DataFrame(_solver(cells, factors, terms)[1:], index=terms)   # (terms, cells)
-    return cells, {term: w[w.abs() > 1e-8] for term, w in weights.iterrows()}
+    fitted = pd.DataFrame(_solver(cells, factors, terms)[1:], index=terms)   # (terms, cells)
+    return cells, {term: _weights(cells, factors, term, w) for term, w in fitted.iterrows()}
 
 # %% ../nbs/09_statistics.ipynb #b1313a99
 def factorial_contrasts(
@@ -1246,7 +1261,7 @@ def factorial_contrasts(
     terms: Sequence[str] | None = None, # effects to fit, e.g. ["nope", "nope:silu"]; None: all products
     value: str = "final_val_loss",      # the loss
 ) -> pd.DataFrame:                      # effect, seed, contrast; a row an effect and seed
-    """Main effects and interactions within each seed, by least squares.
+    """Main effects and interactions within each seed, in the mean over the settings of the others that were run.
     `runs` has a row a combination and seed; a seed counts for an effect if it finished every combination of that."""
     require_columns(runs, [*factors, "seed", "status", value])
     terms = terms or all_terms(factors)

@@ -67,6 +67,7 @@ COLUMNS: dict[str, tuple[str, How]] = dict(  # column -> heading, and how its va
     done=("seeds done", "d"),
     diverged=("diverged", "d"),
     seconds=("time, among other runs", duration),
+    lone_seconds=("time", duration),
     initial_val_loss=("loss before training", ".2f"),
     clipped=("steps clipped", ".0%"),
     grad_norm=("median gradient norm", ".2f"),
@@ -105,6 +106,7 @@ COLUMNS |= dict(
     delta=("Δ, here", "+.2f%"),
     report_seconds=("time, report", duration),
     here_seconds=("time, here, among other runs", duration),
+    lone_here_seconds=("time, here", duration),
     sd=("standard deviation", ".4f"),
     df=("degrees of freedom", ".0f"),
     truth=("true difference", "+.4f"),
@@ -155,7 +157,7 @@ def cell_text(value: Any, how: How) -> str:
     else:
         in_percent = how.endswith("f%")
         look = how[:-1] if in_percent else how
-        if look.endswith("f") and abs(value) >= LARGE: look = look.partition(".")[0] + ".3g"
+        if re.search(r"\.[1-9]f$", look) and abs(value) >= LARGE: look = look.partition(".")[0] + ".3g"
         text = format(value, look) + "%" * in_percent
     if text.startswith("-") and not text.strip("-0.%"): text = text.replace("-", "+")
     return text.replace("\n", " ")
@@ -422,7 +424,7 @@ def or_at_chance(
     """Where neither an arm nor the baseline answers better than who guesses, nothing is won, lost or kept: at chance.
 
     Better is what an interval shows, or a mean that lies more than `ALIKE` above."""
-    above = (lo > chance) | (mean > chance + ALIKE)
+    above = (lo > chance) & (lo < mean) | (mean > chance + ALIKE)   # runs that agree to the digit show no interval
     knows = above | above[table.arm.eq("baseline")].any()
     tested = table.verdict.isin(SPOKEN)
     return table.verdict.where(knows | ~tested, AT_CHANCE)
@@ -643,7 +645,7 @@ def ladder_table(
     known = arm_gains.notna() & pd.notna(base_gains)
     hangs = np.where(known, np.where(same, "no", "yes"), "not known")
     table["hangs"] = pd.Series(hangs, index=effects.index)
-    return table.reset_index()
+    return table.drop(index="aa", errors="ignore").reset_index()   # the baseline by another name: neither gains alone
 
 # %% ../nbs/22_tables.ipynb #b8017d80
 def reference_file(
