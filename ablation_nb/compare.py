@@ -73,7 +73,7 @@ LARGEST_NUMBER = 1e150  # whose square is a float, as that of its reciprocal is
 def number_in(cell: str, where: str) -> float:
     "The number in a cell; NaN where the run gave none."
     if not cell: return math.nan
-    try: value = float(cell)
+    try: value = float(cell.replace("_", "none"))   # Python's 1_0 is a slip elsewhere
     except ValueError:
         raise AblationError(f"{where} is {cell!r}; write a number, or nothing where the run gave none.") from None
     if LARGEST_NUMBER < abs(value) < math.inf or 0 < abs(value) < 1 / LARGEST_NUMBER:

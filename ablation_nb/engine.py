@@ -317,7 +317,8 @@ def time_arms(
 ) -> dict:             # what `speed.json` holds
     """Time a training step of every arm, in turn, and write it to `speed.json` in the study's folder.
 
-    It holds device, torch, precision, threads, steps, tokens of a step, and arm -> seconds a step, a number a round.
+    It holds device, torch, precision, threads, steps, tokens of a step, arm -> seconds a step, a number a round,
+    and the models that were timed.
     """
     if isinstance(study, NotebookStudy):
         raise AblationError(f"{study.name} runs {study.settings['notebook']}, whose steps cannot be timed in turn.")
@@ -337,6 +338,7 @@ def time_arms(
         steps=steps,
         tokens=cfg.train.batch_size * cfg.model.context_length,
         seconds=seconds,
+        models={arm: c.as_dict()["model"] for arm, c in cfgs.items()},
     )
     study.outputs.mkdir(parents=True, exist_ok=True)
     write_json(study.outputs / "speed.json", times)

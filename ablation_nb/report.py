@@ -7,30 +7,30 @@ __all__ = ['JUDGEMENTS', 'AT_ONCE', 'UNJUDGED', 'FITS', 'AXES', 'UNITS', 'TRENDS
            'SECTIONS', 'FINE', 'HOW_ANSWERS_READ', 'LONGER', 'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'HOW_PROBED',
            'SEEDS_OF_AN_EFFECT', 'ONE_SEED', 'FEW_SEEDS', 'FRONT', 'SEED_TOKENS', 'SIZES', 'HOW_SCALE_READS',
            'no_stories', 'Results', 'run_key', 'by_key', 'asked_for', 'rates_asked', 'seeds_asked', 'only_planned',
-           'read_results', 'at_own_rates', 'setups', 'most_arms', 'rate_of', 'setup_words', 'of', 'count_words',
-           'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points', 'point_words', 'power_sentence',
-           'equality_sentence', 'seeds_words', 'ran_words', 'effect_words', 'lost_words', 'by_verdict', 'set_sentence',
-           'on_their_text', 'text_sentence', 'tuning_words', 'comparable', 'one_rate', 'tuning_sentence', 'axis_of',
-           'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned', 'trend_words', 'moves', 'nowhere',
-           'by_trend', 'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence', 'on_the_ladder',
-           'hanging_verdicts', 'rates_sentence', 'doubts_over_points', 'verdicts_at_one_rate', 'refuted_rates',
-           'on_rates', 'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once',
-           'times_words', 'facts', 'fact_list', 'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits',
-           'Shown', 'stem_of', 'Section', 'section', 'fine_words', 'findings', 'longer_answers', 'answers',
-           'answers_over_grid', 'answers_by_point', 'both_rates', 'losses_by_seed', 'every_seed', 'several_rates',
-           'ladder_figures', 'ladder_tables', 'above_another_rate', 'rates', 'with_curves', 'curves_table',
-           'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words', 'dynamics', 'shown_positions',
-           'losses_by_position', 'probed', 'asked_of', 'verdict_words', 'ability_words', 'what_models_can', 'combines',
-           'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
-           'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
-           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
-           'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files', 'write_text', 'with_plain_words',
-           'write_report', 'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'ladder_words',
-           'front_setting', 'front_table', 'front_picture', 'front_beside', 'study_question', 'read_sizes',
-           'find_study_in', 'size_of', 'rates_words', 'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size',
-           'crossing_words', 'sides', 'turn_words', 'in_doubt_words', 'scale_sentence', 'scale_sentences', 'confounded',
-           'settings_table', 'ranked_alike', 'scale_parts', 'effects_shown', 'trends_shown', 'write_scale',
-           'front_scale']
+           'clock_of', 'read_results', 'at_own_rates', 'setups', 'most_arms', 'rate_of', 'setup_words', 'of',
+           'count_words', 'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points', 'point_words',
+           'power_sentence', 'equality_sentence', 'seeds_words', 'ran_words', 'effect_words', 'lost_words',
+           'by_verdict', 'set_sentence', 'on_their_text', 'text_sentence', 'tuning_words', 'comparable', 'one_rate',
+           'tuning_sentence', 'axis_of', 'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned',
+           'trend_words', 'moves', 'nowhere', 'by_trend', 'along', 'swept', 'over_points', 'luck_sentence',
+           'together_sentence', 'on_the_ladder', 'hanging_verdicts', 'rates_sentence', 'doubts_over_points',
+           'verdicts_at_one_rate', 'refuted_rates', 'on_rates', 'findings_in_words', 'opening', 'with_baseline',
+           'at_setup', 'beginning', 'listed_once', 'times_words', 'facts', 'fact_list', 'barely_trained', 'unfinished',
+           'warnings', 'all_settings', 'misfits', 'Shown', 'stem_of', 'Section', 'section', 'fine_words', 'findings',
+           'longer_answers', 'answers', 'answers_over_grid', 'answers_by_point', 'both_rates', 'losses_by_seed',
+           'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'above_another_rate', 'rates',
+           'with_curves', 'curves_table', 'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words',
+           'dynamics', 'shown_positions', 'losses_by_position', 'probed', 'asked_of', 'verdict_words', 'ability_words',
+           'what_models_can', 'combines', 'interaction_figures', 'interaction_tables', 'interactions', 'noise_table',
+           'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables',
+           'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories',
+           'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files',
+           'write_text', 'with_plain_words', 'write_report', 'find_study', 'standing', 'also_along', 'front_findings',
+           'finished_seeds', 'ladder_words', 'front_setting', 'front_table', 'front_picture', 'front_beside',
+           'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words', 'one_a_size', 'scale_effects',
+           'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words', 'in_doubt_words',
+           'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike', 'scale_parts',
+           'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, itertools, re
@@ -253,6 +253,16 @@ def only_planned(r: Results) -> tuple[pd.DataFrame, dict]:
     planned = pd.Series([run_key(x.point, x.arm, x.lr, x.seed) in asked for x in r.runs.itertuples()], dtype=bool)
     return r.runs[planned].reset_index(drop=True), r.refused | dict.fromkeys(r.runs.folder[~planned], UNASKED)
 
+def clock_of(folder: Path, runs: pd.DataFrame) -> tuple[dict, dict]:
+    "speed.json, and why it is not used: where it timed another model than any run of that arm has."
+    clock = beside_the_runs(folder, "speed.json")
+    for arm, timed in (clock.get("models") or {}).items():
+        own = runs[runs.arm == arm].drop_duplicates("point").folder
+        if not len(own) or any(read_json(folder / f / "config.json")["model"] == timed for f in own): continue
+        again = f"`ablation time {home(folder).resolve().name}` times this one"
+        return {}, {"speed.json": f"it timed another model of {arm_label(arm)}; {again}"}
+    return clock, {}
+
 @each_file_once()
 def read_results(
     folder: Path | str,  # a study's folder, or that of one point of its grid
@@ -267,7 +277,10 @@ def read_results(
     plan, tuning = (beside_the_runs(folder, name) for name in ("study.json", "tuning.json"))
     if tuning and home(folder) != folder:
         tuning = {"": tuning.get(folder.resolve().name, {})}
-    there = Results(folder.resolve().name, folder, runs, *[runs[:0]] * 3, {}, plan, tuning, refused)
+    none = runs[:0]   # nothing is read of a run before it is known to count
+    there = Results(
+        name=folder.resolve().name, folder=folder, runs=runs, metrics=none, docs=none, positions=none,
+        config={}, plan=plan, tuning=tuning, refused=refused)
     runs, refused = only_planned(there)
     if not runs.status.eq("done").any(): raise nothing_finished(folder, runs, refused)
     first = runs[runs.status.eq("done")].iloc[0]
@@ -275,6 +288,7 @@ def read_results(
     trusted = [folder / f for f in runs.folder]
     def long(load: Callable[..., pd.DataFrame]) -> pd.DataFrame:
         return load(folder, trusted)
+    clock, untimed = clock_of(folder, runs)
     return replace(
         there,
         runs=runs,
@@ -282,9 +296,9 @@ def read_results(
         docs=long(load_doc_losses),
         positions=long(load_position_losses),
         config=read_json(folder / first.folder / "config.json"),
-        refused=refused,
+        refused=refused | untimed,
         texts=long(load_stories),
-        clock=beside_the_runs(folder, "speed.json"),
+        clock=clock,
         probes=long(load_probes))
 
 # %% ../nbs/23_report.ipynb #e0aa3fe2

@@ -318,7 +318,8 @@ SHAPES: dict[str, dict[str, str]] = {  # file -> key, and what stands there
     "speed.json": {
         **dict.fromkeys(("device", "torch", "precision"), "text"),
         **dict.fromkeys(("threads", "steps", "tokens"), "whole number"),
-        "seconds": "table of lists of numbers"},
+        "seconds": "table of lists of numbers",
+        "models": "table of tables or nothing"},
 }
 
 # %% ../nbs/11_results.ipynb #7b0c0004
@@ -693,7 +694,11 @@ def losses_fault(folder: Path, result: dict, logged: Any) -> str | None:
     docs, positions, final = folder / "doc_losses.npy", folder / "position_losses.npy", result["final_val_loss"]
     if not all(is_number(result[k]) for k in LAST):
         return "its result.json lacks a loss of a run that is done (damaged)"
-    if has(positions) and read_array(positions).ndim != 2: raise Damaged(positions, "has not two rows of numbers")
+    if has(positions):
+        by_position = read_array(positions)
+        losses = by_position.ndim == len(by_position) == 2 and by_position.dtype.kind == "f"
+        if not losses or np.isinf(by_position).any() or (by_position < 0).any():
+            raise Damaged(positions, "has not two rows of losses")
     if has(docs):
         by_document = read_array(docs)
         if by_document.ndim != 2 or by_document.shape[1] != 2: raise Damaged(docs, "has not two columns of numbers")

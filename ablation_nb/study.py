@@ -223,7 +223,7 @@ def check_each_once(d: dict, wrong: Wrong) -> None:
     "No list names a thing twice."
     for key in ("arms", "seeds", "lr", "tune.lr", "tune.seeds", "fixed.lr", "fixed.seeds"):
         values = values_of(d, key)
-        twice = repeated([*map(str, values)])
+        twice = repeated([str(float(v)) if type(v) in (int, float) else str(v) for v in values])   # 1 and 1.0 are one
         if twice: raise wrong(key, values, f"names {twice[0]} 2 times; name each once.")
 
 # %% ../nbs/14_study.ipynb #a722d23b
@@ -378,6 +378,9 @@ def read_study(
     "Read and check a study file; what is wrong is an error that names file, key and value."
     path = study_file(path)
     d = read_toml(path)
+    if path.name.startswith("."):
+        raise AblationError(f"{path}: the folder of a study is named as its file is, and cannot be '{path.stem}'; "
+                            "give the file a name that begins with a letter or a digit.")
     if "notebook" in d: return read_notebook_study(path, d, corpus or scale, outputs)
     if ARMS_FAULT: raise AblationError(ARMS_FAULT[0])   # no key of the file is to blame
     def wrong(key: str, value: Any, why: str) -> AblationError:
@@ -660,6 +663,8 @@ def check_metric(d: dict, wrong: Wrong) -> None:
         if key in d: continue
         why = "what its result.json calls the number" if key == "metric" else "the smallest difference that matters"
         raise wrong(key, None, f"is missing: {why}; add it, such as {key} = {example}.")
+    for key in ("metric", "unit"):
+        if not str(d.get(key, "")).isprintable(): raise wrong(key, d[key], "must be a line of text.")
     if d.get("better", "lower") not in ("higher", "lower"):
         raise wrong("better", d["better"], "must be 'higher' or 'lower': which way the metric gets better.")
 
@@ -679,17 +684,22 @@ def check_arms(d: dict, wrong: Wrong) -> None:
 # %% ../nbs/14_study.ipynb #c13a16c3
 WIDEN = 3  # rungs that a ladder may grow on each side
 
+def in_few_digits(rate: float, above: float, below: float) -> float:
+    "A rate in two digits, or in as many as keep it between two others."
+    written = (float(f"{rate:.{digits}g}") for digits in range(2, 18))
+    return next((short for short in written if above < short < below), rate)
+
 def next_rung(ladder: list[float], up: bool) -> float:
-    "The rate that continues a ladder: 1, 3, 10 goes on with 30, to two digits."
+    "The rate that continues a ladder: 1, 3, 10 goes on with 30, in few digits."
     a = sorted(ladder, reverse=not up)
     step = a[-1] / a[-2] if len(a) == 2 else a[-2] / a[-3]
-    return float(f"{a[-1] * step:.2g}")
+    return in_few_digits(a[-1] * step, *((a[-1], math.inf) if up else (0, a[-1])))
 
 def halves(best: float, rungs: list[float]) -> set[float]:
     "The rates half way from the best to the rungs beside it: between 0.003 and 0.01 it is 0.0055."
     i = rungs.index(best)
     beside = rungs[max(i - 1, 0):i] + rungs[i + 1:i + 2]
-    return {float(f"{math.sqrt(best * lr):.2g}") for lr in beside}
+    return {in_few_digits(math.sqrt(best * lr), *sorted((best, lr))) for lr in beside}
 
 # %% ../nbs/14_study.ipynb #35ce9c4d
 def climb(
