@@ -59,7 +59,8 @@ def refuse_others(folder: Path) -> None:
         if {"arm", "train"} <= set(read_json(folder / "config.json")): return   # of a run that lost its env.json
     for name in OWN_FILES:
         if not (folder / name).exists(): continue
-        raise AblationError(f"{folder / name} is not a run's, and would be replaced; choose another `out`.")
+        raise AblationError(f"{folder / name} is not a run's, and would be replaced; "
+                            f"remove {folder} if a run left that there, or choose another `out`.")
 
 def clear(folder: Path) -> None:
     "Remove what a run wrote; a kill half-way leaves a folder that is absent or stale, never one to resume from."
