@@ -1241,6 +1241,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.report.rate_of': ('report.html#rate_of', 'ablation_nb/report.py'),
                                     'ablation_nb.report.rates': ('report.html#rates', 'ablation_nb/report.py'),
                                     'ablation_nb.report.rates_asked': ('report.html#rates_asked', 'ablation_nb/report.py'),
+                                    'ablation_nb.report.rates_planned': ('report.html#rates_planned', 'ablation_nb/report.py'),
                                     'ablation_nb.report.rates_sentence': ('report.html#rates_sentence', 'ablation_nb/report.py'),
                                     'ablation_nb.report.rates_words': ('report.html#rates_words', 'ablation_nb/report.py'),
                                     'ablation_nb.report.read_results': ('report.html#read_results', 'ablation_nb/report.py'),

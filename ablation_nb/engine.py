@@ -338,7 +338,7 @@ def time_arms(
         steps=steps,
         tokens=cfg.train.batch_size * cfg.model.context_length,
         seconds=seconds,
-        models={arm: c.as_dict()["model"] for arm, c in cfgs.items()},
+        models={arm: c.spelled_out()["model"] for arm, c in cfgs.items()},   # as config.json has them
     )
     study.outputs.mkdir(parents=True, exist_ok=True)
     write_json(study.outputs / "speed.json", times)

@@ -6,9 +6,9 @@
 __all__ = ['JUDGEMENTS', 'AT_ONCE', 'UNJUDGED', 'FITS', 'AXES', 'UNITS', 'TRENDS', 'DOUBTS', 'BARELY', 'Figures', 'Tables',
            'SECTIONS', 'FINE', 'HOW_ANSWERS_READ', 'LONGER', 'RUN_COLUMNS', 'LADDER', 'FARTHEST', 'HOW_PROBED',
            'SEEDS_OF_AN_EFFECT', 'ONE_SEED', 'FEW_SEEDS', 'FRONT', 'SEED_TOKENS', 'SIZES', 'HOW_SCALE_READS',
-           'no_stories', 'Results', 'run_key', 'by_key', 'asked_for', 'rates_asked', 'seeds_asked', 'only_planned',
-           'clock_of', 'read_results', 'at_own_rates', 'setups', 'most_arms', 'rate_of', 'setup_words', 'of',
-           'count_words', 'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points', 'point_words',
+           'no_stories', 'Results', 'run_key', 'by_key', 'asked_for', 'rates_asked', 'seeds_asked', 'rates_planned',
+           'only_planned', 'clock_of', 'read_results', 'at_own_rates', 'setups', 'most_arms', 'rate_of', 'setup_words',
+           'of', 'count_words', 'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points', 'point_words',
            'power_sentence', 'equality_sentence', 'seeds_words', 'ran_words', 'effect_words', 'lost_words',
            'by_verdict', 'set_sentence', 'on_their_text', 'text_sentence', 'tuning_words', 'comparable', 'one_rate',
            'tuning_sentence', 'axis_of', 'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned',
@@ -47,7 +47,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .config import AblationError, arm_label, arm_order, is_task, parse_arm, project_root, run_config
+from .config import (
+    SCALES, AblationError, arm_label, arm_order, is_task, parse_arm, project_root, run_config, train_config)
 from .data import replacing
 from .figures import (
     LENGTH_WORDS, MANY,
@@ -244,13 +245,25 @@ def nothing_finished(
         f"fill it with its study file, as in `ablation run {an_own_file(folder.name)}`.{unused}")
 
 # %% ../nbs/23_report.ipynb #496f83b3
+def rates_planned(plan: dict) -> list[float] | None:  # plan: a study.json; None: any rate
+    "The learning rates that a study may ask for; a tuning may come to any."
+    if plan.get("tune"): return None
+    if plan.get("lr"): rates = plan["lr"]
+    elif plan.get("scale") in SCALES: rates = [train_config(plan["scale"]).lr]
+    else: return None
+    return [*rates, *(plan.get("fixed") or {}).get("lr", [])]
+
 def only_planned(r: Results) -> tuple[pd.DataFrame, dict]:
-    """The runs that the study asks for, and those that are not used, with why.
+    """The runs that the study may ask for, and those that are not used, with why.
 
     What it asked for once, or a study of its name, is in no mean of what it asks for now."""
     if not r.plan: return r.runs, r.refused
-    asked = set(asked_for(r))
-    planned = pd.Series([run_key(x.point, x.arm, x.lr, x.seed) in asked for x in r.runs.itertuples()], dtype=bool)
+    parts = [r.plan.get(part) or {} for part in ("tune", "fixed")]
+    seeds = set(planned_seeds(r.plan)).union(*(part.get("seeds", []) for part in parts))
+    points = set(r.plan["grid"]) if home(r.folder) == r.folder and r.plan["grid"] else {""}
+    planned = r.runs.point.isin(points) & r.runs.arm.isin(r.plan["arms"]) & r.runs.seed.isin(seeds)
+    rates = rates_planned(r.plan)
+    if rates is not None: planned &= np.isclose(r.runs.lr.to_numpy()[:, None], rates).any(axis=1)
     return r.runs[planned].reset_index(drop=True), r.refused | dict.fromkeys(r.runs.folder[~planned], UNASKED)
 
 def clock_of(folder: Path, runs: pd.DataFrame) -> tuple[dict, dict]:
@@ -259,8 +272,8 @@ def clock_of(folder: Path, runs: pd.DataFrame) -> tuple[dict, dict]:
     for arm, timed in (clock.get("models") or {}).items():
         own = runs[runs.arm == arm].drop_duplicates("point").folder
         if not len(own) or any(read_json(folder / f / "config.json")["model"] == timed for f in own): continue
-        again = f"`ablation time {home(folder).resolve().name}` times this one"
-        return {}, {"speed.json": f"it timed another model of {arm_label(arm)}; {again}"}
+        again = f"; `ablation time {folder.resolve().name}` times this one" * (home(folder) == folder)
+        return {}, {"speed.json": f"it timed another model of {arm_label(arm)}{again}"}
     return clock, {}
 
 @each_file_once()
@@ -1925,7 +1938,7 @@ def there_words(run: Any) -> str:
 def left_out(r: Results) -> list[str]:
     """Runs that are in no mean.
 
-    Not trusted or not asked for by the study, diverged, partial, or missing."""
+    Not trusted, of another study, diverged, partial, missing, or of a rate that no tuning chose."""
     lines = [f"- not used: `{f}`, because {why}" for f, why in r.refused.items()]
     for x in r.runs.itertuples():
         if x.status == "diverged":
@@ -1938,6 +1951,9 @@ def left_out(r: Results) -> list[str]:
         point, arm, log_lr, seed = key
         where = f" at {point}" if point else ""
         lines.append(f"- missing: {run_words(arm, seed, 10**log_lr)}{where}")
+    for key, x in have.items():
+        if key in asked: continue
+        lines.append(f"- not asked for by the study: {there_words(x)}")
     if lines: return ["\n".join(lines)]
     if len(asked) == 1: return ["Nothing is: the one run is done."]
     return [f"Nothing is: all {len(asked)} runs are done."]

@@ -696,7 +696,7 @@ def losses_fault(folder: Path, result: dict, logged: Any) -> str | None:
         return "its result.json lacks a loss of a run that is done (damaged)"
     if has(positions):
         by_position = read_array(positions)
-        losses = by_position.ndim == len(by_position) == 2 and by_position.dtype.kind == "f"
+        losses = by_position.ndim == 2 and len(by_position) == 2 and by_position.dtype.kind == "f"
         if not losses or np.isinf(by_position).any() or (by_position < 0).any():
             raise Damaged(positions, "has not two rows of losses")
     if has(docs):
@@ -760,6 +760,7 @@ def numbers_of_short_run(folder: Path) -> list[float]:
 def summary_fault(result: dict, rows: list[dict]) -> str | None:
     "Where a result.json sums up its metrics.jsonl otherwise than that reads."
     valid, trained = ([row[name] for row in rows if name in row] for name in ("val_loss", "train_loss"))
+    if None in [*valid, *trained]: return "its metrics.jsonl has a loss that is no number, though it is done"
     logged = dict(initial_val_loss=valid[0], best_val_loss=min(valid))
     if trained: logged |= dict(final_train_loss=trained[-1])
     for name, value in logged.items():

@@ -223,7 +223,7 @@ def check_each_once(d: dict, wrong: Wrong) -> None:
     "No list names a thing twice."
     for key in ("arms", "seeds", "lr", "tune.lr", "tune.seeds", "fixed.lr", "fixed.seeds"):
         values = values_of(d, key)
-        twice = repeated([str(float(v)) if type(v) in (int, float) else str(v) for v in values])   # 1 and 1.0 are one
+        twice = repeated([str(int(v)) if type(v) is float and v.is_integer() else str(v) for v in values])
         if twice: raise wrong(key, values, f"names {twice[0]} 2 times; name each once.")
 
 # %% ../nbs/14_study.ipynb #a722d23b
@@ -243,6 +243,10 @@ def check_tuning(d: dict, wrong: Wrong) -> None:
         why = "cannot stand beside [tune], which finds each arm's own; put common rates into [fixed]."
         raise wrong("lr", d["lr"], why)
     if len(rates) < 2: raise wrong("tune.lr", rates, "needs two rates or more to choose from.")
+    for low, high in itertools.pairwise(sorted(rates)):
+        if high < 1.001 * low:
+            why = f"has {low:g} and {high:g}, which no loss tells apart; take rungs a thousandth apart or more."
+            raise wrong("tune.lr", rates, why)
     tested = {*d["seeds"], *d.get("fixed", {}).get("seeds", [])}
     if both := set(seeds) & tested:
         flatters = "a rate chosen on a test seed flatters its arm; take others."
@@ -686,7 +690,7 @@ WIDEN = 3  # rungs that a ladder may grow on each side
 
 def in_few_digits(rate: float, above: float, below: float) -> float:
     "A rate in two digits, or in as many as keep it between two others."
-    written = (float(f"{rate:.{digits}g}") for digits in range(2, 18))
+    written = (float(f"{rate:.{digits}g}") for digits in range(2, 7))   # folders are named by six
     return next((short for short in written if above < short < below), rate)
 
 def next_rung(ladder: list[float], up: bool) -> float:
