@@ -14,6 +14,7 @@ __all__ = ['ARM_COLOURS', 'FAMILY_COLOURS', 'SHADES', 'DASHED', 'STYLE', 'LENGTH
 # %% ../nbs/21_figures.ipynb #b3bf2984
 import hashlib, itertools, math, textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,7 @@ from .config import AblationError, ARMS, FAMILIES, arm_family, arm_label, arm_or
 from .data import replacing
 from .results import ACCURACIES, RUN, curves_of, done_runs, gaps, mean_and_range
 from .statistics import (
-    LARGE, StudiesTrend, family_effects, line_at, looks_behind, mean_interval, paired_differences, signed, verdicts)
+    StudiesTrend, family_effects, line_at, looks_behind, mean_interval, paired_differences, signed, unsigned, verdicts)
 
 # %% ../nbs/21_figures.ipynb #b0826609
 ARM_COLOURS = dict(
@@ -150,7 +151,7 @@ def end_words(
     "What is written at the end of a line: 'NoPE 3.14 ↑'."
     words = name(arm) + note
     if fmt == "+.3f": words += f" {signed(value)}"
-    elif fmt: words += f" {value:.3g}" if abs(value) >= LARGE else f" {value:{fmt}}"
+    elif fmt: words += f" {unsigned(value, int(fmt.strip('.f')))}"
     if -.001 <= y <= 1.001: return words
     if not fmt: words += f" {short_number(value)}"
     return f"{words} {arrow(y > 1)}"
@@ -1074,7 +1075,7 @@ def plot_runs(
     ax: Axes,           # to draw on
     runs: pd.DataFrame, # arm, `column`
     column: str,        # a number of each run; 0 is none: the run never made a step
-    fmt: str,           # of the mean
+    words: Callable[[float], str], # of the mean
 ) -> None:
     "One number of each run as a dot, an arm a row, its mean in figures."
     arms = arm_order(runs.arm)
@@ -1082,12 +1083,11 @@ def plot_runs(
         colour = arm_colour(arm)
         values = runs.loc[runs.arm == arm, column]
         values = values[values > 0]
-        words = "× diverged at once"
-        if len(values): words = format(values.mean(), fmt if values.mean() < LARGE or fmt == ",.0f" else ".3g")
+        says = words(values.mean()) if len(values) else "× diverged at once"
         height = np.full(len(values), y)
         draw_dots(ax, values, height, colour, ms=6, mew=1.3)
         ax.plot([values.mean()] * 2, [y - .28, y + .28], color=colour, lw=2.5)
-        write_right(ax, y, words, colour)
+        write_right(ax, y, says, colour)
     ax.set(ylim=(len(arms) - .5, -.5))
     name_arms(ax, arms)
     ax.margins(x=.08)
@@ -1109,8 +1109,8 @@ def dynamics_figure(
     (gap, grad), (first, speed) = fig.subplots(2, 2, height_ratios=(1.3, 1))
     plot_gaps(gap, runs, metrics)
     plot_gradients(grad, runs, metrics)
-    plot_runs(first, runs, "initial_val_loss", ".2f")
-    plot_runs(speed, measured, "tokens_per_second", ",.0f")
+    plot_runs(first, runs, "initial_val_loss", partial(unsigned, digits=2))
+    plot_runs(speed, measured, "tokens_per_second", "{:,.0f}".format)
     gap.set(
         title="Gap of the validation loss to the baseline",
         xlabel="step\nmean and range of seeds" if runs.seed.nunique() > 1 else "step",

@@ -25,8 +25,8 @@ from ablation_nb.compare import (
 from .config import AblationError
 from .figures import MANY, new_figure, our_style, plot_losses, save_figure, settled
 from .report import (
-    FARTHEST, LOOKS, Results, asked_for, by_key, count_words, joined, listed_once, point_words, points, read_results,
-    rate_of, run_key, stem_of, verdict_words, with_plain_words, write_text)
+    FARTHEST, LOOKS, UNASKED, Results, asked_for, by_key, count_words, joined, listed_once, point_words, points,
+    rate_of, read_results, run_key, stem_of, verdict_words, with_plain_words, write_text)
 from .results import RUN, has, is_notebook, is_time, planned_looks, read_array, read_json, rows_left, who
 from .statistics import pair_up
 
@@ -355,9 +355,7 @@ def only_asked(r: Results) -> Results:
     for run in r.runs.itertuples():
         config = read_json(r.folder / run.folder / "config.json")
         asked = r.plan["overrides"] | r.plan["grid"].get(run.point, {})
-        known = run.arm in r.plan["arms"] and run.point in (r.plan["grid"] or {"": {}})
-        why = "the study does not ask for it" if not known else (
-            given_otherwise(config, r.plan) or fields_otherwise(config["model"], asked))
+        why = given_otherwise(config, r.plan) or fields_otherwise(config["model"], asked)
         if not why and run.status == "done" and pd.isna(run.value): why = f"it left no {r.plan['metric']}"
         if why: refused[run.folder] = why
         kept.append(not why)
@@ -367,7 +365,7 @@ def only_asked(r: Results) -> Results:
         raise AblationError(f"'{r.name}' has no finished run of what its study asks; run it.{why}")
     wanted = set(asked_for(r))
     of_plan = [run_key(x.point, x.arm, x.lr, x.seed) in wanted for x in r.runs.itertuples()]
-    extra = dict.fromkeys(r.runs.folder[[not own for own in of_plan]], "the study does not ask for it")
+    extra = dict.fromkeys(r.runs.folder[[not own for own in of_plan]], UNASKED)
     return replace(r, runs=r.runs[of_plan].reset_index(drop=True), refused=r.refused | extra)
 
 # %% ../nbs/29_question.ipynb #29f0000d

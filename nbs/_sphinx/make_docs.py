@@ -90,4 +90,4 @@ def main():
 if __name__ == "__main__":
     status = main()
     for stream in (sys.stdout, sys.stderr): stream.flush()
-    os._exit(status)  # memory is not given back piece by piece, which took another
+    os._exit(status)  # memory is not given back piece by piece
