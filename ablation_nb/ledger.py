@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OWN_KEYS', 'PREFACE', 'Claim', 'Advice', 'claims_file', 'ranges', 'read_claims', 'read_advice', 'is_trial',
-           'ledger_folders', 'found_by_a_report', 'notebook_studies', 'settings_kept', 'studies_in', 'with_points',
-           'at_points', 'sets_of', 'bearing', 'runs_of', 'differs_in_text', 'answers', 'settle_claim',
+           'ledger_folders', 'found_by_a_report', 'notebook_studies', 'settings_kept', 'studies_in', 'clocked_runs',
+           'with_points', 'at_points', 'sets_of', 'bearing', 'runs_of', 'differs_in_text', 'answers', 'settle_claim',
            'computed_verdict', 'settle_all', 'settle', 'claims_of', 'Weighed', 'Reading', 'weigh', 'readings',
            'recommendations', 'item', 'write_ledger', 'count_of', 'advice_page', 'verdict_at', 'claims_table',
            'section_of', 'tests_list', 'study_words', 'ledger_page']
@@ -293,15 +293,25 @@ def settings_kept(folder: Path) -> dict:
     except AblationError: return {}
 
 def studies_in(outputs: Path) -> tuple[list[Results], dict]:
-    """Every study of the ledger that can be read, whole and point by point; and why the others cannot.
+    """Every study of the ledger that can be read, whole and point by point; and why the others are not.
 
-    One with a point that cannot be read is among the others."""
-    studies: list[Results] = []
-    unread = {}
-    for folder in ledger_folders(outputs):
-        try: studies += with_points(folder)
+    One with a point that cannot be read is among the others. So is a copy, whose runs are no evidence of their own."""
+    found: dict[str, list[Results]] = {}
+    unread: dict[str, str] = {}
+    seen: dict[tuple, str] = {}   # runs -> whose they are
+    for folder in sorted(ledger_folders(outputs), key=lambda f: (settings_kept(f).get("study") != f.name, f.name)):
+        try: own = with_points(folder)
         except AblationError as e: unread[folder.name] = str(e)
-    return studies, unread
+        else:
+            first = seen.setdefault(clocked_runs(own[0]), folder.name)
+            if first == folder.name: found[folder.name] = own
+            else: unread[folder.name] = f"It is a copy of {first}, whose runs count once; remove one of the two."
+    return [r for name in sorted(found) for r in found[name]], unread
+
+def clocked_runs(r: Results) -> tuple:
+    "Its runs by what no second run would have again: the time that each took."
+    ended = r.runs[r.runs.status.isin(["done", "diverged"])].reindex(columns=["folder", "seconds"])
+    return tuple(sorted(ended.itertuples(index=False, name=None)))
 
 @each_file_once()
 def with_points(folder: Path | str) -> list[Results]:
