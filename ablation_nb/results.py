@@ -413,9 +413,12 @@ def load_runs(
 ) -> pd.DataFrame:
     """A row a run: settings, environment and every number of `result.json` (missing where the run is not finished).
 
-    A run whose files cannot be read has the status `damaged`, and no more than its path says."""
+    A run whose files cannot be read has the status `damaged`, and no more than its path says.
+    A folder that is not there is an error."""
     import pandas as pd
     rows = [row_of(study, f) for f in (run_folders(study) if folders is None else folders)]
+    if not rows and not Path(study).is_dir():   # runs may lie in an archive above
+        raise AblationError(f"There is no folder {study}; name that of a study, such as outputs/laptop-tinystories.")
     first = ["study", *WHO, "scale", "corpus", "status"]
     names = dict.fromkeys(k for r in rows for k in r)
     return pd.DataFrame(rows, columns=first + [k for k in names if k not in first])
