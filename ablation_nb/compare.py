@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROUNDED', 'WORDS', 'Numbers', 'read_numbers', 'compare_numbers', 'digits_of', 'mean_words', 'words_for', 'equalities',
-           'pipe_table', 'paper_table', 'remarks', 'without_partner', 'comparison_figure', 'compare_file']
+           'pipe_table', 'paper_table', 'remarks', 'alike_in_all', 'without_partner', 'comparison_figure',
+           'compare_file']
 
 # %% ../nbs/26_compare.ipynb #26c00003
 import csv, math
@@ -20,8 +21,9 @@ from matplotlib.figure import Figure
 from .config import AblationError, did_you_mean
 from .figures import arm_colour, new_figure, our_style, plot_intervals, save_figure, settled
 from .report import write_text
-from .statistics import (
-    equivalence_power, paired_differences, paired_effects, signed, smallest_effect, verdicts)
+from ablation_nb.statistics import (
+    equivalence_power, mean_interval, paired_differences, paired_effects, signed, smallest_effect, verdicts,
+    with_rounding)
 from .tables import booktabs, inert, interval_words, last_test, share_words, tested_words, verdict_head
 
 # %% ../nbs/26_compare.ipynb #26c00006
@@ -293,11 +295,25 @@ def remarks(
     if lonely: says.append(f"Without a partner at their seed, and so in no difference: {', '.join(lonely)}.")
     if contrasts.n.eq(1).any():
         says.append("One pair says nothing about luck: such an arm has no interval and no verdict.")
+    coarse = alike_in_all(numbers, baseline, name)
+    if coarse:
+        says.append(f"The same difference at every seed: {', '.join(coarse)}. Numbers as coarse as that hide their spread; "
+                    "it is taken to be what rounding to the least step between them leaves.")
     lost = numbers.rows[numbers.rows.status == "diverged"]
     if len(lost):
         named = ", ".join(f"{name(r.arm)} seed {r.seed}" for r in lost.itertuples())
         says.append(f"Runs without a number: {named}. An arm with such a run is not tested on its survivors.")
     return says
+
+def alike_in_all(numbers: Numbers, baseline: str, name: Callable[[str], str] = str) -> list[str]:
+    "Arms whose difference to the baseline, which is not zero, is one and the same at two seeds or more."
+    found: dict[str, None] = {}
+    for _, own in numbers.rows.groupby("setting", sort=False):
+        runs = as_runs(numbers, own)
+        for arm, pairs in paired_differences(runs, "loss", baseline, by=()).groupby("arm", sort=False):
+            plain = mean_interval(pairs.difference)
+            if with_rounding(plain, runs.loss) != plain and len(pairs) > 1: found[name(arm)] = None
+    return [*found]
 
 def without_partner(rows: pd.DataFrame, baseline: str, name: Callable[[str], str] = str) -> list[str]:
     "Runs whose seed the baseline lacks, and runs of the baseline whose seed no other arm has."

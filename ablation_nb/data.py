@@ -59,8 +59,8 @@ def _kind(path: Path) -> tuple[str, str]:  # "txt", "jsonl" or "parquet", and th
 
 def _open_binary(path: Path, packed: str) -> Any:
     if packed == "zst":
-        import zstandard
-        return zstandard.open(path, "rb")
+        import pyarrow as pa
+        return pa.CompressedInputStream(pa.OSFile(str(path), "rb"), "zstd")   # one that is cut short is an error
     if packed == "gz": return gzip.open(path, "rb")
     return open(path, "rb")
 
