@@ -295,7 +295,7 @@ def says_no(output: dict) -> bool:
 def check_cells(notebook: Path) -> list[dict]:
     "The cells of a notebook that are tagged `check`."
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return [c for c in cells if "check" in c["metadata"].get("tags", []) and c["cell_type"] == "code"]
+    return [c for c in cells if "check" in (c["metadata"].get("tags") or []) and c["cell_type"] == "code"]
 
 def failed_check(notebook: Path) -> str:
     "The name of the check whose error ended an executed notebook; empty where none did."

@@ -13,16 +13,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from .config import ATTENTIONS, AblationError, Attention, ModelConfig, arm_label, part_of
 from .data import cache_folder, prepare, sha256_file
 from .model import FlexibleTransformerLM
-from .probe import named_text, settings_in, weights_in
+from .probe import named_text, require_finished, settings_in
 from .ready import refuse_offline
-from .results import read_json
+from .results import read_json, with_weights
 
 # %% ../nbs/30_interop.ipynb #e674cfc8
 LLAMA = dict(  # field -> the values that Llama has, and what that is in words
@@ -181,18 +180,14 @@ def exportable(folder: Path) -> ModelConfig:
     "The model of a finished run that a Llama can hold; raises `AblationError` for any other folder."
     cfg = settings_in(folder).model
     require_llama(cfg)
-    weights_in(folder)
+    require_finished(folder)
     return cfg
 def renamed_weights(folder: Path, cfg: ModelConfig) -> dict[str, torch.Tensor]:
     "The weights of a run under the names of Llama."
-    file, names = folder / "weights.safetensors", llama_names(cfg)
-    try:
-        weights = {names[k]: v for k, v in load_file(file).items()}
-        if part_of(cfg, "head").tied: weights["model.norm.weight"] *= cfg.d_model ** -0.5
-        return weights
-    except (SafetensorError, KeyError) as e:
-        damage = f"{file} is damaged or of another model ({e})"
-        raise AblationError(f"{damage}; train this run again with fresh=True.") from None
+    names, own = llama_names(cfg), with_weights(FlexibleTransformerLM(cfg, None), folder).state_dict()
+    weights = {names[k]: v for k, v in own.items()}
+    if part_of(cfg, "head").tied: weights["model.norm.weight"] *= cfg.d_model ** -0.5
+    return weights
 
 # %% ../nbs/30_interop.ipynb #957c586b
 def to_hf(

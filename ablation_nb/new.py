@@ -169,7 +169,7 @@ def code_in(nb: dict) -> list[tuple[int, str]]:
 def tagged(nb: dict) -> int | None:
     "The place of the cell tagged `parameters`; None if there is none."
     return next((i for i, c in enumerate(nb["cells"])
-                 if c["cell_type"] == "code" and "parameters" in c.get("metadata", {}).get("tags", [])), None)
+                 if c["cell_type"] == "code" and "parameters" in (c.get("metadata", {}).get("tags") or [])), None)
 
 def like_parameters(nb: dict) -> int | None:
     "The place of the first cell that sets a parameter and does nothing but set values; None if there is none."
@@ -187,7 +187,7 @@ def saved_values(source: str) -> dict[str, Any]:
     for node in ast.parse(source).body:
         names = names_assigned(node)
         try: value = ast.literal_eval(getattr(node, "value", None) or ast.Constant(None))
-        except ValueError: value = None
+        except (ValueError, TypeError): value = None   # no constant; one that no dict can have as a key
         each = value if isinstance(value, tuple) and len(value) == len(names) > 1 else [value] * len(names)
         values |= dict(zip(names, each))
     return values
@@ -434,7 +434,7 @@ def parameters_cell(notebook: Path, nb: dict, ask: Callable[[str], bool]) -> tup
     first = "".join(nb["cells"][at]["source"]).splitlines()[0]
     if not ask(f"Cell {at + 1} of {notebook} begins with `{first}`. Tag it `parameters`?"):
         return at, [f"Cell {at + 1} has no tag `parameters`; a study does not run without."]
-    nb["cells"][at]["metadata"]["tags"] = [*nb["cells"][at]["metadata"].get("tags", []), "parameters"]
+    nb["cells"][at]["metadata"]["tags"] = [*(nb["cells"][at]["metadata"].get("tags") or []), "parameters"]
     file = notebook.resolve()   # behind a link
     mode = file.stat().st_mode
     write_atomic(file, json.dumps(nb, indent=1, ensure_ascii=False) + "\n")

@@ -261,7 +261,7 @@ def train_cells() -> list[tuple[str, list]]:
 def code_cells(notebook: Path) -> list[tuple[str, list]]:
     "Source and tags of a notebook's code cells."
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return [("".join(c["source"]), c["metadata"].get("tags", [])) for c in cells if c["cell_type"] == "code"]
+    return [("".join(c["source"]), c["metadata"].get("tags") or []) for c in cells if c["cell_type"] == "code"]
 
 # %% ../nbs/10_provenance.ipynb #9c2eb938
 def counted(cells: Sequence[tuple[str, list]]) -> list[tuple[str, list]]:

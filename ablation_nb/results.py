@@ -36,10 +36,10 @@ __all__ = ['PACKED', 'READ', 'Found', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'F
            'read_json', 'read_array', 'read_rows', 'rows_written', 'rows_left', 'said_once', 'is_row', 'steps_due',
            'rows_fault', 'read_checked', 'standing_at', 'folder_of', 'run_folders', 'who', 'cut_short', 'load_runs',
            'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses', 'whose',
-           'load_probes', 'mean_and_range', 'curves_of', 'done_runs', 'main_lr', 'gaps', 'planned_seeds',
-           'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences', 'notebook_differences',
-           'run_state', 'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs', 'sha256_of', 'made_of',
-           'written_files', 'keep_record', 'is_current']
+           'load_probes', 'load_weights', 'with_weights', 'mean_and_range', 'curves_of', 'done_runs', 'main_lr', 'gaps',
+           'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences',
+           'notebook_differences', 'run_state', 'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs',
+           'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -582,6 +582,33 @@ def load_probes(study: Path | str, folders: Folders = None) -> pd.DataFrame:
             found = read_json(f / "probe.json")
             if isinstance(found, dict) and found.get("of") == whose(f): rows.append({**found, **who(study, f)})
     return pd.DataFrame(rows, columns=None if rows else WHO)
+
+# %% ../nbs/11_results.ipynb #25ff73d2
+def load_weights(folder: Path | str) -> dict[str, Any]:
+    """The weights of a finished run, by name, as tensors on the CPU.
+
+    Weights are not committed and travel by hand: those of another run are an error, as are damaged ones."""
+    from safetensors import safe_open
+    file, again = Path(folder) / "weights.safetensors", "Train this run again with fresh=True"
+    if not file.exists(): raise AblationError(f"{file} is not here: weights are not committed. {again} to have them.")
+    try:
+        with safe_open(file, "pt") as f:
+            of = (f.metadata() or {}).get("identity")
+            weights = {name: f.get_tensor(name) for name in f.keys()}
+    except Exception as e:   # SafetensorError, OSError
+        raise AblationError(f"{file} is damaged ({type(e).__name__}). {again}.") from None
+    own = read_checked(Path(folder) / "env.json")["identity"]
+    if of in (None, own): return weights   # None: of a time when they did not say
+    raise AblationError(f"{file} holds the weights of another run ({of}, not {own}). {again}.")
+
+def with_weights(model: Any, folder: Path | str) -> Any:  # a `FlexibleTransformerLM`
+    "The model with the weights of a finished run."
+    weights = load_weights(folder)
+    try: model.load_state_dict(weights)
+    except RuntimeError:   # tensors of other names or shapes
+        file = Path(folder) / "weights.safetensors"
+        raise AblationError(f"{file} is damaged: of another model. Train this run again with fresh=True.") from None
+    return model
 
 # %% ../nbs/11_results.ipynb #a0f9250f
 RUN = ["arm", "lr", "seed"]  # what tells the runs of one frame apart

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 import ablation_nb
@@ -31,7 +31,7 @@ from .provenance import TAKING, described, environment
 from .provenance import is_own, replaced, write_json
 from .results import LOSSES, METRICS, PROMPTS
 from .results import alone, differences, has, read_json, read_rows
-from .results import rows_fault, run_folder, run_state, why_not
+from .results import rows_fault, run_folder, run_state, why_not, with_weights
 from .step import check_step
 from .tasks import Task
 from .trainer import Stopped, Trainer, read_checkpoint, resolve_device, use_precision
@@ -267,15 +267,7 @@ def model_of(run: Run) -> FlexibleTransformerLM:
     "The model of a run: fresh, or with its trained weights if the run is finished."
     model = FlexibleTransformerLM(run.cfg.model, run.cfg.train.seed)
     if not run.finished: return model
-    weights = run.folder / "weights.safetensors"
-    if not weights.exists():
-        way_out = "Train this run again with fresh=True to have them"
-        raise AblationError(f"{weights} is not here: weights are not committed. {way_out}.")
-    try: model.load_state_dict(load_file(weights))
-    except Exception as e:   # SafetensorError, OSError, RuntimeError for tensors of another model
-        way_out = "Train this run again with fresh=True"
-        raise AblationError(f"{weights} is damaged ({type(e).__name__}). {way_out}.") from None
-    return model
+    return with_weights(model, run.folder)
 
 # %% ../nbs/12_runs.ipynb #82724b12
 @patch(as_prop=True)
@@ -435,7 +427,7 @@ def finish(self: Run, result: dict) -> dict:
     del self.trainer   # it has done its work, and holds the optimiser's memory
     self.model.cpu()
     if done: self.refuse_hidden_state()
-    save_file(self.model.state_dict(), self.folder / "weights.tmp")
+    save_file(self.model.state_dict(), self.folder / "weights.tmp", {"identity": self.env["identity"]})
     os.replace(self.folder / "weights.tmp", self.folder / "weights.safetensors")
     cost = self.match()
     result = dict(

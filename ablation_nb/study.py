@@ -559,6 +559,12 @@ def notebook_parameters(file: Path) -> list[str]:
     if not parameters:
         way_out = "tag the one that sets ablation, seed and out (in JupyterLab: Property Inspector, Cell Tags)"
         raise AblationError(f"has no cell tagged `parameters`; {way_out}.")
+    if len(parameters) > 1:
+        raise AblationError(f"has {len(parameters)} cells tagged `parameters`, and what is given reaches the first one "
+                            "alone; put all into that.")
+    if len(parameters) > 1:
+        raise AblationError(f"has {len(parameters)} cells tagged `parameters`, and what is given takes effect in the first "
+                            "alone; put all into one.")
     statements = [n for source in parameters for n in ast.parse(without_magics(source)).body]
     return list(dict.fromkeys(name for n in statements for name in names_assigned(n)))
 

@@ -106,20 +106,42 @@ def put(ids_NL: np.ndarray, start: int, every: int, tokens_NK: np.ndarray) -> No
     "Write a token into every so-manieth place from a start."
     ids_NL[:, start:start + every * tokens_NK.shape[1]:every] = tokens_NK
 
+LEAST = -150.   # log of a chance below which no number of things is asked about
+
+def seen(chances: np.ndarray) -> np.ndarray:
+    "Without those that are too small to be multiplied by each other."
+    return np.where(chances < np.exp(2 * LEAST), 0, chances)
+
+def log_poisson(n: np.ndarray, mean: float) -> np.ndarray:
+    "Log of the chance of n = 0, 1, ... things where so many are expected."
+    return n * np.log(mean) - mean - np.append(0, np.cumsum(np.log(n[1:])))
+
+def of_all(one: np.ndarray, kinds: int, size: int) -> np.ndarray:
+    "Chances of the sum of so many kinds, all of which have the same chances; the first `size` of them, or fewer."
+    together = np.ones(1)
+    while kinds:
+        if kinds & 1: together = seen(np.convolve(together, one)[:size])
+        one = seen(np.convolve(one, one)[:size])
+        kinds >>= 1
+    return together
+
 @cache
 def commonest(most: int, kinds: int) -> np.ndarray:  # (most + 1,)
     """How often the commonest kind comes among 0, 1, ... things, on average, each thing of any kind alike.
 
-    The sum over k of the chance that one kind comes more than k times; counts are Poisson's, given their sum."""
-    n, rate = np.arange(most + 1), max(most, 1) / kinds
-    log_factorial = np.append(0, np.cumsum(np.log(n[1:])))
-    def poisson(mean: float) -> np.ndarray: return np.exp(n * np.log(mean) - mean - log_factorial)
-    expected = np.zeros(most + 1)
-    for k in range(most):
-        no_more = np.where(n <= k, poisson(rate), 0)
-        together = np.ones(1)
-        for _ in range(kinds): together = np.convolve(together, no_more)[:most + 1]
-        expected += 1 - together / poisson(rate * kinds)
+    The sum over k of the chance that one kind comes more than k times; counts are Poisson's, given their sum.
+    Of far fewer things than are expected a chance is nothing that a double could hold, so these are asked again."""
+    expected, top = np.zeros(most + 1), most
+    while top > 0:
+        n = np.arange(top + 1)
+        log_due, one = log_poisson(n, top), seen(np.exp(log_poisson(n, top / kinds)))
+        due, first, times = np.exp(np.maximum(log_due, LEAST)), int((log_due > LEAST).argmax()), np.zeros(top + 1)
+        for k in range(top):
+            more, together = np.ones(top + 1), of_all(one[:k + 1], kinds, top + 1)
+            more[:len(together)] -= together / due[:len(together)]
+            times += more
+            if more[first:].max() < 1e-9: break
+        expected[first:top + 1], top = times[first:], first - 1
     return expected
 
 def best_guess(facts: int, questions: int, kinds: int) -> float:
