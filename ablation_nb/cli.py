@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRIC_COLUMNS', 'SCALE_NAMES', 'WORKERS', 'PROVE', 'WORDS', 'OF_MEMORY', 'show_cost', 'show_status',
-           'finite_numbers', 'report', 'as_kept', 'name_changed', 'mend_settings', 'metric_table', 'result_table',
-           'run', 'show_proof', 'place_of', 'pack_studies', 'export', 'probe_runs', 'probe_words', 'show_comparison',
-           'make_study', 'make_project', 'bring_home', 'add_command', 'as_sentence', 'add_on_study',
+           'finite_numbers', 'report', 'as_kept', 'name_changed', 'count_stale', 'mend_settings', 'metric_table',
+           'result_table', 'run', 'show_proof', 'place_of', 'pack_studies', 'export', 'probe_runs', 'probe_words',
+           'show_comparison', 'make_study', 'make_project', 'bring_home', 'add_command', 'as_sentence', 'add_on_study',
            'add_study_commands', 'add_run_options', 'add_other_commands', 'add_compare', 'add_visit', 'add_visit_run',
            'check_options', 'ShowVersion', 'main']
 
@@ -122,6 +122,7 @@ def report(study: "Study", console: "Console") -> int:
     from ablation_nb.tables import read_results_table
     mend_settings(study)
     name_changed(study)
+    count_stale(study)
     words = "The report"
     if is_current(study.outputs): words = "The report, as it was"
     else: write_pages(study, console)
@@ -146,6 +147,16 @@ def name_changed(study: "Study") -> None:
     if not changed: return
     print(f"ablation: the study file says otherwise of {', '.join(changed)} than {os.path.relpath(file)}; "
           "the report keeps to the latter, and `ablation run` takes the file over.", file=sys.stderr)
+
+def count_stale(study: "Study") -> None:
+    "Say on standard error how many runs somebody's notebook would make otherwise by now."
+    from ablation_nb.study import NotebookStudy, plan, runs_words
+    if not isinstance(study, NotebookStudy): return
+    n = sum(job.state == "stale" for job in plan(study)[0])
+    if not n: return
+    of_it = f"{runs_words(n)} of {study.settings['notebook']} {'was' if n == 1 else 'were'}"
+    print(f"ablation: {of_it} made before it or its data changed; `ablation run --rerun-stale` makes them again.",
+          file=sys.stderr)
 
 def mend_settings(study: "Study") -> None:
     "Write the study's own files again where they are damaged, or ask a notebook's runs for something else by now."

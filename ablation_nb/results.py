@@ -913,20 +913,32 @@ def asked_settings(root: Path) -> dict:
     asked = {name: study[name] for name in ("scale", "corpus") if name in study} | study.get("overrides", {})
     return {name: as_text(value) for name, value in asked.items()}
 
+OF_NOTEBOOK = ("code", "data_hash")   # what changes when somebody's notebook or its files are edited
+
+def begun_last(root: Path, runs: pd.DataFrame) -> list[str]:
+    "Of finished runs of somebody's notebook the folder of the one that was begun last; empty for others."
+    ended = runs.folder[runs.status.isin(["done", "diverged"])]
+    of_notebook = [f for f in ended if is_notebook(read_json(root / f / "config.json"))]
+    return sorted(of_notebook, key=lambda f: read_json(root / f / "env.json").get("started", ""))[-1:]
+
 def strangers(root: Path, runs: pd.DataFrame) -> dict:
     """Folder -> how its settings depart from those of the others at its point.
 
-    Where some runs are as study.json asks, these are the measure, however few; else what most runs have."""
+    Where some runs are as study.json asks, these are the measure, however few; else what most runs have.
+    Somebody's notebook is edited, and its runs go on: of its code and data the one that was begun last is the measure."""
     code, odd, asked = code_names(root, runs), dict[str, str](), asked_settings(root)
     own = {r.folder: shared_settings(root, r, code[r.folder]) for _, r in runs.iterrows()}
     for point in runs.point.unique():
         here = list(runs.folder[runs.point == point])
         wanted = [own[f] for f in here if all(own[f].get(name, value) == value for name, value in asked.items())]
         usual = usual_settings([own[f] for f in here]) | usual_settings(wanted)
+        latest = begun_last(root, runs[runs.folder.isin(here)])
+        usual |= {name: own[f][name] for f in latest for name in OF_NOTEBOOK}
         for folder in here:
             name = next((name for name, value in own[folder].items() if value != usual[name]), None)
             if name is None: continue
             who_has = "the study asks for" if wanted and name in asked else "the other runs have"
+            if latest and name in OF_NOTEBOOK: who_has = "the run that was begun last has"
             odd[folder] = f"it has {name}={own[folder][name]!r} where {who_has} {usual[name]!r}{BECAUSE.get(name, '')}"
     return odd
 

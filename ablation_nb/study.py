@@ -562,9 +562,6 @@ def notebook_parameters(file: Path) -> list[str]:
     if len(parameters) > 1:
         raise AblationError(f"has {len(parameters)} cells tagged `parameters`, and what is given reaches the first one "
                             "alone; put all into that.")
-    if len(parameters) > 1:
-        raise AblationError(f"has {len(parameters)} cells tagged `parameters`, and what is given takes effect in the first "
-                            "alone; put all into one.")
     statements = [n for source in parameters for n in ast.parse(without_magics(source)).body]
     return list(dict.fromkeys(name for n in statements for name in names_assigned(n)))
 

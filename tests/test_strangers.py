@@ -705,6 +705,21 @@ def test_a_report_is_of_the_study_file_as_it_stands(tmp_path, sh):
     assert "Nothing is left to do." in succeeded(sh("ablation", "plan", "coin.toml", cwd=root)).stdout
 
 
+def test_of_an_edited_notebook_the_runs_that_it_makes_now_count(tmp_path, sh):
+    "Those before are named, and left; they are no majority that speaks."
+    root = coin(tmp_path / "coin")
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    coin(root, "x = 1\n" + COIN, study=COIN_STUDY.replace("[0, 1, 2]", "[0, 1, 2, 3, 4]"))
+    assert sh("ablation", "run", "coin.toml", cwd=root).returncode == 1
+    done = succeeded(sh("ablation", "report", "coin.toml", cwd=root))
+    assert "9 runs of coin.ipynb were made before it or its data changed" in done.stderr
+    report = (root / "outputs" / "coin" / "report.md").read_text()
+    assert "6 of 15 runs have ended" in report
+    assert "where the run that was begun last has" in report
+    assert "`more/s0`" in report
+    assert "`more/s3`" not in report
+
+
 def test_a_run_may_say_that_it_diverged(tmp_path, sh):
     code = COIN + 'if ablation == "less": json.dump({"status": "diverged"}, open(f"{out}/result.json", "w"))\n'
     root = coin(tmp_path / "coin", code)
