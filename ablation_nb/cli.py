@@ -65,7 +65,9 @@ def show_cost(
     looks = planned_looks(study.settings)
     if words := precision_words(todo): say(words)
     if looks: say(f"After {looks[0]} pairs an arm, seeds are added until its verdict stands, up to {looks[-1]} pairs.")
-    if len(study.settings["arms"]) > 1: say(power_words(study))
+    arms = study.settings["arms"]
+    if "baseline" not in arms: say("No arm is the baseline, so there will be no pair to compare: add it to `arms`.")
+    elif len(arms) > 1: say(power_words(study))
     return 0
 
 # %% ../nbs/33_cli.ipynb #33f00001
@@ -351,6 +353,8 @@ def probe_runs(args: argparse.Namespace) -> int:
     from ablation_nb.ready import refuse_unwritable
     from ablation_nb.results import run_folders
     asked = place_of(Path(args.run))
+    if asked.is_file(): raise AblationError(f"{asked} is a file; name the folder of a run or of a study's runs, "
+                                            f"such as outputs/{asked.stem}.")
     refuse_unwritable(asked)
     from ablation_nb.probe import probe
     one = (asked / "config.json").exists()

@@ -78,8 +78,8 @@ def number_in(cell: str, where: str) -> float:
     if not cell: return math.nan
     try: value = float(cell.replace("_", "none"))   # Python's 1_0 is a slip elsewhere
     except ValueError:
-        raise AblationError(f"{where} is {cell!r}; write a number, with a point before its decimals, or nothing where the "
-                            "run gave none.") from None
+        way_out = "write a number, with a point before its decimals, or nothing where the run gave none"
+        raise AblationError(f"{where} is {cell!r}; {way_out}.") from None
     if LARGEST_NUMBER < abs(value) < math.inf or 0 < abs(value) < 1 / LARGEST_NUMBER:
         raise AblationError(f"{where} is {cell}, and no test can square it; give the metric in another unit, or "
                             "nothing where the run came to no number.")

@@ -565,6 +565,8 @@ def check_label(arm: Arm) -> None:
 # %% ../nbs/00_config.ipynb #0558a477
 def register_arm(arm: Arm) -> Arm:
     "Add `arm` to the registry; a name or alias that is taken already, or a field that is none, is an error."
+    if not isinstance(arm, Arm):
+        raise AblationError(f"{arm!r} is no arm; write register_arm(Arm('name', 'Label', 'what it does', {...})).")
     if isinstance(arm.aliases, str) or not isinstance(arm.aliases, Iterable):
         raise AblationError(f"The arm '{arm.name}' has the aliases {arm.aliases!r}, which must be a tuple of names, "
                             "such as ('no_pos_emb',).")

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from .config import ATTENTIONS, AblationError, Attention, ModelConfig, arm_label, part_of
+from .config import ATTENTIONS, AblationError, Attention, ModelConfig, arm_label, is_task, part_of
 from .data import cache_folder, prepare, sha256_file
 from .model import FlexibleTransformerLM
 from .probe import named_text, require_finished, settings_in
@@ -126,13 +126,12 @@ def tokenizer_file(
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
-language: en
 tags: [{tags}]
 ---
 
 # {arm}, {n_layers} layers of width {d_model}
 
-One run of an ablation study: a small language model in the layout of Llama, trained from scratch on short stories \
+One run of an ablation study: a small language model in the layout of Llama, trained from scratch on {text} \
 and good for little else. It was trained by the package `ablation_nb`.
 
 | | |
@@ -140,7 +139,7 @@ and good for little else. It was trained by the package `ablation_nb`.
 {table}
 
 A text is at most {context_length} tokens long: the model has never seen a longer one. \
-The loss is that of the run's own validation stories and is comparable within its study only.
+The loss is that of the run's own validation text and is comparable within its study only.
 """
 
 # %% ../nbs/30_interop.ipynb #638ed995
@@ -148,7 +147,9 @@ def card_rows(config: dict, env: dict, result: dict) -> dict[str, Any]:
     "The table of a model card: what a run was and what it came to."
     model, train = config["model"], config["train"]
     batch = f"{train['batch_size']} x {model['context_length']} tokens"
+    accuracy = {"accuracy": f"{result['accuracy']:.4f}"} if "accuracy" in result else {}   # of a task
     return {
+        **accuracy,
         "validation loss": f"{result['final_val_loss']:.4f} nats per token",
         "bits per byte": f"{result['bits_per_byte']:.4f}",
         "perplexity": f"{result['perplexity']:.2f}",
@@ -173,7 +174,9 @@ def model_card(folder: Path) -> str:
     tags = ["ablation"]
     if "tinystories" in config["corpus"]: tags.append("tinystories")
     table = "\n".join(f"| {name} | {value} |" for name, value in card_rows(config, env, result).items())
-    return CARD.format(tags=", ".join(tags), arm=arm_label(config["arm"]), table=table, **config["model"])
+    name = config["corpus"]
+    text = f"the task `{name}`, whose episodes are no language" if is_task(name) else f"the text `{name}`"
+    return CARD.format(tags=", ".join(tags), arm=arm_label(config["arm"]), text=text, table=table, **config["model"])
 
 # %% ../nbs/30_interop.ipynb #f97a1b73
 def exportable(folder: Path) -> ModelConfig:

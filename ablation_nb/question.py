@@ -134,7 +134,8 @@ def set_words(r: Results, name: str) -> str:
     "What a set of runs says of its arms: each verdict with those that have it, the largest difference first."
     table, runs = judged_set(r, r.sets[name]), r.sets[name]
     unit = f" ({r.plan['unit']})" if r.plan["unit"] else ""
-    seeds = count_words(runs.seed[runs.status == "done"].nunique(), "seed")
+    pairs, n = table.n[table.verdict.ne("") & table.arm.ne("aa")], runs.seed[runs.status == "done"].nunique()
+    seeds = count_words(n, "seed") if pairs.eq(n).all() else f"{listed_once(pairs.sort_values())} pairs an arm"
     setup = setup_named(r, name)
     said = f"{setup[:1].upper()}{setup[1:]}, " if setup else ""
     parts = []
@@ -356,7 +357,9 @@ def only_asked(r: Results) -> Results:
         config = read_json(r.folder / run.folder / "config.json")
         asked = r.plan["overrides"] | r.plan["grid"].get(run.point, {})
         why = given_otherwise(config, r.plan) or fields_otherwise(config["model"], asked)
-        if not why and run.status == "done" and pd.isna(run.value): why = f"it left no {r.plan['metric']}"
+        if not why and run.status == "done" and pd.isna(run.value):
+            own = ", ".join(read_json(r.folder / run.folder / "result.json").get("own", {}))
+            why = f"it left no {r.plan['metric']}" + f", but {own}" * bool(own)
         if why: refused[run.folder] = why
         kept.append(not why)
     r = replace(r, runs=r.runs[kept].reset_index(drop=True), refused=refused)

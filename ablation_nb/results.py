@@ -925,7 +925,7 @@ def strangers(root: Path, runs: pd.DataFrame) -> dict:
     """Folder -> how its settings depart from those of the others at its point.
 
     Where some runs are as study.json asks, these are the measure, however few; else what most runs have.
-    Somebody's notebook is edited, and its runs go on: of its code and data the one that was begun last is the measure."""
+    Somebody's notebook is edited, and its runs go on: of its code and data the one begun last is the measure."""
     code, odd, asked = code_names(root, runs), dict[str, str](), asked_settings(root)
     own = {r.folder: shared_settings(root, r, code[r.folder]) for _, r in runs.iterrows()}
     for point in runs.point.unique():

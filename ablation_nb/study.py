@@ -1108,6 +1108,7 @@ def spread_seen(study: Study) -> tuple[float, str] | None:
         try: effects = pd.read_csv(table)
         except (OSError, ValueError): continue   # damaged: the report of that study writes it again
         rows = effects[effects.n.ge(2) & effects.sd.gt(0) & effects.n_diverged.eq(0)]
+        rows = rows[rows.arm.isin(study.settings["arms"])]   # what another arm does says nothing of these
         if "setup" in rows: rows = rows[rows.setup.eq("tuned") == bool(study.settings["tune"])]
         if rows.empty: continue
         df = rows.n - 1

@@ -88,3 +88,9 @@ def test_a_run_without_its_text_or_its_weights_is_one_sentence(root, sh):
     refused(sh("ablation", "probe", "out/one", cwd=root), "is damaged", status=2)
     weights.unlink()
     refused(sh("ablation", "probe", "out/one", cwd=root), "weights are not committed", status=2)
+
+
+def test_in_a_window_of_fewer_tokens_than_parts_no_place_is_asked_for(root, sh):
+    succeeded(sh(*train_command("out/short", context_length=8), cwd=root))
+    assert "tells its place in –" in succeeded(sh("ablation", "probe", "out/short", cwd=root)).stdout
+    assert json.loads((root / "out" / "short" / "probe.json").read_text())["placed"] is None
