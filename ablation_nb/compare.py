@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 
 from .config import AblationError, did_you_mean
 from .figures import arm_colour, new_figure, our_style, plot_intervals, save_figure, settled
-from .new import UPWARD
 from .report import write_text
+from .results import UPWARD
 from ablation_nb.statistics import (
     equivalence_power, mean_interval, paired_differences, paired_effects, signed, smallest_effect, verdicts,
     with_rounding)

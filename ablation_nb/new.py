@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STUDY_NAME', 'EXAMPLE', 'ARMS_FILE', 'STUDY_FILE', 'SETTINGS_FILE', 'IGNORED', 'README_FILE', 'NAME', 'QUESTION_FILE',
-           'UPWARD', 'template', 'arm_list', 'project_files', 'free_place', 'write_project', 'new_project', 'code_in',
-           'tagged', 'like_parameters', 'quoted', 'study_from']
+           'template', 'arm_list', 'project_files', 'free_place', 'write_project', 'new_project', 'code_in', 'tagged',
+           'like_parameters', 'quoted', 'study_from']
 
 # %% ../nbs/28_new.ipynb #5e1b0303
 import ast, json, os, re, sys, tempfile
@@ -18,6 +18,7 @@ from .config import ARMS, OWN_ARMS, AblationError
 from .data import write_atomic
 from .provenance import code_cells, names_assigned, without_magics
 from .ready import refuse_unwritable
+from .results import UPWARD
 from .study import ALWAYS, names_a_folder
 
 # %% ../nbs/28_new.ipynb #5e1b0306
@@ -372,7 +373,6 @@ arms     = {arms}
 seeds    = [0, 1, 2, 3, 4, 5, 6, 7]
 margin   = 0.01   # set this: the smallest difference in the metric that matters
 """
-UPWARD = ("acc", "score", "f1", "auc", "reward", "return", "precision", "recall", "r2", "bleu")   # in a metric's name
 
 def quoted(text: str) -> str:
     "A text as TOML has it."

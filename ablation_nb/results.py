@@ -430,6 +430,8 @@ def is_notebook(config: dict) -> bool:  # the content of a config.json
     "Is it a run of somebody's notebook?"
     return "notebook" in config
 
+UPWARD = ("acc", "score", "f1", "auc", "reward", "return", "precision", "recall", "r2", "bleu")   # in a metric's name
+
 def value_in(
     result: dict,   # of a notebook's run
     metric: str,    # which need not be the one that was asked for when it ran
