@@ -124,9 +124,9 @@ def report(study: "Study", console: "Console") -> int:
     from ablation_nb.tables import read_results_table
     mend_settings(study)
     name_changed(study)
-    count_stale(study)
+    stale = count_stale(study)
     words = "The report"
-    if is_current(study.outputs): words = "The report, as it was"
+    if is_current(study.outputs) and not stale: words = "The report, as it was"
     else: write_pages(study, console)
     results = read_results_table(study.outputs)
     if "metric" in study.settings: console.print(metric_table(results, study.settings))
@@ -150,15 +150,16 @@ def name_changed(study: "Study") -> None:
     print(f"ablation: the study file says otherwise of {', '.join(changed)} than {os.path.relpath(file)}; "
           "the report keeps to the latter, and `ablation run` takes the file over.", file=sys.stderr)
 
-def count_stale(study: "Study") -> None:
-    "Say on standard error how many runs somebody's notebook would make otherwise by now."
+def count_stale(study: "Study") -> int:
+    "How many runs somebody's notebook would make otherwise by now; said on standard error, too."
     from ablation_nb.study import NotebookStudy, plan, runs_words
-    if not isinstance(study, NotebookStudy): return
+    if not isinstance(study, NotebookStudy): return 0
     n = sum(job.state == "stale" for job in plan(study)[0])
-    if not n: return
+    if not n: return 0
     of_it = f"{runs_words(n)} of {study.settings['notebook']} {'was' if n == 1 else 'were'}"
     print(f"ablation: {of_it} made before it or its data changed; `ablation run --rerun-stale` makes them again.",
           file=sys.stderr)
+    return n
 
 def mend_settings(study: "Study") -> None:
     "Write the study's own files again where they are damaged, or ask a notebook's runs for something else by now."
@@ -641,7 +642,7 @@ def add_compare(sub: Any) -> None:
     p.add_argument("numbers", help="CSV, with commas, semicolons or tabs")
     p.add_argument("--metric", help="the column to compare (default: the only one)")
     p.add_argument("--baseline", default="baseline", help="the arm to compare with (default: baseline)")
-    p.add_argument("--better", choices=["higher", "lower"], help="default: as the file says, or lower")
+    p.add_argument("--better", choices=["higher", "lower"], help="default: as the file says, or lower by its name")
     p.add_argument("--margin", type=float, help="the smallest difference that matters (default: none is declared)")
     p.add_argument("--out", help="the folder to write (default: beside the file, under its name)")
 

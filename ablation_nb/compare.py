@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from .config import AblationError, did_you_mean
 from .figures import arm_colour, new_figure, our_style, plot_intervals, save_figure, settled
 from .report import write_text
-from .results import UPWARD
+from .results import reads_upwards
 from ablation_nb.statistics import (
     equivalence_power, mean_interval, paired_differences, paired_effects, signed, smallest_effect, verdicts,
     with_rounding)
@@ -88,7 +88,7 @@ def number_in(cell: str, where: str) -> float:
 # %% ../nbs/26_compare.ipynb #26c00007
 def lower_surely(metric: str) -> str:
     "'lower', where nobody said which way is better; for a name that is better when higher that is an error."
-    if not any(w in metric.lower() for w in UPWARD): return "lower"
+    if not reads_upwards(metric): return "lower"
     raise AblationError(f"The name {metric} reads as if higher were better, and nothing says so: "
                         "add --better higher or --better lower, or a column `better` to the file.")
 
@@ -103,7 +103,7 @@ class Numbers:
 def read_numbers(
     file: Path | str,
     metric: str | None = None,  # the column; None: the only one
-    better: str | None = None,  # higher | lower; None: as the file says, or lower
+    better: str | None = None,  # higher | lower; None: as the file says, or lower by its name
 ) -> Numbers:
     "Read a file of arms, seeds and a metric; what is wrong with it is one sentence."
     file = Path(file)
@@ -303,10 +303,10 @@ def remarks(
     if lonely: says.append(f"Without a partner at their seed, and so in no difference: {', '.join(lonely)}.")
     if contrasts.n.eq(1).any():
         says.append("One pair says nothing about luck: such an arm has no interval and no verdict.")
-    coarse = alike_in_all(numbers, baseline, name)
-    if coarse:
-        says.append(f"The same difference at every seed: {', '.join(coarse)}. Numbers as coarse as that hide their "
-                    "spread; it is taken to be what rounding to the least step between them leaves.")
+    alike = alike_in_all(numbers, baseline, name)
+    if alike:
+        says.append(f"The same difference at every seed: {', '.join(alike)}. Numbers that move in steps hide their "
+                    "spread; it is taken to be what rounding to the step of these numbers leaves.")
     lost = numbers.rows[numbers.rows.status == "diverged"]
     if len(lost):
         named = ", ".join(f"{name(r.arm)} seed {r.seed}" for r in lost.itertuples())
@@ -314,7 +314,7 @@ def remarks(
     return says
 
 def alike_in_all(numbers: Numbers, baseline: str, name: Callable[[str], str] = str) -> list[str]:
-    "Arms whose difference to the baseline, which is not zero, is one and the same at two seeds or more."
+    "Arms whose difference is not zero and the same at two seeds or more, where numbers move in steps."
     found: dict[str, None] = {}
     for _, own in numbers.rows.groupby("setting", sort=False):
         runs = as_runs(numbers, own)

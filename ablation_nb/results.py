@@ -22,7 +22,7 @@ from .config import ARMS, MODEL_FIELDS, AblationError, ModelConfig, RunConfig, T
 from .config import is_of_type, is_task, parameter_count, parse_arm, project_root
 from .data import TokenData, sha256_file
 from .provenance import (
-    GIVEN, NotebookCode, NotebookRun, notebook_identity,
+    GIVEN, NotebookCode, NotebookRun, notebook_code, notebook_identity,
     code_now, device_kind, fingerprint, identity, identity_of, hash_of, own_hash,
     proofs_file, same_code, torch_release, write_json)
 from .tasks import find_task
@@ -430,7 +430,13 @@ def is_notebook(config: dict) -> bool:  # the content of a config.json
     "Is it a run of somebody's notebook?"
     return "notebook" in config
 
-UPWARD = ("acc", "score", "f1", "auc", "reward", "return", "precision", "recall", "r2", "bleu")   # in a metric's name
+UPWARD = {"acc", "accuracy", "score", "f1", "auc", "auroc", "reward", "return", "precision", "recall", "r2", "bleu"}
+DOWNWARD = {"loss", "error", "err", "mse", "mae", "rmse", "nll", "perplexity"}
+
+def reads_upwards(metric: str) -> bool:
+    "Does the name of a metric read as if higher were better? By its words, of which `val_acc` has two."
+    words = set(re.split(r"[\W_]+", metric.lower()))
+    return bool(words & UPWARD) and not words & DOWNWARD
 
 def value_in(
     result: dict,   # of a notebook's run
@@ -917,30 +923,37 @@ def asked_settings(root: Path) -> dict:
 
 OF_NOTEBOOK = ("code", "data_hash")   # what changes when somebody's notebook or its files are edited
 
-def begun_last(root: Path, runs: pd.DataFrame) -> list[str]:
-    "Of finished runs of somebody's notebook the folder of the one that was begun last; empty for others."
-    ended = runs.folder[runs.status.isin(["done", "diverged"])]
-    of_notebook = [f for f in ended if is_notebook(read_json(root / f / "config.json"))]
-    return sorted(of_notebook, key=lambda f: read_json(root / f / "env.json").get("started", ""))[-1:]
+def by_notebook_now(root: Path, runs: pd.DataFrame) -> list[str]:
+    """Folders of the finished runs that somebody's notebook makes as it stands; none if they hold no pair to compare.
+
+    None, too, for runs of ours, and where the notebook is gone."""
+    study, above = beside_the_runs(root, "study.json"), project_root()
+    if "notebook" not in study: return []
+    try: now = notebook_code(above / study["notebook"], [above / f for f in study["files"]], above)
+    except (AblationError, OSError, ValueError, LookupError, TypeError, AttributeError): return []   # it is gone
+    made_now = runs.package_hash.eq(now.code_hash) & runs.data_hash.eq(now.data_hash)
+    ended = runs[made_now & runs.status.isin(["done", "diverged"])]
+    other = ended.arm.ne(study["baseline"])
+    return list(ended.folder) if set(ended.seed[other]) & set(ended.seed[~other]) else []
 
 def strangers(root: Path, runs: pd.DataFrame) -> dict:
     """Folder -> how its settings depart from those of the others at its point.
 
     Where some runs are as study.json asks, these are the measure, however few; else what most runs have.
-    Somebody's notebook is edited, and its runs go on: of its code and data the one begun last is the measure."""
+    Somebody's notebook is edited, and its runs go on: those that it makes now are it, once they can be compared."""
     code, odd, asked = code_names(root, runs), dict[str, str](), asked_settings(root)
     own = {r.folder: shared_settings(root, r, code[r.folder]) for _, r in runs.iterrows()}
     for point in runs.point.unique():
         here = list(runs.folder[runs.point == point])
         wanted = [own[f] for f in here if all(own[f].get(name, value) == value for name, value in asked.items())]
         usual = usual_settings([own[f] for f in here]) | usual_settings(wanted)
-        latest = begun_last(root, runs[runs.folder.isin(here)])
-        usual |= {name: own[f][name] for f in latest for name in OF_NOTEBOOK}
+        made_now = by_notebook_now(root, runs[runs.point == point])
+        usual |= {name: own[f][name] for f in made_now[:1] for name in OF_NOTEBOOK}
         for folder in here:
             name = next((name for name, value in own[folder].items() if value != usual[name]), None)
             if name is None: continue
             who_has = "the study asks for" if wanted and name in asked else "the other runs have"
-            if latest and name in OF_NOTEBOOK: who_has = "the run that was begun last has"
+            if made_now and name in OF_NOTEBOOK: who_has = "the notebook as it stands has"
             odd[folder] = f"it has {name}={own[folder][name]!r} where {who_has} {usual[name]!r}{BECAUSE.get(name, '')}"
     return odd
 

@@ -715,9 +715,15 @@ def test_of_an_edited_notebook_the_runs_that_it_makes_now_count(tmp_path, sh):
     assert "9 runs of coin.ipynb were made before it or its data changed" in done.stderr
     report = (root / "outputs" / "coin" / "report.md").read_text()
     assert "6 of 15 runs have ended" in report
-    assert "where the run that was begun last has" in report
+    assert "where the notebook as it stands has" in report
     assert "`more/s0`" in report
     assert "`more/s3`" not in report
+    coin(root)   # as it was, and with the seeds of then: these runs are whole again, whatever came between
+    done = succeeded(sh("ablation", "report", "coin.toml", cwd=root))
+    assert "made before" not in done.stderr
+    report = (root / "outputs" / "coin" / "report.md").read_text()
+    assert "not complete" not in report
+    assert "`more/s3`, because" in report
 
 
 def test_a_run_may_say_that_it_diverged(tmp_path, sh):
