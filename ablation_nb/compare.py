@@ -320,7 +320,7 @@ def alike_in_all(numbers: Numbers, baseline: str, name: Callable[[str], str] = s
         runs = as_runs(numbers, own)
         for arm, pairs in paired_differences(runs, "loss", baseline, by=()).groupby("arm", sort=False):
             plain = mean_interval(pairs.difference)
-            if with_rounding(plain, runs.loss) != plain and len(pairs) > 1: found[name(arm)] = None
+            if with_rounding(plain, runs.loss) is not plain: found[name(arm)] = None
     return [*found]
 
 def without_partner(rows: pd.DataFrame, baseline: str, name: Callable[[str], str] = str) -> list[str]:

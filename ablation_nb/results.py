@@ -926,11 +926,11 @@ OF_NOTEBOOK = ("code", "data_hash")   # what changes when somebody's notebook or
 def by_notebook_now(root: Path, runs: pd.DataFrame) -> list[str]:
     """Folders of the finished runs that somebody's notebook makes as it stands; none if they hold no pair to compare.
 
-    None, too, for runs of ours, and where the notebook is gone."""
+    None, too, for runs of ours, and where the notebook is gone or can be read by nobody."""
     study, above = beside_the_runs(root, "study.json"), project_root()
     if "notebook" not in study: return []
     try: now = notebook_code(above / study["notebook"], [above / f for f in study["files"]], above)
-    except (AblationError, OSError, ValueError, LookupError, TypeError, AttributeError): return []   # it is gone
+    except (OSError, ValueError, LookupError, TypeError, AttributeError): return []   # AblationError is a ValueError
     made_now = runs.package_hash.eq(now.code_hash) & runs.data_hash.eq(now.data_hash)
     ended = runs[made_now & runs.status.isin(["done", "diverged"])]
     other = ended.arm.ne(study["baseline"])
