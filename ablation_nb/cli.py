@@ -265,13 +265,13 @@ def run(
 ) -> int:  # exit status: 3 if all that is left was stopped, 1 if anything else is left
     "Do what is left of a study."
     from ablation_nb.config import AblationError, project_root
-    from ablation_nb.engine import work_off
-    let_ctrl_c_raise()
     root = project_root()
     if "notebook" not in study.settings and not (root / "nbs" / "train.ipynb").exists():
         raise AblationError(
             f"There is no nbs/train.ipynb in {root}, "
             "and every run executes it; go to a project, or make one: ablation new my-study.")
+    from ablation_nb.engine import work_off  # which takes seconds to load
+    let_ctrl_c_raise()
     followers = []
     if args.log:
         from ablation_nb.sinks import Follower, sink
