@@ -924,17 +924,19 @@ def asked_settings(root: Path) -> dict:
 OF_NOTEBOOK = ("code", "data_hash")   # what changes when somebody's notebook or its files are edited
 
 def by_notebook_now(root: Path, runs: pd.DataFrame) -> list[str]:
-    """Folders of the finished runs that somebody's notebook makes as it stands; none if they hold no pair to compare.
+    """Folders of the finished runs that somebody's notebook makes as it stands, at points where they hold a pair.
 
-    None, too, for runs of ours, and where the notebook is gone or can be read by nobody."""
+    None for runs of ours, and where the notebook is gone or can be read by nobody."""
     study, above = beside_the_runs(root, "study.json"), project_root()
     if "notebook" not in study: return []
     try: now = notebook_code(above / study["notebook"], [above / f for f in study["files"]], above)
     except (OSError, ValueError, LookupError, TypeError, AttributeError): return []   # AblationError is a ValueError
     made_now = runs.package_hash.eq(now.code_hash) & runs.data_hash.eq(now.data_hash)
-    ended = runs[made_now & runs.status.isin(["done", "diverged"])]
-    other = ended.arm.ne(study["baseline"])
-    return list(ended.folder) if set(ended.seed[other]) & set(ended.seed[~other]) else []
+    ended, found = runs[made_now & runs.status.isin(["done", "diverged"])], list[str]()
+    for _, here in ended.groupby("point", sort=False):
+        other = here.arm.ne(study["baseline"])
+        if set(here.seed[other]) & set(here.seed[~other]): found += here.folder.tolist()
+    return found
 
 def strangers(root: Path, runs: pd.DataFrame) -> dict:
     """Folder -> how its settings depart from those of the others at its point.
@@ -943,11 +945,12 @@ def strangers(root: Path, runs: pd.DataFrame) -> dict:
     Somebody's notebook is edited, and its runs go on: those that it makes now are it, once they can be compared."""
     code, odd, asked = code_names(root, runs), dict[str, str](), asked_settings(root)
     own = {r.folder: shared_settings(root, r, code[r.folder]) for _, r in runs.iterrows()}
+    by_now = set(by_notebook_now(root, runs))
     for point in runs.point.unique():
         here = list(runs.folder[runs.point == point])
         wanted = [own[f] for f in here if all(own[f].get(name, value) == value for name, value in asked.items())]
         usual = usual_settings([own[f] for f in here]) | usual_settings(wanted)
-        made_now = by_notebook_now(root, runs[runs.point == point])
+        made_now = [f for f in here if f in by_now]
         usual |= {name: own[f][name] for f in made_now[:1] for name in OF_NOTEBOOK}
         for folder in here:
             name = next((name for name, value in own[folder].items() if value != usual[name]), None)
