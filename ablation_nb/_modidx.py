@@ -1574,6 +1574,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.mean_interval': ( 'statistics.html#mean_interval',
                                                                                   'ablation_nb/statistics.py'),
+                                        'ablation_nb.statistics.named': ('statistics.html#named', 'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.noise_budget': ( 'statistics.html#noise_budget',
                                                                                  'ablation_nb/statistics.py'),
                                         'ablation_nb.statistics.off_ladder': ('statistics.html#off_ladder', 'ablation_nb/statistics.py'),

@@ -72,7 +72,7 @@ def peer_step(
     if cfg.train.compile: loss_of = torch.compile(loss_of, dynamic=False)
     def step() -> None:
         loss_of(x_BT, y_BT).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), cfg.train.grad_clip)
+        if cfg.train.grad_clip: nn.utils.clip_grad_norm_(model.parameters(), cfg.train.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return step
@@ -335,7 +335,7 @@ def in_processes(call: str, n: int = 1) -> pd.DataFrame:
     running = [subprocess.Popen([sys.executable, "-c", code], **to_pipes) for _ in range(n)]
     outputs = [p.communicate() for p in running]
     for p, (_, err) in zip(running, outputs):
-        last_line = err.strip().splitlines()[-1] if err.strip() else "it said nothing"
+        last_line = err.strip().splitlines()[-1].removesuffix(".") if err.strip() else "it said nothing"
         if p.returncode: raise AblationError(f"A measuring process ended with code {p.returncode}: {last_line}.")
     return pd.DataFrame([json.loads(out.splitlines()[-1]) for out, _ in outputs])
 

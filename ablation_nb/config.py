@@ -103,11 +103,11 @@ class TrainConfig:
     n_steps: int = 40_000         # optimiser steps
     batch_size: int = 32          # windows in a batch, B
     warmup_steps: int = 400       # steps of linear warm-up
-    min_lr_ratio: float = 0.1     # the cosine ends at min_lr_ratio * lr
+    min_lr_ratio: float = 0.1     # the schedule ends at min_lr_ratio * lr; constant stays at lr
     beta1: float = 0.9            # AdamW: decay of the mean gradient
     beta2: float = 0.999          # AdamW: decay of the mean squared gradient
     adam_eps: float = 1e-8        # AdamW: added to the denominator
-    weight_decay: float = 0.1     # AdamW: on every parameter, gains and embeddings too, as in the report
+    weight_decay: float = 0.1     # on every parameter, gains and embeddings too, as in the report; see `decayed`
     grad_clip: float = 1.0        # largest global gradient norm; 0 switches clipping off
     eval_every: int = 400         # steps between evaluations
     log_every: int = 20           # steps between rows of metrics.jsonl
@@ -129,7 +129,7 @@ class TrainConfig:
             raise AblationError(f"precision='{self.precision}' is unknown; choose auto or one of {known}.")
         if self.warmup_steps >= self.n_steps:
             steps = f"warmup_steps={self.warmup_steps} leaves no step of n_steps={self.n_steps}"
-            raise AblationError(f"{steps} for the cosine; warm up for fewer.")
+            raise AblationError(f"{steps} for the rest of the schedule; warm up for fewer.")
         if self.min_lr_ratio > 1: raise AblationError(f"min_lr_ratio={self.min_lr_ratio} must lie between 0 and 1.")
         for f, table in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("decayed", ("all", "matrices"))):
             given = getattr(self, f)
@@ -218,7 +218,8 @@ def check_value(cfg: Any, name: str, value: Any, want: str, may_be_zero: bool) -
     if not is_of_type(value, want):
         raise AblationError(f"{given} is of type {type(value).__name__}; it must be {article} {want}.")
     if want == "float":
-        if not math.isfinite(value): raise AblationError(f"{given} is not a finite number; give one that is.")
+        finite = abs(value) <= sys.float_info.max
+        if not finite: raise AblationError(f"{given} is not a finite number; give one that is.")
         object.__setattr__(cfg, name, float(value))
     if want == "int" and value > LARGEST: raise AblationError(f"{given} must be at most {LARGEST}, to fit 64 bits.")
     if want not in ("int", "float") or value > 0: return
@@ -798,7 +799,7 @@ SCALES = {
         dict(vocab_size=2048, context_length=128, d_model=64, n_layers=3, n_heads=4),
         dict(lr=1e-2, n_steps=200, batch_size=16, warmup_steps=20, eval_every=50, log_every=10, checkpoint_every=50,
              valid_stories=100, precision="auto")),
-    "cpu": Scale("one epoch of 3.6M tokens in some minutes on one CPU core", "tinystories",
+    "cpu": Scale("3.6M tokens in some minutes on one CPU core", "tinystories",
         dict(vocab_size=2048, context_length=128, d_model=96, n_layers=4, n_heads=4),
         dict(lr=1e-2, n_steps=1750, batch_size=16, warmup_steps=50, eval_every=250, log_every=10, checkpoint_every=250,
              valid_stories=300, precision="bf16")),
@@ -929,7 +930,8 @@ def parse_task(
         if key in given: raise AblationError(f"corpus='{corpus}' sets {key} twice; keep one of them.")
         whole = value.isascii() and value.isdecimal() and int(value) <= LARGEST
         if not whole or (int(value) == 0 and sizes[key] > 0):
-            raise AblationError(f"corpus='{corpus}' needs a whole number above zero for {key}, as in {key}=8.")
+            least = "above zero" if sizes[key] > 0 else "from zero on"
+            raise AblationError(f"corpus='{corpus}' needs a whole number {least} for {key}, as in {key}=8.")
         given[key] = int(value)
     return name, sizes | given
 
@@ -980,12 +982,17 @@ def at_work(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
     "What of the settings reaches a number: fields that others make idle are left out."
     part, T, idle = part_of(model, "attention"), model.context_length, list[str]()
     looks = model.n_kv_heads, min(part.window(T), T) if part.window else T, part.scores, part.qk_norm, part.layer
-    if not part_of(model, "position").angles: idle.append("rope_theta")
+    place, order = part_of(model, "position"), [model.position]
+    if not place.angles: idle.append("rope_theta")
+    elif place.layer is None: order = place.angles(2, model)[1].tolist()   # our ways to turn may turn alike
+    if model.norm in ("none", "dyt") and not part.qk_norm: idle.append("norm_eps")
     if train.optimizer == "sgd": idle += ["beta1", "beta2", "adam_eps"]
     if train.optimizer == "adamw": idle.append("momentum")
     if train.weight_decay == 0: idle.append("decayed")
     if train.min_lr_ratio == 1: idle.append("schedule")
-    return {f: v for f, v in {**asdict(model), **asdict(train), "attention": looks}.items() if f not in idle}
+    if train.schedule == "constant": idle.append("min_lr_ratio")
+    fields = {**asdict(model), **asdict(train), "attention": looks, "position": order}
+    return {f: v for f, v in fields.items() if f not in idle}
 
 def both_configs(arm: str, scale: str, overrides: dict) -> tuple[ModelConfig, TrainConfig]:
     "The model and the training of an arm."

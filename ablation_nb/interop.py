@@ -152,7 +152,7 @@ def card_rows(config: dict, env: dict, result: dict) -> dict[str, Any]:
         **accuracy,
         "validation loss": f"{result['final_val_loss']:.4f} nats per token",
         "bits per byte": f"{result['bits_per_byte']:.4f}",
-        "perplexity": f"{result['perplexity']:.2f}",
+        "perplexity": "beyond all numbers" if result["perplexity"] is None else f"{result['perplexity']:.2f}",
         "parameters": f"{result['parameters']:,}",
         "trained on": f"{result['tokens']:,} tokens of {config['corpus']}",
         "steps": f"{result['steps']:,} of {batch}",

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import SOFTCAP, ModelConfig, part_of, partial_pairs
+from .config import SOFTCAP, AblationError, ModelConfig, part_of, partial_pairs
 
 # %% ../nbs/03_layers.ipynb #e7af3554
 ONEDNN = torch.backends.mkldnn.is_available()
@@ -109,7 +109,7 @@ class RotaryEmbedding(nn.Module):
         pairs: int | None = None,# the first so many turn, as in a head of that size; None: all
     ) -> None:
         super().__init__()
-        turning = 2 * pairs if pairs else d_head
+        turning = d_head if pairs is None else 2 * pairs
         rates = theta ** (-np.arange(0, turning, 2) / turning)  # radians a token, one for each pair
         rates = np.pad(rates, (0, (d_head - turning) // 2))
         angle_TK = np.tile(np.outer(np.arange(context_length), rates), 2)
@@ -280,7 +280,9 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (w(x_BTD).unflatten(-1, (n, -1)).transpose(1, 2) for w, n in maps)
         q, k = self.normalised(q, k)
         if self.rope is not None: q, k = self.rope(q, at_BT), self.rope(k, at_BT)
-        if cache is not None and at_BT is not None: k, v = cache.keep(k, v, at_BT)
+        if cache is not None:
+            if at_BT is None: raise AblationError("A cache needs at_BT, the positions of the new tokens; pass them.")
+            k, v = cache.keep(k, v, at_BT)
         if self.n_kv_heads < self.n_heads:
             k, v = (z.repeat_interleave(self.n_heads // self.n_kv_heads, 1) for z in (k, v))
         y_BHTK = self.attend(q, k, v, causal, at_BT)

@@ -94,13 +94,13 @@ def drawn_parameter(
 
 @torch.no_grad()
 def init_parameters(
-    model: nn.Module,  # any module; parameters of two dimensions are drawn, those of one are gains
+    model: nn.Module,  # any module; parameters of two dimensions are drawn, those of fewer are gains
     seed: int,         # the run's seed
     cfg: ModelConfig = USUAL,  # its `init` and `init_scale` say how large
 ) -> nn.Module:        # the same module
     "Draw every parameter from a generator of its own, keyed by seed, name and shape."
     for name, p in model.named_parameters():
-        if p.ndim == 1: p.fill_(1.0)
+        if p.ndim < 2: p.fill_(1.0)
         else: p.copy_(drawn_parameter(name, p.shape, seed, cfg))
     return model
 
@@ -341,8 +341,8 @@ def generate_batch(
     "Continue several texts by sampling, each as `generate` would continue it alone."
     if not all(len(p) for p in prompts):
         raise AblationError("The prompt holds no token; give at least one, e.g. <|endoftext|>.")
-    if temperature < 0 or not 0 < top_p <= 1:
-        limits = f"temperature={temperature} must be at least 0, and top_p={top_p} above 0 and at most 1."
+    if not (temperature == 0 or 1e-6 <= temperature < np.inf) or not 0 < top_p <= 1:
+        limits = f"temperature={temperature} must be 0 or from 1e-6 on, and top_p={top_p} above 0 and at most 1."
         raise AblationError(limits)
     texts = [list(p) for p in prompts]
     known, going = [0] * len(texts), list(range(len(texts)))

@@ -80,7 +80,7 @@ def copying(
     vocab_size: int,
     context_length: int,   # T
     rows: int = 32,
-) -> dict[str, float]:     # copied: share of tokens; copy_gain: nats that the second time is cheaper
+) -> dict[str, float]:     # copied: share of tokens; copy_gain: nats that the second time is cheaper; NaN below T = 4
     "How well random tokens are predicted when they come again, in the second half of the context."
     half = context_length // 2
     once = np.random.default_rng(0).integers(1, vocab_size, size=(rows, half))
@@ -232,7 +232,7 @@ def probe(
     looked = {i: looking_back(torch.cat(w)) for i, w in attention.items()}
     best = max(placed, key=lambda shares: shares[1])   # the block that fits best, not the one that is judged best
     found = dict(
-        **copying(model, V, T), **{k: finite(v) for k, v in recalled.items()},   # none where nothing came again
+        **{k: finite(v) for k, v in {**copying(model, V, T), **recalled}.items()},   # none where nothing came again
         placed=best[0],   # none where a window has fewer tokens than parts
         back=[looked[i][0] if i in looked else None for i in range(cfg.n_layers)],
         first=[looked[i][1] if i in looked else None for i in range(cfg.n_layers)],

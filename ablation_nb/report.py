@@ -770,11 +770,13 @@ def trend_words(arm: str, trend: pd.DataFrame, learns: bool) -> str:  # `learns`
     return f" It {TRENDS[slope.verdict]}: {effect_words(slope)} for each doubling."
 
 def moves(arm: str, effects: pd.DataFrame) -> str:  # with `learns`
-    "'NoPE (+0.05, does not learn, diverged)': an arm with its difference at each level."
+    "'NoPE (+0.05, does not learn, diverged, –)': an arm with its difference at each level; a dash where it has no run."
+    own = {e.level: e for e in effects[effects.arm == arm].itertuples()}
     def size(e: Any) -> str:
+        if e is None: return "–"
         if pd.isna(e.mean): return "diverged"
         return signed(e.mean) if e.learns else "does not learn"
-    return f"{arm_label(arm)} ({', '.join(map(size, effects[effects.arm == arm].itertuples()))})"
+    return f"{arm_label(arm)} ({', '.join(size(own.get(level)) for level in sorted(effects.level.unique()))})"
 
 def nowhere(r: Results, arm: str, field: str) -> str:
     "' At 4 no rate that was tried trains it.'; empty where each level has such a rate."
@@ -785,12 +787,16 @@ def nowhere(r: Results, arm: str, field: str) -> str:
 def by_trend(effects: pd.DataFrame, trend: pd.DataFrame) -> str:
     "Each trend with the arms that have it; empty without a trend."
     followed = [a for a in arm_order(effects.arm) if a in trend.index]
+    def says(arm: str) -> str:
+        verdict = trend.verdict[arm]
+        stops = verdict == "undetermined" and not effects[effects.arm == arm].learns.all()
+        return "comes to where it does not learn, without a slope that could be told," if stops else TRENDS[verdict]
     parts = []
-    for verdict, says in TRENDS.items():
-        arms = [a for a in followed if trend.verdict[a] == verdict]
-        if not arms: continue
-        each = joined(moves(a, effects) for a in arms)
-        parts.append(f"{says} for {each}")
+    for verdict in TRENDS:
+        alike: dict[str, list[str]] = {}
+        for arm in followed:
+            if trend.verdict[arm] == verdict: alike.setdefault(says(arm), []).append(moves(arm, effects))
+        parts += [f"{words} for {joined(each)}" for words, each in alike.items()]
     return "; ".join(parts)
 
 # %% ../nbs/23_report.ipynb #5c1e0b13
@@ -1069,8 +1075,10 @@ def beginning(r: Results, sure: list[str]) -> list[str]:
 
     The title, what is still to do, what was found and how fine that is."""
     found = "\n".join(f"- {s}" for s in [*findings_in_words(r), *answers_found(r)])
+    study = home(r.folder).name
+    name = r.name if study == r.name else f"{study}, {r.name}"   # of a point of a grid
     return [
-        f"# Ablation study: {r.name}", *unfinished(r), *barely_trained(r),
+        f"# Ablation study: {name}", *unfinished(r), *barely_trained(r),
         "## What was found", found,
         "## How fine the study could see", *sure,
         "## What was run", *warnings(r),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'SINGLE', 'EARNABLE', 'MOST_PAIRS', 'HISTORIES', 'LEVELS', 'Interval', 'mean_interval', 'signed', 'unsigned',
-           'share_words', 'paired_differences', 'paired_power', 'smallest_effect', 'step_of', 'with_rounding',
+           'share_words', 'paired_differences', 'paired_power', 'smallest_effect', 'step_of', 'with_rounding', 'named',
            'paired_effects', 'paired_trend', 'ratio_interval', 'StudiesTrend', 'studies_trend', 'line_at',
            'turning_size', 'rank_agreement', 'CrossedInterval', 'crossed_interval', 'crossed_effects',
            'unpaired_interval', 'pairing_gain', 'difference_p', 'equivalence_p', 'holm', 'verdicts', 'twins', 'unmoved',
@@ -200,6 +200,10 @@ def with_rounding(
     return Interval(i.n, i.mean, sd, i.mean - half, i.mean + half)
 
 # %% ../nbs/09_statistics.ipynb #630abc3a
+def named(key: tuple) -> tuple:
+    "A key by which it is found again: NaN, which equals nothing, is None."
+    return tuple(None if part != part else part for part in key)
+
 def paired_effects(
     runs: pd.DataFrame,            # a row a run, as `load_runs` gives it
     value: str = "final_val_loss", # the column to compare
@@ -211,15 +215,15 @@ def paired_effects(
     keys = ["arm", *by]
     pairs = paired_differences(runs, value, baseline, by)
     groups = pairs.groupby(keys, dropna=False).difference
-    differences = {key: d.values for key, d in groups}
+    differences = {named(key): d.values for key, d in groups}
     bases = runs.loc[runs.status.eq("diverged") & runs.arm.eq(baseline), [*by, "seed"]]
-    lost_bases = set(bases.itertuples(index=False, name=None))
+    lost_bases = set(map(named, bases.itertuples(index=False, name=None)))
     others = runs.loc[runs.arm != baseline, [*keys, "seed", "status"]]
     rows = []
     for key, group in others.groupby(keys, sort=False, dropna=False):
-        i = with_rounding(mean_interval(differences.get(key, [])), runs[value])
+        i = with_rounding(mean_interval(differences.get(named(key), [])), runs[value])
         lost = int(group.status.eq("diverged").sum())
-        seeds = [(*key[1:], seed) for seed in group.seed]
+        seeds = [named((*key[1:], seed)) for seed in group.seed]
         more = dict(
             detectable=smallest_effect(i.n, i.sd),
             n_diverged=lost,
@@ -250,6 +254,8 @@ def paired_trend(
             raise AblationError(
                 f"'{arm}' has runs at one {over} only ({levels[0]}), "
                 "and a trend needs two; run the study at another one.")
+        if not levels[0] > 0:
+            raise AblationError(f"{over}={levels[0]} has no doubling; leave that level out of the trend.")
         x = np.log2(np.array(levels, dtype=float))
         x -= x.mean()
         own = differences[differences.arm == arm]
@@ -386,8 +392,9 @@ def rank_agreement(
     b: pd.DataFrame,     # of another
     draws: int = 4_000,  # of both lists
 ) -> dict:               # arms, rho, lo, hi (NaN below 3 arms), decided (by a test in both), same_sign (of those)
-    "How far two studies agree on the arms that both have: Spearman's rho with a 95 % interval, and signs."
-    both = a.merge(b, on="arm", suffixes=("_a", "_b")).dropna(subset=["mean_a", "mean_b"])
+    """How far two studies agree on the arms that both have: Spearman's rho with a 95 % interval, and signs.
+    An arm whose error nobody knows, as that of one seed, is not among them."""
+    both = a.merge(b, on="arm", suffixes=("_a", "_b")).dropna(subset=["mean_a", "mean_b", "se_a", "se_b"])
     sided = both[both.verdict_a.isin(["worse", "better"]) & both.verdict_b.isin(["worse", "better"])]
     found = dict(arms=len(both), rho=np.nan, lo=np.nan, hi=np.nan,
                  decided=len(sided), same_sign=int((sided.verdict_a == sided.verdict_b).sum()))
@@ -395,7 +402,7 @@ def rank_agreement(
     rng = np.random.default_rng(0)
     def drawn(of: str) -> np.ndarray:
         mean, se, pairs = (both[f"{name}_{of}"].to_numpy(dtype=float) for name in ("mean", "se", "n"))
-        return mean + np.nan_to_num(se) * rng.standard_t(np.maximum(pairs - 1, 1), (draws, len(both)))
+        return mean + se * rng.standard_t(np.maximum(pairs - 1, 1), (draws, len(both)))
     ranks = (stats.rankdata(drawn(of), axis=1) for of in "ab")
     x, y = (r - r.mean(1, keepdims=True) for r in ranks)
     rhos = (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
@@ -506,6 +513,8 @@ def unpaired_interval(
 ) -> Interval:           # of the difference of the means, fields of shape (...); NaN: sd
     "Welch's interval: as if no seed were common to both."
     a, b = np.asarray(arm, dtype=float), np.asarray(base, dtype=float)
+    if a.shape[-1] != b.shape[-1]:
+        raise AblationError(f"{a.shape[-1]} and {b.shape[-1]} losses: give as many of both.")
     n, mean = a.shape[-1], a.mean(-1) - b.mean(-1)
     if n < 2: return Interval(n, mean, *[np.nan] * 3)
     va, vb = a.var(-1, ddof=1) / n, b.var(-1, ddof=1) / n
@@ -720,6 +729,7 @@ def largest_spread(
     level: float = .95, # of the two one-sided tests
 ) -> float:             # in the units of `margin`
     "The largest standard deviation of paired differences at which `n` pairs show equivalence with this power."
+    if n < 2: raise AblationError(f"n={n} is no number of pairs that shows anything; give two or more.")
     def lacking(sd: float) -> float: return equivalence_power(n, sd, 1., level) - power
     return margin * optimize.brentq(lacking, 1e-6, 10 * np.sqrt(n))
 
@@ -729,16 +739,19 @@ def pairs_needed(
     sd: float,          # standard deviation of the paired differences
     margin: float,      # the difference that would matter, in the units of `sd`
     power: float = .8,  # how often equality must be shown
+    level: float = .95, # of the two one-sided tests
 ) -> int:               # `MOST_PAIRS` stands for as many or more
     "How many pairs show equivalence with this power."
-    if sd <= 0: return 2
-    if equivalence_power(MOST_PAIRS, sd, margin) < power: return MOST_PAIRS
+    if not (sd >= 0 and margin > 0):
+        raise AblationError(f"sd={sd} must be zero or more, and margin={margin} above zero; give both as numbers.")
+    def enough_are(n: int) -> bool: return equivalence_power(n, sd, margin, level) >= power
+    if not enough_are(MOST_PAIRS): return MOST_PAIRS
     too_few, enough = 1, 2
-    while equivalence_power(enough, sd, margin) < power: too_few, enough = enough, 2 * enough
+    while not enough_are(enough): too_few, enough = enough, 2 * enough
     while enough - too_few > 1:
         n = (too_few + enough) // 2
-        if equivalence_power(n, sd, margin) < power: too_few = n
-        else: enough = n
+        if enough_are(n): enough = n
+        else: too_few = n
     return enough
 
 # %% ../nbs/09_statistics.ipynb #9a170005

@@ -1129,7 +1129,7 @@ def power_words(study: Study) -> str:
     seen = spread_seen(study)
     if not seen: return f"{words} (standard deviation)."
     sd, where = seen
-    power, needed = equivalence_power(pairs, sd, margin, level), pairs_needed(sd, margin)
+    power, needed = equivalence_power(pairs, sd, margin, level), pairs_needed(sd, margin, level=level)
     needs = f"{needed} pairs" if needed < MOST_PAIRS else "more than a million pairs"
     return (f"{words} (standard deviation). In {where} they spread by {sd:.2g}: "
             f"then in {share_words(power)}, and 80 % would need {needs}.")

@@ -260,6 +260,19 @@ def test_a_run_shows_what_it_was_told_and_what_it_left(pages):
         assert {"train.ipynb", "report"} <= {a.get_text() for a in article.select("blockquote a")}, name
 
 
+def test_every_run_of_ours_shows_its_curves(site, pages):
+    from PIL import Image
+    training = {name: h.find_parent("section") for name, soup in pages.items() if name.endswith("/run.html")
+                for h in soup.select("h2") if h.get_text().startswith("Training")}
+    assert len(training) > 150
+    drawn = {name: [(site / name).parent / i["src"] for i in section.select("div.cell_output img")]
+             for name, section in training.items()}
+    assert [name for name, images in drawn.items() if not images] == []
+    empty = [file.name for file in {f for images in drawn.values() for f in images}
+             if Image.open(file).convert("L").getextrema()[0] > 200]
+    assert empty == []
+
+
 TABLE = """\
 # Tables
 

@@ -317,12 +317,14 @@ def with_curve(nb, run):
 
     By the cell of `train.ipynb`: what a run's folder brings is read, not executed."""
     for cell in nb["cells"]:
-        if "run.metrics" not in "".join(cell["source"]) or cell.get("outputs") != []: continue
+        if "run.metrics" not in "".join(cell["source"]) or "outputs" not in cell: continue
+        if any("image/png" in o.get("data", {}) for o in cell["outputs"]): continue
         rows = pd.DataFrame(read_rows(run / "metrics.jsonl"))
-        exec(curve(), dict(plt=plt, run=SimpleNamespace(metrics=rows)))
+        if not {"train_loss", "val_loss", "grad_norm"} <= {*rows}: continue
+        names = dict(plt=plt, run=SimpleNamespace(metrics=rows))
+        exec(curve(), names)
         png = BytesIO()
-        plt.gcf().savefig(png, dpi=150)
-        plt.close()
+        names["fig"].savefig(png, dpi=150)
         picture = {"image/png": b64encode(png.getvalue()).decode()}
         cell["outputs"] = [dict(output_type="display_data", metadata={}, data=picture)]
     return nb
@@ -439,7 +441,9 @@ def run_page(out, study, f):
     nb["metadata"]["orphan"] = True
     for cell in nb["cells"]: led_to_nbs(cell, up)
     whole = f"The whole study: [report]({os.path.relpath(study / 'report.md', f.parent)})."
-    head = inert(f"# {label_in(study)(f.parent.parent.name)}: one run\n\n> {says} {whole}")
+    *above, arm, which = f.parent.relative_to(study).parts
+    title = f"{label_in(study)(arm)}: one run of {', '.join([study.name, *above])} ({which})"
+    head = inert(f"# {title}\n\n> {says} {whole}")
     nb["cells"].insert(0, dict(mk_cell(head, "markdown"), metadata={}))
     write_notebook(out / f.relative_to(ROOT), nb)
 
@@ -521,6 +525,7 @@ def in_short(report):
 
 
 PICTURES = (".png", ".svg")
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 BESIDE = (*PICTURES, ".csv", ".tex")  # what a page links to
 
 
@@ -529,9 +534,9 @@ def study_page(out, report):
     study = report.parent
     for f in sorted(study.rglob("*")):
         if f.suffix in BESIDE: copy(f, out)
-    pages = sorted(study.glob("*/report.md"), key=lambda f: [int(n) for n in re.findall(r"\d+", f.parent.name)])
+    pages = sorted(study.glob("*/report.md"), key=lambda f: [*map(float, NUMBER.findall(f.parent.name))])
     for f in pages: report_page(out, f, {}, {})
-    points = {title(f).partition(": ")[2] or f.parent.name: f.relative_to(study).as_posix() for f in pages}
+    points = {f.parent.name: f.relative_to(study).as_posix() for f in pages}
     report_page(out, report, executed(out, study), points)
 
 
