@@ -145,7 +145,7 @@ def name_changed(study: "Study") -> None:
     file = study.outputs / "study.json"
     if not file.exists(): return
     kept, asked = read_checked(file), as_kept(study)
-    changed = [k for k in {**kept, **asked} if kept.get(k) != asked.get(k) and k not in ("study", "corpus", "scale")]
+    changed = [k for k in {**kept, **asked} if kept.get(k) != asked.get(k) and k not in ("study", "corpus")]
     if not changed: return
     print(f"ablation: the study file says otherwise of {', '.join(changed)} than {os.path.relpath(file)}; "
           "the report keeps to the latter, and `ablation run` takes the file over.", file=sys.stderr)
@@ -197,7 +197,7 @@ def write_pages(study: "Study", console: "Console") -> None:
         unchanged = not known and written_files(folder) == before
         from ablation_nb.ledger import ledger_folders, write_ledger
         written = all((folder.parent / f"ledger.{kind}").exists() for kind in ("md", "csv"))
-        of_project = folder.resolve().parent == project_root() / "outputs"
+        of_project = folder.resolve().parent == (project_root() / "outputs").resolve()
         # A study of somebody's notebook is a line in a ledger that is there, and no reason for one.
         bears = written if "metric" in study.settings else not written or folder in ledger_folders(folder.parent)
         if of_project and bears and not (written and unchanged):

@@ -8,7 +8,7 @@ __all__ = ['ROUNDED', 'WORDS', 'lower_surely', 'Numbers', 'read_numbers', 'compa
            'comparison_figure', 'compare_file']
 
 # %% ../nbs/26_compare.ipynb #26c00003
-import csv, math
+import csv, math, re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,9 @@ from .config import AblationError, did_you_mean
 from .figures import arm_colour, new_figure, our_style, plot_intervals, save_figure, settled
 from .report import write_text
 from .results import reads_upwards
-from ablation_nb.statistics import (
-    equivalence_power, mean_interval, paired_differences, paired_effects, signed, smallest_effect, verdicts,
-    with_rounding)
+from .statistics import (
+    MOST_DIGITS, equivalence_power, mean_interval, paired_differences, paired_effects, signed, smallest_effect,
+    verdicts, with_rounding)
 from .tables import booktabs, inert, interval_words, last_test, share_words, tested_words, verdict_head
 
 # %% ../nbs/26_compare.ipynb #26c00006
@@ -118,7 +118,7 @@ def read_numbers(
         value = number_in(cells[metric], f"{metric} in line {number} of {file}")
         status = "diverged" if math.isnan(value) else "done"
         rows.append(dict(
-            setting=cells.get("setting", ""), arm=cells["arm"], seed=cells["seed"],
+            setting=cells.get("setting", ""), arm=cells["arm"], seed=re.sub(r"^(\d+)\.0+$", r"\1", cells["seed"]),
             value=value, status=status, line=number))
     frame = pd.DataFrame(rows)
     refuse_twice(file, frame)
@@ -228,13 +228,13 @@ def digits_of(table: pd.DataFrame) -> int:
     sizes, widths = table.difference.abs(), (table.hi - table.lo) / 2
     def counted(some: pd.Series) -> list[float]: return [w for w in some if nothing < w < np.inf]
     least = min(counted(widths.mask(widths <= nothing, sizes)) or counted(sizes) or [1e-3])
-    return int(np.clip(1 - math.floor(math.log10(least)), 0, 9))
+    return max(0, 1 - math.floor(math.log10(least)))
 
 def mean_words(value: float, digits: int) -> str:
     "A mean with so many decimals, and three digits at least."
     least = f"{value:.3g}"
     if value and math.isfinite(value): digits = max(digits, 2 - math.floor(math.log10(abs(value))))
-    return least if digits > 9 else interval_words(value + 0., np.nan, np.nan, sign="", digits=digits)
+    return least if digits > MOST_DIGITS else interval_words(value + 0., np.nan, np.nan, sign="", digits=digits)
 
 def words_for(table: pd.DataFrame) -> pd.DataFrame:
     "A comparison for reading: each column as text, under its heading."

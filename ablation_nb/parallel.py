@@ -25,6 +25,7 @@ from .data import TokenData, prepare
 from .kernels import die_with_parent
 from .model import FlexibleTransformerLM
 from .provenance import code_now
+from .results import read_json
 from .runs import MetricsFile
 from .step import check_step
 from .tasks import Task
@@ -156,7 +157,8 @@ def train_share(
     data = prepare(cfg.corpus, cfg.model.vocab_size, context_length=cfg.model.context_length)
     refuse_others(cfg, data, hashes)
     model = FlexibleTransformerLM(cfg.model, cfg.train.seed)
-    t = ParallelTrainer(model, data, cfg.train, folder / "checkpoint.safetensors", accumulate=accumulate)
+    kept, who = folder / "checkpoint.safetensors", read_json(folder / "env.json")["identity"]
+    t = ParallelTrainer(model, data, cfg.train, kept, run=who, accumulate=accumulate)
     checks = [replace(c, name=f"{c.name}, in parts") for c in check_step(t, cfg.arm, train_config(cfg.scale))]
     require(checks, "The step that processes would make together is not what is written down")
     step = t.resume()

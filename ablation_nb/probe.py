@@ -21,7 +21,7 @@ from .config import AblationError, RunConfig
 from .data import TokenData, prepare
 from .layers import CausalSelfAttention
 from .model import FlexibleTransformerLM, next_token_loss
-from .provenance import write_json
+from .provenance import code_now, fingerprint, same_code, write_json
 from .ready import refuse_offline
 from .results import has, read_array, read_checked, read_json, whose, why_not, with_weights
 from .trainer import finite
@@ -47,9 +47,13 @@ def require_finished(folder: Path) -> None:
 
 def trained(folder: Path) -> FlexibleTransformerLM:
     "The model of a finished run, in fp32 on the CPU."
-    model = FlexibleTransformerLM(settings_in(folder).model, None)
+    cfg, env = settings_in(folder), read_json(folder / "env.json")
     require_finished(folder)
-    return with_weights(model, folder)   # as it was trained and scored
+    now = code_now(cfg.arm, cfg.as_dict()["model"])
+    if "own_hash" in env and not same_code(cfg.arm, cfg.train.precision, now, env, fingerprint):
+        raise AblationError(f"{folder} was trained with another arms.py; take that back, or run the study again with "
+                            "--rerun-stale.")
+    return with_weights(FlexibleTransformerLM(cfg.model, None), folder)   # as it was trained and scored
 
 def named_text(
     folder: Path,               # of a run

@@ -34,12 +34,12 @@ if TYPE_CHECKING or "nbdev" in sys.modules: import pandas as pd
 __all__ = ['PACKED', 'READ', 'Found', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'PROMPTS', 'OF_RUN',
            'RUN', 'RECORD', 'DRAWN_BY', 'SETTINGS', 'Archive', 'each_file_once', 'kept', 'has', 'content', 'Damaged',
            'read_json', 'read_array', 'read_rows', 'rows_written', 'rows_left', 'said_once', 'is_row', 'steps_due',
-           'rows_fault', 'read_checked', 'standing_at', 'folder_of', 'run_folders', 'who', 'cut_short', 'load_runs',
-           'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses', 'whose',
-           'load_probes', 'load_weights', 'with_weights', 'mean_and_range', 'curves_of', 'done_runs', 'main_lr', 'gaps',
-           'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences',
-           'notebook_differences', 'run_state', 'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs',
-           'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
+           'rows_fault', 'read_checked', 'standing_at', 'folder_of', 'loose_folders', 'run_folders', 'who', 'cut_short',
+           'load_runs', 'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses',
+           'whose', 'load_probes', 'load_weights', 'with_weights', 'mean_and_range', 'curves_of', 'done_runs',
+           'main_lr', 'gaps', 'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs',
+           'differences', 'notebook_differences', 'run_state', 'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy',
+           'pack_runs', 'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -354,10 +354,20 @@ def folder_of(
     a_name = len(asked.parts) == 1 and asked.name != ".."
     return next((f for f in ([*at_home, asked] if a_name else [asked, *at_home[::-1]]) if f.is_dir()), None)
 
+def loose_folders(study: Path | str) -> set[Path]:
+    "Folders below `study` with the settings and the environment of a run; one that is a link is gone into, once."
+    found, seen = set[Path](), set[str]()
+    for place, inside, files in os.walk(study, followlinks=True):
+        where = os.path.realpath(place)
+        if where in seen: inside.clear()
+        elif {"config.json", "env.json"} <= {*files}: found.add(Path(place))
+        seen.add(where)
+    return found
+
 def run_folders(study: Path | str) -> list[Path]:
     "Folders of the runs below `study`, packed and damaged ones too, sorted by point, arm, learning rate and seed."
     study, order = Path(study), {a: i for i, a in enumerate(ARMS)}
-    loose = {p.parent for p in study.glob("**/config.json") if (p.parent / "env.json").exists()}
+    loose = loose_folders(study)
     def place(folder: Path) -> tuple:
         run = who(study, folder)
         arms = [order.get(part, len(order)) for part in run["arm"].split("+")]
@@ -692,6 +702,13 @@ def point_fields(point: str) -> dict:
     return dict(re.findall(r"([^\W\d_][^\W_]*(?:_[^\W_]+)*)-([^_]+)", point))
 
 # %% ../nbs/11_results.ipynb #5c1e0a05
+def is_written(value: Any, text: str) -> bool:
+    "Does the name of a folder say this value? A number may be written as 1 or as 1.0."
+    if str(value) == text: return True
+    if not isinstance(value, float): return False
+    try: return float(text) == value
+    except ValueError: return False
+
 def run_name(lr: float, seed: int, rated: bool = True) -> str:
     "The name of a run's folder: `<lr>-s<seed>`, or `s<seed>` for a notebook that is given no rate."
     return f"{lr:g}-s{seed}" if rated else f"s{seed}"
@@ -704,7 +721,7 @@ def place_fault(study: Path | str, folder: Path) -> str | None:
     if folder.relative_to(study).parts[-2:] != (run["arm"], name):
         return f"its config.json says arm '{run['arm']}', learning rate {run['lr']:g}, seed {run['seed']}"
     for name, value in point_fields(run["point"]).items():
-        if str(own.get(name)) != value: return f"its config.json says {name}={own.get(name)!r}"
+        if not is_written(own.get(name), value): return f"its config.json says {name}={own.get(name)!r}"
     return None
 
 def notebook_settings_fault(config: dict, env: dict) -> str | None:
@@ -1043,7 +1060,10 @@ def alone(
 ) -> Iterator[None]:
     "Hold a lock of the folder, which the system frees when its owner dies; somebody else's is an error."
     from filelock import FileLock, Timeout
-    folder.mkdir(parents=True, exist_ok=True)
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        way_out = "a file stands where it or a folder above it should be; move that away."
+        raise AblationError(f"The folder {folder} cannot be made: {way_out}") from None
     lock = FileLock(folder / name, timeout=wait)
     try: lock.acquire()
     except Timeout:

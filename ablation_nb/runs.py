@@ -161,7 +161,8 @@ class Run:
     @cached_property
     def trainer(self) -> Trainer:
         "What trains `model`: examined first, and then the same that goes to the end."
-        return Trainer(self.model, self.data, self.cfg.train, self.folder / "checkpoint.safetensors")
+        kept = self.folder / "checkpoint.safetensors"
+        return Trainer(self.model, self.data, self.cfg.train, kept, run=self.env["identity"])
 
     def __repr__(self) -> str: return words_of_run(self)
 
@@ -213,9 +214,10 @@ def lost(self: Run) -> str:
     checkpoint = self.folder / "checkpoint.safetensors"   # read first: rows are there before it
     if not checkpoint.exists(): return ""
     if not (self.folder / "config.json").exists(): return "its config.json is missing"
-    try: step = read_checkpoint(checkpoint)[1]["step"]
+    try: state = read_checkpoint(checkpoint)[1]
     except AblationError: return "its checkpoint cannot be read"
-    return self.rows_lost(step)
+    if state.get("run", self.env["identity"]) != self.env["identity"]: return "its checkpoint is that of another run"
+    return self.rows_lost(state["step"])
 
 @patch
 def rows_lost(self: Run, step: int) -> str:

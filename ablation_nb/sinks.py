@@ -100,7 +100,8 @@ class Follower:
     def followed(self, folder: Path) -> Followed:
         "The run in the tracker: begun, or gone on with. One that no longer stands in its folder ends."
         env, name = read_json(folder / "env.json"), folder.relative_to(self.study).as_posix()
-        key = hash_of([env["identity"], env["package_hash"], self.study.name, name])[:16]
+        parts = [env["own_hash"]] if "own_hash" in env else []   # of arms.py
+        key = hash_of([env["identity"], env["package_hash"], *parts, self.study.name, name])[:16]
         run = self.runs.get(folder)
         if run and run.key == key: return run
         if run: run.log.end({})

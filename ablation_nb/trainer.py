@@ -276,10 +276,11 @@ class Trainer:
         on_row: Callable[[dict], object] = lambda row: None,  # called with each row of metrics
         deadline: float = math.inf,     # time.time() at which to save a checkpoint and raise `Stopped`
         on_save: Callable[[], object] = lambda: None,         # called before a new checkpoint counts
+        run: str = "",                  # the identity of the run that trains, which its checkpoints bear
     ) -> None:
         if cfg.threads: torch.set_num_threads(cfg.threads)
         self.cfg, self.data, self.checkpoint, self.deadline = cfg, data, checkpoint, deadline
-        self.on_row, self.on_save = on_row, on_save
+        self.on_row, self.on_save, self.run = on_row, on_save, run
         self.device = resolve_device(cfg.device)
         self.autocast = use_precision(cfg.precision, self.device)
         self.model = model.to(self.device)
@@ -539,7 +540,7 @@ def save(self: Trainer, since: float) -> None:
     "Write tensors and counters to `checkpoint`, if there is to be one, atomically; counters are JSON in its header."
     if self.checkpoint is None: return
     self.state["seconds"] = time.perf_counter() - since
-    tensors, state, threads = self.kept(), json.dumps(self.state), str(torch.get_num_threads())
+    tensors, state, threads = self.kept(), json.dumps(self.state | dict(run=self.run)), str(torch.get_num_threads())
     header = dict(state=state, threads=threads, digest=digest_of(tensors, state, threads))
     tmp = self.checkpoint.with_suffix(".tmp")
     with open(tmp, "wb") as f:
@@ -571,6 +572,8 @@ def resume(self: Trainer) -> int:
     own = self.kept()
     if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
         raise AblationError(f"{self.checkpoint} is that of another model; remove it to begin this run anew.")
+    if state.get("run", self.run) != self.run:
+        raise AblationError(f"{self.checkpoint} is that of another run; remove it to begin this run anew.")
     with torch.no_grad():
         for name, t in own.items(): t.copy_(tensors[name])
     self.state = state

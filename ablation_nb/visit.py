@@ -393,6 +393,8 @@ def why_no_run(
     identity = identity_of(config, env.get("data_hash", ""), env.get("tokenizer_hash", ""))
     if not env.get("identity") == result.get("identity") == identity:
         return "its identity is not that of its settings and its text"
+    last = json_object(files.get("metrics.jsonl", b"").strip().rpartition(b"\n")[2]) or {}
+    if last.get("step") != result.get("steps"): return "its metrics.jsonl does not end where its result does"
     damaged = [name for name in sorted(files) if name.endswith(".npy") and not is_array(files[name])]
     return f"its {damaged[0]} is damaged" if damaged else ""
 
