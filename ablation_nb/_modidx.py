@@ -1367,7 +1367,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ablation_nb.results.load_runs': ('results.html#load_runs', 'ablation_nb/results.py'),
                                      'ablation_nb.results.load_stories': ('results.html#load_stories', 'ablation_nb/results.py'),
                                      'ablation_nb.results.load_weights': ('results.html#load_weights', 'ablation_nb/results.py'),
-                                     'ablation_nb.results.loose_folders': ('results.html#loose_folders', 'ablation_nb/results.py'),
                                      'ablation_nb.results.loss_in': ('results.html#loss_in', 'ablation_nb/results.py'),
                                      'ablation_nb.results.losses_fault': ('results.html#losses_fault', 'ablation_nb/results.py'),
                                      'ablation_nb.results.made_of': ('results.html#made_of', 'ablation_nb/results.py'),

@@ -145,7 +145,7 @@ def name_changed(study: "Study") -> None:
     file = study.outputs / "study.json"
     if not file.exists(): return
     kept, asked = read_checked(file), as_kept(study)
-    changed = [k for k in {**kept, **asked} if kept.get(k) != asked.get(k) and k not in ("study", "corpus")]
+    changed = [k for k in {**kept, **asked} if kept.get(k) != asked.get(k) and k not in ("study", "corpus", "scale")]
     if not changed: return
     print(f"ablation: the study file says otherwise of {', '.join(changed)} than {os.path.relpath(file)}; "
           "the report keeps to the latter, and `ablation run` takes the file over.", file=sys.stderr)

@@ -303,11 +303,12 @@ def remarks(
     if lonely: says.append(f"Without a partner at their seed, and so in no difference: {', '.join(lonely)}.")
     if contrasts.n.eq(1).any():
         says.append("One pair says nothing about luck: such an arm has no interval and no verdict.")
-    undecided = contrasts[(contrasts.verdict == "undetermined") & (contrasts.lo * contrasts.hi > 0)]
+    raised = (contrasts.verdict == "undetermined") & (contrasts.p_holm > contrasts.p)
+    undecided = contrasts[raised & (contrasts.lo * contrasts.hi > 0)]
     if len(undecided):
         named = ", ".join(name(r.arm) + (f" ({r.setting})" if r.setting else "") for r in undecided.itertuples())
-        says.append(f"An interval without zero, and no verdict: {named}. The interval is of that arm alone; "
-                    "p counts all arms of a setting, and the verdict each time that somebody looked.")
+        says.append(f"An interval without zero, and no verdict: {named}. p is corrected for the number of arms, "
+                    "an interval is not.")
     alike = alike_in_all(numbers, baseline, name)
     if alike:
         says.append(f"The same difference at every seed: {', '.join(alike)}. Numbers that move in steps hide their "

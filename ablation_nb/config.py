@@ -985,13 +985,14 @@ def at_work(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
     place, order = part_of(model, "position"), [model.position]
     if not place.angles: idle.append("rope_theta")
     elif place.layer is None: order = place.angles(2, model)[1].tolist()   # our ways to turn may turn alike
-    if model.norm in ("none", "dyt") and not part.qk_norm: idle.append("norm_eps")
+    ours = all(part_of(model, kind).layer is None for kind in ("norm", "position", "ffn", "attention", "head"))
+    if ours and model.norm in ("none", "dyt") and not part.qk_norm: idle.append("norm_eps")
     if train.optimizer == "sgd": idle += ["beta1", "beta2", "adam_eps"]
     if train.optimizer == "adamw": idle.append("momentum")
     if train.weight_decay == 0: idle.append("decayed")
-    if train.min_lr_ratio == 1: idle.append("schedule")
-    if train.schedule == "constant": idle.append("min_lr_ratio")
-    fields = {**asdict(model), **asdict(train), "attention": looks, "position": order}
+    flat = train.schedule == "constant" or train.min_lr_ratio == 1
+    if flat: idle += ["schedule", "min_lr_ratio"]
+    fields = {**asdict(model), **asdict(train), "attention": looks, "position": order, "flat": flat}
     return {f: v for f, v in fields.items() if f not in idle}
 
 def both_configs(arm: str, scale: str, overrides: dict) -> tuple[ModelConfig, TrainConfig]:

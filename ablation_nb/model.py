@@ -342,7 +342,8 @@ def generate_batch(
     if not all(len(p) for p in prompts):
         raise AblationError("The prompt holds no token; give at least one, e.g. <|endoftext|>.")
     if not (temperature == 0 or 1e-6 <= temperature < np.inf) or not 0 < top_p <= 1:
-        limits = f"temperature={temperature} must be 0 or from 1e-6 on, and top_p={top_p} above 0 and at most 1."
+        limits = (f"temperature={temperature} must be 0 or a finite number from 1e-6 on, "
+                  f"and top_p={top_p} above 0 and at most 1.")
         raise AblationError(limits)
     texts = [list(p) for p in prompts]
     known, going = [0] * len(texts), list(range(len(texts)))

@@ -50,7 +50,8 @@ def trained(folder: Path) -> FlexibleTransformerLM:
     cfg, env = settings_in(folder), read_json(folder / "env.json")
     require_finished(folder)
     now = code_now(cfg.arm, cfg.as_dict()["model"])
-    if "own_hash" in env and not same_code(cfg.arm, cfg.train.precision, now, env, fingerprint):
+    parts_changed = env.get("own_hash") not in (None, now["own_hash"])
+    if parts_changed and not same_code(cfg.arm, cfg.train.precision, now, env, fingerprint):
         raise AblationError(f"{folder} was trained with another arms.py; take that back, or run the study again with "
                             "--rerun-stale.")
     return with_weights(FlexibleTransformerLM(cfg.model, None), folder)   # as it was trained and scored

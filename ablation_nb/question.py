@@ -27,7 +27,8 @@ from .figures import MANY, new_figure, our_style, plot_losses, save_figure, sett
 from .report import (
     FARTHEST, LOOKS, UNASKED, Results, asked_for, by_key, count_words, joined, listed_once, point_words, points,
     rate_of, read_results, run_key, stem_of, verdict_words, with_plain_words, write_text)
-from .results import RUN, has, is_notebook, is_time, planned_looks, read_array, read_json, rows_left, who
+from .results import (
+    RUN, has, home, is_notebook, is_time, planned_looks, read_array, read_json, rows_left, who)
 from .statistics import pair_up
 
 # %% ../nbs/29_question.ipynb #29f00006
@@ -531,7 +532,9 @@ def write_question(
     found = [set_words(r, name) for name in sets]
     controls = list(dict.fromkeys(words for runs in sets.values() for words in control_words(r, runs)))
     warned = [w for w in controls if w.startswith("**")]
-    parts = [f"# Ablation study: {r.name}", *still_to_do(r),
+    study = home(r.folder).name
+    name = r.name if study == r.name else f"{study}, {r.name}"   # of a point of a grid
+    parts = [f"# Ablation study: {name}", *still_to_do(r),
              "## What was found", "\n".join(f"- {s}" for s in (*found, *warned)),
              "## What was run", notebook_facts(r), "## Results"]
     (r.folder / "tables").mkdir(exist_ok=True)

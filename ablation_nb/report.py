@@ -330,12 +330,16 @@ def setups(r: Results) -> dict:
     """Name -> runs that are compared with each other, the main set first.
 
     'tuned' has each arm at its own best rate, 'lr 0.01' one rate for all."""
-    runs, sets = r.runs, {}
+    runs, sets, seeds = r.runs, {}, dict[float, set]()   # learning rate -> seeds that were asked for there
     fixed = r.plan.get("fixed") or dict(lr=[], seeds=[])
-    of_seeds = runs[runs.seed.isin(fixed["seeds"])]
     if r.tuning: sets["tuned"] = at_own_rates(r)
-    for lr in fixed["lr"]:
-        sets[f"lr {lr:g}"] = of_seeds[np.isclose(of_seeds.lr, lr)]
+    elif fixed["lr"]:   # the rates of the study itself come first
+        tested = runs[runs.seed.isin(r.plan["seeds"])]
+        others = sorted({*tested.lr} - {*fixed["lr"]})
+        seeds = {lr: {*r.plan["seeds"]} for lr in r.plan["lr"] or others}
+    own = [f"lr {lr:g}" for lr in seeds]
+    for lr in fixed["lr"]: seeds[lr] = seeds.get(lr, set()) | {*fixed["seeds"]}
+    for lr, asked in seeds.items(): sets[f"lr {lr:g}"] = runs[np.isclose(runs.lr, lr) & runs.seed.isin(asked)]
     sets = {
         name: own for name, own in sets.items()
         if own.status.eq("done").any()
@@ -347,7 +351,7 @@ def setups(r: Results) -> dict:
         sets = {f"lr {lr:g}": runs[runs.lr == lr] for lr in rates}
     looks = planned_looks(r.plan)
     if looks:
-        decided = ["tuned"] if r.tuning else [*sets]
+        decided = ["tuned"] if r.tuning else own or [*sets]
         sets |= {name: sets[name].assign(looks=[looks] * len(sets[name])) for name in decided if name in sets}
     return {name: own.reset_index(drop=True) for name, own in sets.items()}
 
@@ -790,7 +794,7 @@ def by_trend(effects: pd.DataFrame, trend: pd.DataFrame) -> str:
     def says(arm: str) -> str:
         verdict = trend.verdict[arm]
         stops = verdict == "undetermined" and not effects[effects.arm == arm].learns.all()
-        return "comes to where it does not learn, without a slope that could be told," if stops else TRENDS[verdict]
+        return "does not learn at some levels, without a slope that could be told," if stops else TRENDS[verdict]
     parts = []
     for verdict in TRENDS:
         alike: dict[str, list[str]] = {}

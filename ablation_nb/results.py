@@ -34,12 +34,12 @@ if TYPE_CHECKING or "nbdev" in sys.modules: import pandas as pd
 __all__ = ['PACKED', 'READ', 'Found', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'PROMPTS', 'OF_RUN',
            'RUN', 'RECORD', 'DRAWN_BY', 'SETTINGS', 'Archive', 'each_file_once', 'kept', 'has', 'content', 'Damaged',
            'read_json', 'read_array', 'read_rows', 'rows_written', 'rows_left', 'said_once', 'is_row', 'steps_due',
-           'rows_fault', 'read_checked', 'standing_at', 'folder_of', 'loose_folders', 'run_folders', 'who', 'cut_short',
-           'load_runs', 'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses',
-           'whose', 'load_probes', 'load_weights', 'with_weights', 'mean_and_range', 'curves_of', 'done_runs',
-           'main_lr', 'gaps', 'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs',
-           'differences', 'notebook_differences', 'run_state', 'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy',
-           'pack_runs', 'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
+           'rows_fault', 'read_checked', 'standing_at', 'folder_of', 'run_folders', 'who', 'cut_short', 'load_runs',
+           'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses', 'whose',
+           'load_probes', 'load_weights', 'with_weights', 'mean_and_range', 'curves_of', 'done_runs', 'main_lr', 'gaps',
+           'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences',
+           'notebook_differences', 'run_state', 'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs',
+           'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -354,20 +354,10 @@ def folder_of(
     a_name = len(asked.parts) == 1 and asked.name != ".."
     return next((f for f in ([*at_home, asked] if a_name else [asked, *at_home[::-1]]) if f.is_dir()), None)
 
-def loose_folders(study: Path | str) -> set[Path]:
-    "Folders below `study` with the settings and the environment of a run; one that is a link is gone into, once."
-    found, seen = set[Path](), set[str]()
-    for place, inside, files in os.walk(study, followlinks=True):
-        where = os.path.realpath(place)
-        if where in seen: inside.clear()
-        elif {"config.json", "env.json"} <= {*files}: found.add(Path(place))
-        seen.add(where)
-    return found
-
 def run_folders(study: Path | str) -> list[Path]:
     "Folders of the runs below `study`, packed and damaged ones too, sorted by point, arm, learning rate and seed."
     study, order = Path(study), {a: i for i, a in enumerate(ARMS)}
-    loose = loose_folders(study)
+    loose = {p.parent for p in study.glob("**/config.json") if (p.parent / "env.json").exists()}
     def place(folder: Path) -> tuple:
         run = who(study, folder)
         arms = [order.get(part, len(order)) for part in run["arm"].split("+")]
@@ -1062,7 +1052,7 @@ def alone(
     from filelock import FileLock, Timeout
     try: folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        way_out = "a file stands where it or a folder above it should be; move that away."
+        way_out = "what stands there, or above it, is no folder; move that away."
         raise AblationError(f"The folder {folder} cannot be made: {way_out}") from None
     lock = FileLock(folder / name, timeout=wait)
     try: lock.acquire()

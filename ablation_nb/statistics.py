@@ -203,7 +203,7 @@ def with_rounding(
 # %% ../nbs/09_statistics.ipynb #630abc3a
 def named(key: tuple) -> tuple:
     "A key by which it is found again: NaN, which equals nothing, is None."
-    return tuple(None if part != part else part for part in key)
+    return tuple(None if pd.isna(part) else part for part in key)
 
 def paired_effects(
     runs: pd.DataFrame,            # a row a run, as `load_runs` gives it
@@ -243,7 +243,7 @@ def paired_trend(
     baseline: str = "baseline",    # the arm to compare with
 ) -> pd.DataFrame:                 # arm, n, mean, sd, lo, hi, n_diverged, n_base_diverged; a row an arm
     """Change of the difference to the baseline with each doubling of `over`.
-    A slope a seed, and Student's t interval over the seeds that have every level."""
+    A slope a seed, and Student's t interval over the seeds that have every level; NaN where a level is zero."""
     differences = paired_differences(runs, value, baseline, (over,))
     diverged = runs[runs.status == "diverged"]
     bad = diverged.groupby("arm").seed.agg(set)
@@ -255,8 +255,6 @@ def paired_trend(
             raise AblationError(
                 f"'{arm}' has runs at one {over} only ({levels[0]}), "
                 "and a trend needs two; run the study at another one.")
-        if not levels[0] > 0:
-            raise AblationError(f"{over}={levels[0]} has no doubling; leave that level out of the trend.")
         x = np.log2(np.array(levels, dtype=float))
         x -= x.mean()
         own = differences[differences.arm == arm]

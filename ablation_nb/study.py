@@ -36,8 +36,8 @@ from ablation_nb.provenance import (
     Draw, NotebookCode, NotebookRun, code_cells, described, kept_answer, module_text, names_assigned, notebook_code,
     without_magics)
 from .results import (
-    busy, cut_short, differences, each_file_once, final_loss, folder_of, is_time, loose_folders, numbers_of_short_run,
-    planned_looks, packed_folders, planned_seeds, point_fields, read_checked, read_json, read_rows, rows_left,
+    busy, cut_short, differences, each_file_once, final_loss, folder_of, is_time, numbers_of_short_run, planned_looks,
+    packed_folders, planned_seeds, point_fields, read_checked, read_json, read_rows, rows_left,
     run_folder, run_state, why_not)
 
 # Annotations name them, and nbdev's documentation asks what they mean. A plan does without, which saves two seconds.
@@ -69,7 +69,8 @@ class Study:
     @cached_property
     def begun_in(self) -> str | None:
         "The precision of the runs that are there already, where a machine chose it; None where there is none."
-        loose, packed = loose_folders(self.outputs), set[Path]()
+        loose = {file.parent for file in self.outputs.glob("**/config.json") if (file.parent / "env.json").exists()}
+        packed = set[Path]()
         with suppress(AblationError): packed = packed_folders(self.outputs)   # of a damaged one whoever reads it speaks
         for folder in sorted(loose | packed):
             with suppress(AblationError, OSError, LookupError, TypeError):
@@ -190,8 +191,6 @@ def check_values(d: dict, wrong: Wrong) -> None:
     check_each_once(d, wrong)
     check_folders(d, wrong)
     if "tune" in d: check_tuning(d, wrong)
-    if "fixed" in d and "tune" not in d:
-        raise wrong("fixed", d["fixed"], "stands beside no [tune]; put its rates into lr and its seeds into seeds.")
     if "until" in d: check_until(d, wrong)
 
 def values_of(d: dict, key: str) -> list:
@@ -318,7 +317,8 @@ def grid_points(
         if point_fields(name) == {k: str(v) for k, v in p.items()}: continue
         raise wrong("grid", p, f"cannot be read back from its folder's name, {name}; "
                                "let a name begin with a letter, and a value hold no _.")
-    names = [point_name({k: float(v) if type(v) is int else v for k, v in sorted(p.items())}) for p in points]
+    def whole(v: Any) -> Any: return int(v) if type(v) is float and v.is_integer() else v
+    names = [point_name({k: whole(v) for k, v in sorted(p.items())}) for p in points]
     for name, p in zip(names, points):   # 1 is 1.0
         times = names.count(name)
         if times > 1: raise wrong("grid", grid, f"has the point {point_name(p)} {times} times; give each once.")
@@ -408,8 +408,6 @@ def read_study(
     overrides = d.get("overrides", {})
     with about("overrides", overrides, wrong): base = run_config("baseline", scale, corpus, **overrides)
     if d.get("same_tokens"):
-        if not any("context_length" in p for p in points.values()):
-            raise wrong("same_tokens", True, "does nothing without a context_length in the grid; leave it out.")
         for point, p in points.items():
             with about("grid", p, wrong): points[point] = same_tokens(p, base)
     arms = read_arms(d, wrong)

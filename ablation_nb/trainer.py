@@ -572,7 +572,7 @@ def resume(self: Trainer) -> int:
     own = self.kept()
     if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
         raise AblationError(f"{self.checkpoint} is that of another model; remove it to begin this run anew.")
-    if state.get("run", self.run) != self.run:
+    if self.run and state.get("run", self.run) != self.run:
         raise AblationError(f"{self.checkpoint} is that of another run; remove it to begin this run anew.")
     with torch.no_grad():
         for name, t in own.items(): t.copy_(tensors[name])
