@@ -330,16 +330,15 @@ def setups(r: Results) -> dict:
     """Name -> runs that are compared with each other, the main set first.
 
     'tuned' has each arm at its own best rate, 'lr 0.01' one rate for all."""
-    runs, sets, seeds = r.runs, {}, dict[float, set]()   # learning rate -> seeds that were asked for there
+    runs, sets, own = r.runs, {}, list[str]()
     fixed = r.plan.get("fixed") or dict(lr=[], seeds=[])
     if r.tuning: sets["tuned"] = at_own_rates(r)
-    elif fixed["lr"]:   # the rates of the study itself come first
-        tested = runs[runs.seed.isin(r.plan["seeds"])]
-        others = sorted({*tested.lr} - {*fixed["lr"]})
-        seeds = {lr: {*r.plan["seeds"]} for lr in r.plan["lr"] or others}
-    own = [f"lr {lr:g}" for lr in seeds]
-    for lr in fixed["lr"]: seeds[lr] = seeds.get(lr, set()) | {*fixed["seeds"]}
-    for lr, asked in seeds.items(): sets[f"lr {lr:g}"] = runs[np.isclose(runs.lr, lr) & runs.seed.isin(asked)]
+    elif fixed["lr"]:   # the rates of the study itself come first, with all of their seeds
+        rates = r.plan.get("lr") or sorted({*runs.lr} - {*fixed["lr"]}) or fixed["lr"]
+        sets = {f"lr {lr:g}": runs[np.isclose(runs.lr, lr)] for lr in rates}
+        own = [*sets]
+    of_seeds = runs[runs.seed.isin(fixed["seeds"])]
+    for lr in fixed["lr"]: sets.setdefault(f"lr {lr:g}", of_seeds[np.isclose(of_seeds.lr, lr)])
     sets = {
         name: own for name, own in sets.items()
         if own.status.eq("done").any()

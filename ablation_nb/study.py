@@ -319,9 +319,10 @@ def grid_points(
                                "let a name begin with a letter, and a value hold no _.")
     def whole(v: Any) -> Any: return int(v) if type(v) is float and v.is_integer() else v
     names = [point_name({k: whole(v) for k, v in sorted(p.items())}) for p in points]
-    for name, p in zip(names, points):   # 1 is 1.0
-        times = names.count(name)
-        if times > 1: raise wrong("grid", grid, f"has the point {point_name(p)} {times} times; give each once.")
+    times = Counter(names)   # 1 is 1.0
+    for name, p in zip(names, points):
+        if times[name] == 1: continue
+        raise wrong("grid", grid, f"has the point {point_name(p)} {times[name]} times; give each once.")
     return points
 
 def point_name(fields: dict) -> str:
