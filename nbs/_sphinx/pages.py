@@ -324,7 +324,7 @@ def with_curve(nb, run):
         names = dict(plt=plt, run=SimpleNamespace(metrics=rows))
         exec(curve(), names)
         png = BytesIO()
-        names["fig"].savefig(png, dpi=150)
+        names["fig"].savefig(png, dpi=150, bbox_inches="tight")   # as notebooks show it, with all of its labels
         picture = {"image/png": b64encode(png.getvalue()).decode()}
         cell["outputs"] = [dict(output_type="display_data", metadata={}, data=picture)]
     return nb
