@@ -28,7 +28,7 @@ from .report import (
     FARTHEST, LOOKS, UNASKED, Results, asked_for, by_key, count_words, joined, listed_once, point_words, points,
     rate_of, read_results, run_key, stem_of, verdict_words, with_plain_words, write_text)
 from .results import (
-    RUN, has, home, is_notebook, is_time, planned_looks, read_array, read_json, rows_left, who)
+    RUN, has, is_notebook, is_time, planned_looks, read_array, read_json, rows_left, title_of, who)
 from .statistics import pair_up
 
 # %% ../nbs/29_question.ipynb #29f00006
@@ -532,9 +532,7 @@ def write_question(
     found = [set_words(r, name) for name in sets]
     controls = list(dict.fromkeys(words for runs in sets.values() for words in control_words(r, runs)))
     warned = [w for w in controls if w.startswith("**")]
-    study = home(r.folder).name
-    name = r.name if study == r.name else f"{study}, {r.name}"   # of a point of a grid
-    parts = [f"# Ablation study: {name}", *still_to_do(r),
+    parts = [f"# Ablation study: {title_of(r.folder)}", *still_to_do(r),
              "## What was found", "\n".join(f"- {s}" for s in (*found, *warned)),
              "## What was run", notebook_facts(r), "## Results"]
     (r.folder / "tables").mkdir(exist_ok=True)

@@ -58,7 +58,7 @@ from .figures import (
 from .results import (
     ACCURACIES, PROMPTS, RUN, beside_the_runs, each_file_once, every_field, folder_of, home, load_doc_losses,
     load_metrics, load_position_losses, load_probes, load_stories, main_lr, planned_looks, planned_seeds, point_fields,
-    read_json, trusted_runs)
+    read_json, title_of, trusted_runs)
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
     paired_differences, pairs_wanted, rank_agreement, signed, twins, unmoved, unsigned, verdicts)
@@ -1078,10 +1078,8 @@ def beginning(r: Results, sure: list[str]) -> list[str]:
 
     The title, what is still to do, what was found and how fine that is."""
     found = "\n".join(f"- {s}" for s in [*findings_in_words(r), *answers_found(r)])
-    study = home(r.folder).name
-    name = r.name if study == r.name else f"{study}, {r.name}"   # of a point of a grid
     return [
-        f"# Ablation study: {name}", *unfinished(r), *barely_trained(r),
+        f"# Ablation study: {title_of(r.folder)}", *unfinished(r), *barely_trained(r),
         "## What was found", found,
         "## How fine the study could see", *sure,
         "## What was run", *warnings(r),

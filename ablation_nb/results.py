@@ -917,6 +917,10 @@ def home(folder: Path) -> Path:
     if (folder / "study.json").exists(): return folder
     return above if a_point else folder
 
+def title_of(folder: Path) -> str:
+    "What a folder of runs is called on its page: the study, and the point of its grid if it is one."
+    return ", ".join(dict.fromkeys([home(folder).name, folder.name]))
+
 def beside_the_runs(folder: Path, name: str) -> dict:
     "A file of the study, such as study.json; empty if there is none, and an error if it is damaged."
     file = home(folder) / name

@@ -199,6 +199,10 @@ def values_of(d: dict, key: str) -> list:
     place = d.get(table, {}) if table else d
     return place.get(name) or []
 
+def unpointed(v: Any) -> Any:
+    "A number such as 1.0 as the 1 that it is; anything else as it stands."
+    return int(v) if type(v) is float and v.is_integer() else v
+
 def repeated(values: list) -> list:
     "What a list names more than once."
     return [v for v, times in Counter(values).items() if times > 1]
@@ -223,7 +227,7 @@ def check_each_once(d: dict, wrong: Wrong) -> None:
     "No list names a thing twice."
     for key in ("arms", "seeds", "lr", "tune.lr", "tune.seeds", "fixed.lr", "fixed.seeds"):
         values = values_of(d, key)
-        twice = repeated([str(int(v)) if type(v) is float and v.is_integer() else str(v) for v in values])
+        twice = repeated([str(unpointed(v)) for v in values])
         if twice: raise wrong(key, values, f"names {twice[0]} 2 times; name each once.")
 
 # %% ../nbs/14_study.ipynb #a722d23b
@@ -317,12 +321,8 @@ def grid_points(
         if point_fields(name) == {k: str(v) for k, v in p.items()}: continue
         raise wrong("grid", p, f"cannot be read back from its folder's name, {name}; "
                                "let a name begin with a letter, and a value hold no _.")
-    def whole(v: Any) -> Any: return int(v) if type(v) is float and v.is_integer() else v
-    names = [point_name({k: whole(v) for k, v in sorted(p.items())}) for p in points]
-    times = Counter(names)   # 1 is 1.0
-    for name, p in zip(names, points):
-        if times[name] == 1: continue
-        raise wrong("grid", grid, f"has the point {point_name(p)} {times[name]} times; give each once.")
+    names = [point_name({k: unpointed(v) for k, v in sorted(p.items())}) for p in points]
+    if twice := repeated(names): raise wrong("grid", grid, f"has the point {twice[0]} 2 times; give each once.")
     return points
 
 def point_name(fields: dict) -> str:

@@ -38,7 +38,7 @@ from ablation_nb.layers import ATTENTION_LAYERS, FEED_FORWARD_LAYERS, NORM_LAYER
 from ablation_nb.ledger import settings_kept
 from ablation_nb.model import BLOCK_LAYERS
 from ablation_nb.report import study_question
-from ablation_nb.results import read_json, read_rows, run_folders, who
+from ablation_nb.results import natural, read_json, read_rows, run_folders, who
 from ablation_nb.tables import inert
 from dark import dark_figure
 from extension import arm_anchor, coloured
@@ -525,7 +525,6 @@ def in_short(report):
 
 
 PICTURES = (".png", ".svg")
-NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 BESIDE = (*PICTURES, ".csv", ".tex")  # what a page links to
 
 
@@ -534,7 +533,7 @@ def study_page(out, report):
     study = report.parent
     for f in sorted(study.rglob("*")):
         if f.suffix in BESIDE: copy(f, out)
-    pages = sorted(study.glob("*/report.md"), key=lambda f: [*map(float, NUMBER.findall(f.parent.name))])
+    pages = sorted(study.glob("*/report.md"), key=lambda f: natural(f.parent.name))
     for f in pages: report_page(out, f, {}, {})
     points = {f.parent.name: f.relative_to(study).as_posix() for f in pages}
     report_page(out, report, executed(out, study), points)
