@@ -17,23 +17,37 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
 .PHONY: install dev pins study test lint bench gpu wheels lab docs readme clean
 
-install: .venv/.installed  ## what a study needs
+# Lists of packages that share none are installed side by side: two jobs, on two cores.
+install: ; @$(MAKE) --no-print-directory --silent --jobs=2 .venv/.installed  ## what a study needs
 
-dev: .venv/.dev  ## what notebooks, tests and the site need besides
+dev: ; @$(MAKE) --no-print-directory --silent --jobs=2 .venv/.dev  ## what notebooks, tests and the site need besides
 
-.venv/.installed: requirements.txt requirements-torch.txt settings.ini setup.py pyproject.toml
+.venv/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"make install pins packages for Python 3.11 or newer, this is {v[0]}.{v[1]}: pass PYTHON=/path/to/python3.11, or use pip install -e . for the ranges of settings.ini.")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing what a study needs into .venv: about 1.4 GB with torch for CPUs, half of it torch; a minute or two and the time of the download."
-	$(PIP) --require-hashes --requirement requirements.txt
-	$(PIP) --requirement requirements-torch.txt
-	$(PIP) --quiet --no-deps --no-build-isolation --editable .
-	@du -sh .venv
+	$(PYTHON) -m venv .venv
+
+.venv/.packages: requirements.txt | .venv/bin/python
+	echo "Installing what a study needs into .venv: about 1.4 GB with torch for CPUs, half of it torch; a minute and the time of the download."
+	$(PIP) --quiet --no-deps --require-hashes --requirement $<
 	touch $@
 
-.venv/.dev: .venv/.installed requirements-dev.txt
-	@echo "Installing JupyterLab, Sphinx, tests and linters into .venv: about 0.6 GB more, a minute or two."
-	$(PIP) --require-hashes --requirement requirements-dev.txt
+.venv/.torch: requirements-torch.txt | .venv/bin/python
+	$(PIP) --no-deps --requirement $<
+	touch $@
+
+.venv/.tools: requirements-dev.txt | .venv/bin/python
+	echo "Installing JupyterLab, Sphinx, tests and linters into .venv: about 0.6 GB more, a minute."
+	$(PIP) --quiet --no-deps --require-hashes --requirement $<
+	touch $@
+
+# A torch for other devices brings packages of its own; that for CPUs has all of its own by now.
+.venv/.installed: .venv/.packages .venv/.torch settings.ini setup.py pyproject.toml
+	$(PIP) --quiet --requirement requirements-torch.txt
+	$(PIP) --quiet --no-deps --no-build-isolation --editable .
+	du -sh .venv
+	touch $@
+
+.venv/.dev: .venv/.installed .venv/.tools
 	touch $@
 
 HASHED := build/uv/bin/uv pip compile --quiet --no-deps --generate-hashes --no-annotate --no-header --python-version 3.11
