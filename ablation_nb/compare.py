@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROUNDED', 'WORDS', 'lower_surely', 'Numbers', 'read_numbers', 'compare_numbers', 'digits_of', 'mean_words',
-           'words_for', 'equalities', 'pipe_table', 'paper_table', 'remarks', 'alike_in_all', 'without_partner',
-           'comparison_figure', 'compare_file']
+           'words_for', 'equalities', 'pipe_table', 'paper_table', 'remarks', 'alike_in_all', 'uneven',
+           'without_partner', 'comparison_figure', 'compare_file']
 
 # %% ../nbs/26_compare.ipynb #26c00003
 import csv, math, re
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from .config import AblationError, did_you_mean
 from .figures import arm_colour, new_figure, our_style, plot_intervals, save_figure, settled
 from .report import write_text
-from .results import reads_upwards
+from .results import better_by_name
 from .statistics import (
     MOST_DIGITS, equivalence_power, mean_interval, paired_differences, paired_effects, signed, smallest_effect,
     verdicts, with_rounding)
@@ -87,9 +87,11 @@ def number_in(cell: str, where: str) -> float:
 
 # %% ../nbs/26_compare.ipynb #26c00007
 def lower_surely(metric: str) -> str:
-    "'lower', where nobody said which way is better; for a name that is better when higher that is an error."
-    if not reads_upwards(metric): return "lower"
-    raise AblationError(f"The name {metric} reads as if higher were better, and nothing says so: "
+    "'lower', where nobody said which way is better; for a name that does not say so that is an error."
+    way = better_by_name(metric)
+    if way == "lower": return way
+    reads = f"The name {metric} reads as if higher were better, and nothing says so"
+    raise AblationError(f"{reads if way else f'Nothing says which way {metric} gets better'}: "
                         "add --better higher or --better lower, or a column `better` to the file.")
 
 @dataclass(frozen=True)
@@ -301,6 +303,7 @@ def remarks(
                     "place there, by its interval of 90 %, or more where somebody looked before.")
     lonely = without_partner(numbers.rows, baseline, name)
     if lonely: says.append(f"Without a partner at their seed, and so in no difference: {', '.join(lonely)}.")
+    if uneven(numbers.rows): says.append("A mean is over all runs of its arm, a difference over its pairs alone.")
     if contrasts.n.eq(1).any():
         says.append("One pair says nothing about luck: such an arm has no interval and no verdict.")
     raised = (contrasts.verdict == "undetermined") & (contrasts.p_holm > contrasts.p)
@@ -328,6 +331,12 @@ def alike_in_all(numbers: Numbers, baseline: str, name: Callable[[str], str] = s
             plain = mean_interval(pairs.difference)
             if with_rounding(plain, runs.loss) is not plain: found[name(arm)] = None
     return [*found]
+
+def uneven(rows: pd.DataFrame) -> bool:
+    "Are there arms of a setting that came to a number at other seeds than others?"
+    done = rows[rows.status == "done"]
+    seeds = done.groupby(["setting", "arm"]).seed.agg(frozenset)
+    return bool((seeds.groupby(level="setting").nunique() > 1).any())
 
 def without_partner(rows: pd.DataFrame, baseline: str, name: Callable[[str], str] = str) -> list[str]:
     "Runs whose seed the baseline lacks, and runs of the baseline whose seed no other arm has."

@@ -32,7 +32,7 @@ from .provenance import (
     NotebookCode, NotebookRun, code_cells, device_name, notebook_environment, package_hash,
     torch_version, values_set, write_json)
 from .results import (
-    KEPT_FILES, Busy, alone, cut_short, has, numbers_left, read_json, run_state)
+    FAILED, KEPT_FILES, Busy, alone, cut_short, has, numbers_left, read_json, run_state)
 from .runs import OPTIONS
 from .study import (OUT, SPOILT, TODO, Job, NotebookStudy, Study, code_of, kernel_of,
     on_random_tokens, place_of, plan, prepared,
@@ -111,9 +111,7 @@ def execute(
             run_notebook(root / "nbs" / "train.ipynb", folder / "run.ipynb", root, own | parameters, env)
             return read_json(folder / "result.json")
     except Busy: return dict(status="busy")
-    except PapermillExecutionError as e:
-        if isinstance(cfg, NotebookRun): return error_of_theirs(e.ename, e.evalue, failed_check(folder / "run.ipynb"))
-        return error_in_notebook(e.ename, e.evalue)
+    except PapermillExecutionError as e: return error_in_notebook(e.ename, e.evalue)
     except DeadKernelError:
         return dict(status="stopped" if late() else "failed", why="its kernel was killed, perhaps for want of memory")
     except Exception as e: return dict(status="failed", why=in_a_line(f"{type(e).__name__}: {e}"))
@@ -156,6 +154,7 @@ def execute_notebook(cfg: NotebookRun, folder: Path, root: Path, env: dict) -> d
         state = run_state(folder, cfg, now)
         if state in FINISHED and not cut_short(folder):
             return dict(read_json(folder / "result.json"), why="by another process")
+    from papermill import PapermillExecutionError
     notebook, out, started = root / cfg.notebook, folder / OUT, time.time()
     own_env = {**env, "ABLATION_NOTEBOOK": "1"}
     if env.get("ABLATION_THREADS"): own_env["OMP_NUM_THREADS"] = env["ABLATION_THREADS"]
@@ -163,24 +162,31 @@ def execute_notebook(cfg: NotebookRun, folder: Path, root: Path, env: dict) -> d
     with alone(folder):
         begin_notebook(cfg, folder, now, goes_on=state == "partial" and any(out.glob("checkpoint*")))
         parameters = {**cfg.parameters, "out": os.path.relpath(out, notebook.parent)}
-        run_notebook(notebook, folder / "run.ipynb", notebook.parent, parameters, own_env, kernel_of(notebook))
+        try: run_notebook(notebook, folder / "run.ipynb", notebook.parent, parameters, own_env, kernel_of(notebook))
+        except PapermillExecutionError as e:
+            failure = error_of_theirs(e.ename, e.evalue, failed_check(folder / "run.ipynb"))
+            return failure if e.ename == "KeyboardInterrupt" else kept_failure(folder, failure)
         try:
             with LOOKING:
-                refuse_other_code(cfg, now, root)
+                changed = code_of(cfg.notebook, cfg.files, root).differs(now)
+                if changed: return dict(status="failed", why=CHANGED.format(cfg))
                 result = result_taken(cfg, folder, time.time() - started)
             write_or_say(folder / "result.json", result, f"{cfg.notebook} left a result.json")
-        except AblationError as e: return dict(status="failed", why=str(e))
+        except AblationError as e: return kept_failure(folder, dict(status="failed", why=str(e)))
     return result
 
-def refuse_other_code(cfg: NotebookRun, before: NotebookCode, root: Path) -> None:
-    "A notebook, or what it reads, that was changed while it ran is an error: its run would name what did not make it."
-    if not code_of(cfg.notebook, cfg.files, root).differs(before): return
-    raise AblationError(f"{cfg.notebook}, or a file that it imports or reads, was changed while it ran; run it again.")
+# Its run would name what did not make it.
+CHANGED = "{0.notebook}, or a file that it imports or reads, was changed while it ran; run it again."
+
+def kept_failure(folder: Path, failure: dict) -> dict:
+    "The same, written down: an arm that failed at a seed is not judged by its other ones."
+    with suppress(OSError): write_json(folder / FAILED, dict(why=failure["why"]))   # as on a full disk
+    return failure
 
 def begin_notebook(cfg: NotebookRun, folder: Path, now: NotebookCode, goes_on: bool) -> None:
     "Empty the folder but for what a run goes on from, and write down who the run is."
     env = notebook_environment(cfg, now, device_name(resolve_device("auto")))
-    for name in ("result.json", *KEPT_FILES): remove(folder / name)
+    for name in (FAILED, "result.json", *KEPT_FILES): remove(folder / name)
     remove(folder / OUT / "result.json" if goes_on else folder / OUT)
     (folder / OUT).mkdir(parents=True, exist_ok=True)
     write_or_say(folder / "env.json", env, f"A short run of {cfg.notebook} left numbers")
@@ -242,13 +248,16 @@ def metric_in(own: dict, cfg: NotebookRun) -> float:
         raise AblationError(f"{cfg.notebook} left a result.json without '{cfg.metric}'.{guess} It holds: {held}.")
     value = own[cfg.metric]
     if value is None or isinstance(value, float) and not math.isfinite(value):
-        raise AblationError(f"{cfg.notebook} left a {cfg.metric} that is not finite; "
+        raise AblationError(f"{cfg.notebook} left {a_or_an(cfg.metric)} that is not finite; "
                             'a run that diverged says "status": "diverged" in its result.json.')
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise AblationError(f"{cfg.notebook} left {in_a_line(repr(value))} as its {cfg.metric}; let it write a number.")
     try: return float(value)
     except OverflowError:
-        raise AblationError(f"{cfg.notebook} left a {cfg.metric} that is too large for a number in 64 bits.") from None
+        large = f"{cfg.notebook} left {a_or_an(cfg.metric)} that is too large"
+        raise AblationError(f"{large} for a number in 64 bits.") from None
+
+def a_or_an(name: str) -> str: return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 def finite(digits: str) -> float | None:
     "A number of a JSON file; None for one such as 1e999, which is too large."

@@ -18,7 +18,7 @@ from .config import ARMS, OWN_ARMS, AblationError
 from .data import write_atomic
 from .provenance import code_cells, names_assigned, without_magics
 from .ready import refuse_unwritable
-from .results import reads_upwards
+from .results import better_by_name
 from .study import ALWAYS, names_a_folder
 
 # %% ../nbs/28_new.ipynb #5e1b0306
@@ -417,7 +417,7 @@ def study_from(
     beside = Path() if folder == Path("studies") else folder   # a study in studies/ names it from the project's root
     file.write_text(QUESTION_FILE.format(
         notebook=quoted(Path(os.path.relpath(notebook, beside)).as_posix()),
-        metric=quoted(metric) + to_set, better="higher" if reads_upwards(metric) else "lower",
+        metric=quoted(metric) + to_set, better=better_by_name(metric) or "lower",
         baseline=quoted(baseline), arms=f"[{', '.join(map(quoted, arms))}]"), encoding="utf-8")
     return file, missing
 

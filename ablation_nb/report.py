@@ -210,8 +210,10 @@ def seeds_asked(r: Results, point: str, rates: dict[str, float]) -> dict[str, in
     looks = planned_looks(r.plan)
     if not looks: return dict.fromkeys(rates, len(r.plan["seeds"]))
     have, losses = by_key(r), dict[str, list[float]]()
+    able = {*r.runs.arm[r.runs.status == "done"]}   # arms that have come to a number
     def loss(run: Any) -> float:
         if run is None or run.status == "partial": return np.nan
+        if run.status == "failed" and run.arm not in able: return np.nan
         return run.final_val_loss if run.status == "done" else np.inf
     for arm, lr in rates.items():
         losses[arm] = [loss(have.get(run_key(point, arm, lr, seed))) for seed in planned_seeds(r.plan)]

@@ -430,13 +430,19 @@ def is_notebook(config: dict) -> bool:  # the content of a config.json
     "Is it a run of somebody's notebook?"
     return "notebook" in config
 
-UPWARD = {"acc", "accuracy", "score", "f1", "auc", "auroc", "reward", "return", "precision", "recall", "r2", "bleu"}
-DOWNWARD = {"loss", "error", "err", "mse", "mae", "rmse", "nll", "perplexity"}
+UPWARD = {"acc", "accuracy", "score", "f1", "auc", "auroc", "reward", "return", "precision", "recall", "r2", "r²",
+          "bleu", "rouge", "dice", "iou", "map", "psnr", "ssim", "throughput", "success", "correlation"}
+DOWNWARD = {"loss", "losses", "error", "errors", "err", "mse", "mae", "rmse", "nll", "perplexity", "ppl", "wer", "cer"}
 
-def reads_upwards(metric: str) -> bool:
-    "Does the name of a metric read as if higher were better? By its words, of which `val_acc` has two."
-    words = set(re.split(r"[\W_]+", metric.lower()))
-    return bool(words & UPWARD) and not words & DOWNWARD
+def in_words(name: str) -> str:
+    "A name in small letters, with a space where its words are written together: `valLoss` is 'val loss'."
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+
+def better_by_name(metric: str) -> str:  # higher | lower; empty where the name does not say
+    "Which way a metric gets better, by the words of its name, of which `val_acc` has two."
+    words = set(re.split(r"[\W_]+", f"{metric.lower()} {in_words(metric)}"))   # of `IoU` the first
+    if words & DOWNWARD: return "lower"
+    return "higher" if words & UPWARD else ""
 
 def value_in(
     result: dict,   # of a notebook's run
@@ -480,13 +486,22 @@ def ignorance(corpus: str, context_length: int) -> dict[str, float]:
         return {column.replace("accuracy", "chance"): task.chance(times) for times, column in ACCURACIES.items()}
     return {}
 
+FAILED = "failed.json"   # why a run of somebody's notebook came to no result
+
+def unfinished(folder: Path) -> dict:
+    "What stands for the result of a run without one: it failed, and why, or it is only half done."
+    if not has(folder / FAILED): return {"status": "partial"}
+    said = read_json(folder / FAILED)
+    if not isinstance(said, dict) or not is_text(said.get("why")): raise Damaged(folder / FAILED, "does not say why")
+    return {"status": "failed", "failure": said["why"]}
+
 def row_of(study: Path | str, folder: Path) -> dict:
     "A run as a row of `load_runs`."
     name = dict(study=Path(study).resolve().name, **who(study, folder))
     at = folder.relative_to(study).as_posix()
     try:
         config, env = read_checked(folder / "config.json"), read_json(folder / "env.json")
-        result = read_json(folder / "result.json") if has(folder / "result.json") else {"status": "partial"}
+        result = read_json(folder / "result.json") if has(folder / "result.json") else unfinished(folder)
         if not isinstance(env, dict): raise Damaged(folder / "env.json", "is no table")
         if not isinstance(result, dict): raise Damaged(folder / "result.json", "is no table")
     except Damaged: return dict(name, status="damaged", folder=at)
@@ -761,34 +776,42 @@ def notebook_result_fault(folder: Path, config: dict, result: dict) -> str | Non
     if result["value"] != value_in(result, config["metric"]):
         return f"its result.json says two things of its {config['metric']}"
     own = result.get("own", {})
-    if result["numbers"] not in (numbers_left(folder, own, config, repeats) for repeats in (False, True)):
+    ways = itertools.product((False, True), (is_of_machine, is_time))   # older runs counted speeds, too
+    if result["numbers"] not in (numbers_left(folder, own, config, *way) for way in ways):
         return "its result.json, metrics.jsonl and items.npy are not those that it ended with"
     return None
 
 TIMES = {"seconds", "time", "duration", "elapsed", "date", "timestamp", "datetime"}   # words: no two runs share these
+OF_MACHINES = {"runtime", "walltime", "clock", "latency", "throughput", "secs", "mem", "memory"}
+A_RATE = re.compile(r"(/|\bper)\s*(s|secs?|seconds?|ms|mins?|minutes?|hours?)\b")   # of any unit a time
 
 def is_time(name: str) -> bool:
     "Does a name say that its number is a time? `train_time` and `wallTime` do, `sentiment` does not."
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
-    return not TIMES.isdisjoint(re.findall(r"[a-z]+", words))
+    return not TIMES.isdisjoint(re.findall(r"[a-z]+", in_words(name)))
+
+def is_of_machine(name: str) -> bool:
+    "Does it say that its number is the machine's: a time, a speed such as `tokens/s`, or memory?"
+    words = in_words(name).replace("_", " ")
+    return is_time(name) or not OF_MACHINES.isdisjoint(re.findall(r"[a-z]+", words)) or bool(A_RATE.search(words))
 
 def numbers_left(
     folder: Path,
     own: dict,       # what the notebook's result.json said
     config: dict,    # of its config.json
     repeats: bool = False,  # as for `rows_left`
+    is_idle: Callable[[str], bool] = is_of_machine,   # by its name, does a number say nothing of the model?
 ) -> str:
     """Hash of every number that a notebook's run left: two runs of one model have one.
 
-    Words, times and what the run was given are left out: they differ where the model does not. The metric counts.
-    """
+    Words, times, speeds and what the run was given are left out: they differ where the model does not.
+    The metric counts."""
     given = {*GIVEN, "lr", *config.get("model", {})}
     def counted(value: Any) -> Any:
         "The numbers of a table, a list, or one; None for words."
         if isinstance(value, list): return [counted(v) for v in value]
         if isinstance(value, (bool, int, float)): return value
         if not isinstance(value, dict): return None
-        return {k: counted(v) for k, v in value.items() if not is_time(k) and k not in given}
+        return {k: counted(v) for k, v in value.items() if not is_idle(k) and k not in given}
     rows = counted(rows_left(folder / "metrics.jsonl", repeats))
     items = read_array(folder / "items.npy").tolist() if has(folder / "items.npy") else []
     return hash_of([own.get(config["metric"]), counted(own), rows, items])
@@ -797,7 +820,7 @@ def numbers_of_short_run(folder: Path) -> list[float]:
     "The numbers that a notebook left in its folder `out`: of the result, of each row, and mean and spread of items."
     if not has(folder / "result.json"): return []
     rows = [read_json(folder / "result.json"), *rows_left(folder / "metrics.jsonl")]
-    numbers = [v for row in rows for k, v in row.items() if isinstance(v, (int, float)) and not is_time(k)]
+    numbers = [v for row in rows for k, v in row.items() if isinstance(v, (int, float)) and not is_of_machine(k)]
     items = read_array(folder / "items.npy").astype(float) if has(folder / "items.npy") else np.array([])
     if items.size: numbers += [items.mean(), items.std()]
     return [float(v) if math.isfinite(v) else BEYOND for v in numbers]

@@ -36,9 +36,10 @@ from ablation_nb.provenance import (
     Draw, NotebookCode, NotebookRun, code_cells, described, kept_answer, module_text, names_assigned, notebook_code,
     without_magics)
 from .results import (
-    busy, cut_short, differences, each_file_once, final_loss, folder_of, is_time, numbers_of_short_run, planned_looks,
-    packed_folders, planned_seeds, point_fields, read_checked, read_json, read_rows, rows_left,
-    run_folder, run_state, why_not)
+    FAILED, better_by_name, busy, cut_short, differences, each_file_once, final_loss, folder_of, has, is_time,
+    numbers_of_short_run, planned_looks, packed_folders, planned_seeds, point_fields, read_checked, read_json,
+    read_rows, rows_left,
+    run_folder, run_folders, run_state, why_not)
 
 # Annotations name them, and nbdev's documentation asks what they mean. A plan does without, which saves two seconds.
 if TYPE_CHECKING or "nbdev" in sys.modules:
@@ -676,6 +677,9 @@ def check_metric(d: dict, wrong: Wrong) -> None:
         raise wrong(key, None, f"is missing: {why}; add it, such as {key} = {example}.")
     for key in ("metric", "unit"):
         if not str(d.get(key, "")).isprintable(): raise wrong(key, d[key], "must be a line of text.")
+    if "better" not in d and better_by_name(d["metric"]) != "lower":
+        why = f"is missing, and the name {d['metric']!r} does not say it: which way the metric gets better"
+        raise wrong("better", None, f'{why}; add better = "higher" or better = "lower".')
     if d.get("better", "lower") not in ("higher", "lower"):
         raise wrong("better", d["better"], "must be 'higher' or 'lower': which way the metric gets better.")
 
@@ -850,14 +854,25 @@ def tuning_state(study: Study, ready: dict) -> dict[str, dict]:
         tuning.setdefault(point, {})[arm] = climb(tune["lr"], losses_at, study.settings.get("refine", False))
     return tuning
 
+def has_failed(study: Study, ready: dict, folder: Path, cfg: RunConfig) -> bool:
+    """Did a run of somebody's notebook fail, as the notebook stands, though its arm has come to a number elsewhere?
+
+    Then it stands for one that diverged, and what waits for it goes on. An arm that always fails may be a mistake."""
+    if not has(folder / FAILED) or differences(read_checked(folder / "env.json"), cfg, study.made_by(cfg, ready)):
+        return False
+    return any(has(f / "result.json") for f in run_folders(study.outputs) if f.parent == folder.parent)
+
 def tuning_losses(study: Study, ready: dict, arm: str, point: str, lr: float) -> dict | None:
     "Final losses at a rate by tuning seed, or None while one is missing."
-    folders = {}
+    losses = {}
     for seed in study.settings["tune"]["seeds"]:
         cfg = study.run(arm, point, lr, seed)
-        folders[str(seed)] = folder = study.folder(cfg, point)
-        if run_state(folder, cfg, study.made_by(cfg, ready)) not in ("done", "diverged"): return None
-    return {seed: final_loss(folder, study.settings) for seed, folder in folders.items()}
+        folder = study.folder(cfg, point)
+        state = run_state(folder, cfg, study.made_by(cfg, ready))
+        failed = state == "partial" and has_failed(study, ready, folder, cfg)
+        if state not in ("done", "diverged") and not failed: return None
+        losses[str(seed)] = None if failed else final_loss(folder, study.settings)
+    return losses
 
 
 # %% ../nbs/14_study.ipynb #9a170202
@@ -869,7 +884,7 @@ def test_losses(study: Study, ready: dict, arm: str, point: str, lr: float | Non
         folder, loss = study.folder(cfg, point), math.nan
         rate_known = lr is not None or not study.settings["tune"]
         state = run_state(folder, cfg, study.made_by(cfg, ready)) if rate_known else "absent"
-        if state == "diverged": loss = math.inf
+        if state == "diverged" or state == "partial" and has_failed(study, ready, folder, cfg): loss = math.inf
         elif state == "done" and not cut_short(folder): loss = final_loss(folder, study.settings)
         losses.append(loss)
     return losses

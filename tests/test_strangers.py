@@ -192,6 +192,32 @@ def test_packed_it_reads_as_before(study, place, sh):
     assert [r["state"] for r in rows] == ["done"] * 10
 
 
+def test_an_arm_that_fails_at_a_seed_is_not_judged_by_its_others_and_holds_up_no_other(tmp_path, sh):
+    "Its reason is told, and the run is made again as soon as it can be."
+    unlucky = 'import os\nif ablation == "less" and seed == 1 and os.path.exists("fail"): 1 / 0\n'
+    more = COIN_STUDY + "[until]\nmost = 5\nevery = 2\n"
+    undecided = COIN.replace("(seed)", "(ablation + str(seed))").replace("5", ".1")   # draws that no arm shares
+    root = coin(tmp_path / "coin", code=unlucky + undecided, study=more)
+    (root / "fail").touch()
+    done = sh("ablation", "run", "coin.toml", cwd=root)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stdout
+    study = root / "outputs" / "coin"
+    assert (study / "more" / "s4" / "result.json").exists(), "the other arm went on"
+    assert not (study / "less" / "s3").exists()
+    succeeded(sh("ablation", "report", "coin.toml", cwd=root))
+    page = (study / "report.md").read_text()
+    assert "- failed: `less`, seed 1 (`less/s1`): ZeroDivisionError: division by zero" in page
+    verdicts = pd.read_csv(study / "tables" / "results.csv").set_index("arm").verdict
+    assert verdicts["less"] == "failed"
+    assert verdicts["more"] != "failed"
+    (root / "fail").unlink()
+    succeeded(sh("ablation", "run", "coin.toml", cwd=root))
+    assert not list(study.rglob("failed.json"))
+    assert (study / "less" / "s4" / "result.json").exists()
+
+
+
 def test_killed_and_begun_again_it_comes_to_the_same_numbers(study, tmp_path, sh, env):
     "The notebook keeps a checkpoint of its own, finds it again, and ends with the numbers of an undisturbed run."
     calm = values(study("gpt")[0])
@@ -258,6 +284,8 @@ NOWHERE = dict(kernelspec=dict(name="nowhere", language="python", display_name="
      dict(study=COIN_STUDY.replace('"base"\n', '"bass"\n', 1))),
     ("margin = None is missing", dict(study=COIN_STUDY.replace("margin = 0.1\n", ""))),
     ("metric = None is missing", dict(study=COIN_STUDY.replace('metric = "score"\n', ""))),
+    ("better = None is missing, and the name 'score' does not say it", dict(
+        study=COIN_STUDY.replace('better = "higher"\n', ""))),
     ("must be 'higher' or 'lower'", dict(study=COIN_STUDY.replace("higher", "up"))),
     ("is not a key of a study of a notebook", dict(study=COIN_STUDY + 'scale = "smoke"\n')),
     ("cannot name a folder", dict(study=COIN_STUDY.replace('"more"', '"../more"'))),
