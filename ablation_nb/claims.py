@@ -31,7 +31,7 @@ from scipy.special import log_softmax
 
 from .config import arm_label, arm_order, model_config, parse_arm, train_config
 from .report import (
-    AT_ONCE, TRENDS, UNJUDGED, Results, count_words, evaluations_table, half_way_to_guessing,
+    AT_ONCE, TRENDS, UNJUDGED, Results, bend_words, count_words, evaluations_table, half_way_to_guessing,
     joined, not_learned, of, on_the_ladder, point_words, points)
 from .results import RUN
 from ablation_nb.statistics import (
@@ -926,7 +926,9 @@ def slope_words(
     elif dead:
         goes = TRENDS.get(slope.verdict, UNJUDGED.get(slope.verdict, slope.verdict)).rstrip(",")
         words = f"{goes}; at {over} = {joined(f'{v:g}' for v in dead)} it does not learn"
-    else: words = f"{interval_words(slope['mean'], slope.lo, slope.hi)} nats per doubling of {over}"
+    else:
+        rises = interval_words(slope["mean"], slope.lo, slope.hi)
+        words = f"{rises} nats per doubling of {over}{bend_words(slope, digits=4)}"
     return f"{arm} {words} ({0 if np.isnan(slope.n) else int(slope.n)} seeds)"
 
 # %% ../nbs/24_claims.ipynb #5055c487

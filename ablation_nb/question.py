@@ -516,7 +516,7 @@ def set_parts(r: Results, name: str) -> list[str]:
     save_figure(comparison_figure(numbers, table, r.plan["baseline"], r.plan["margin"]), r.folder / stem)
     write_text(r.folder / "tables" / f"{stem_of(r, name, 'results')}.tex", paper_table(shown))
     parts = [f"### {setup[:1].upper()}{setup[1:]}"] * bool(setup)
-    if "looks" in runs: parts.append(LOOKS.format(looks=joined(map(str, runs.looks.iloc[0]))))
+    if "looks" in runs: parts.append(LOOKS.format(looks=joined(map(str, runs.looks.iloc[0])), but=""))
     return [*parts, f"![Differences to the baseline]({stem}.svg)", arm_table(shown),
             *remarks(numbers, table, r.plan["baseline"], r.plan["margin"], no_contrasts(r, runs), coded)]
 

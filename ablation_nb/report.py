@@ -12,25 +12,25 @@ __all__ = ['JUDGEMENTS', 'AT_ONCE', 'UNJUDGED', 'FITS', 'AXES', 'UNITS', 'TRENDS
            'power_sentence', 'equality_sentence', 'seeds_words', 'ran_words', 'effect_words', 'lost_words',
            'by_verdict', 'set_sentence', 'on_their_text', 'text_sentence', 'tuning_words', 'comparable', 'one_rate',
            'tuning_sentence', 'axis_of', 'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned',
-           'trend_words', 'moves', 'nowhere', 'by_trend', 'along', 'swept', 'over_points', 'luck_sentence',
-           'together_sentence', 'on_the_ladder', 'hanging_verdicts', 'rates_sentence', 'doubts_over_points',
-           'verdicts_at_one_rate', 'refuted_rates', 'on_rates', 'findings_in_words', 'opening', 'with_baseline',
-           'at_setup', 'beginning', 'listed_once', 'times_words', 'facts', 'fact_list', 'barely_trained', 'unfinished',
-           'warnings', 'all_settings', 'misfits', 'Shown', 'stem_of', 'Section', 'section', 'fine_words', 'findings',
-           'longer_answers', 'answers', 'answers_over_grid', 'answers_by_point', 'both_rates', 'losses_by_seed',
-           'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'above_another_rate', 'rates',
-           'with_curves', 'curves_table', 'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words',
-           'dynamics', 'shown_positions', 'losses_by_position', 'probed', 'asked_of', 'verdict_words', 'ability_words',
-           'what_models_can', 'combines', 'interaction_figures', 'interaction_tables', 'interactions', 'noise_table',
-           'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables',
-           'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories',
-           'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files',
-           'write_text', 'with_plain_words', 'write_report', 'find_study', 'standing', 'also_along', 'front_findings',
-           'finished_seeds', 'ladder_words', 'front_setting', 'front_table', 'front_picture', 'front_beside',
-           'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words', 'one_a_size', 'scale_effects',
-           'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words', 'in_doubt_words',
-           'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike', 'scale_parts',
-           'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
+           'trend_words', 'bend_words', 'moves', 'nowhere', 'by_trend', 'along', 'swept', 'over_points',
+           'luck_sentence', 'together_sentence', 'on_the_ladder', 'hanging_verdicts', 'rates_sentence',
+           'doubts_over_points', 'verdicts_at_one_rate', 'refuted_rates', 'on_rates', 'findings_in_words', 'opening',
+           'with_baseline', 'at_setup', 'beginning', 'listed_once', 'times_words', 'facts', 'fact_list',
+           'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown', 'stem_of', 'Section',
+           'section', 'fine_words', 'findings', 'longer_answers', 'answers', 'answers_over_grid', 'answers_by_point',
+           'both_rates', 'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables',
+           'strayed_words', 'above_another_rate', 'rates', 'with_curves', 'curves_table', 'drawn_arms', 'drawn',
+           'drawn_words', 'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position', 'probed',
+           'asked_of', 'verdict_words', 'ability_words', 'what_models_can', 'combines', 'interaction_figures',
+           'interaction_tables', 'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables',
+           'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs',
+           'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'grid_parts',
+           'study_files', 'point_labels', 'grid_files', 'write_text', 'with_plain_words', 'write_report', 'find_study',
+           'standing', 'also_along', 'front_findings', 'finished_seeds', 'ladder_words', 'front_setting', 'front_table',
+           'front_picture', 'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words',
+           'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words',
+           'in_doubt_words', 'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike',
+           'scale_parts', 'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, itertools, re
@@ -68,8 +68,8 @@ from .tables import (
     answers_table, certificate_table, compared, duration, dynamics_table, effects_along, effects_at_size,
     equality_interval, factorial, for_reading, in_bits, inert, interactions_table, interval_words, judged,
     ladder_table, md_table, or_at_chance, overview_table, parts_combined, positions_table, precision_table,
-    rates_long, rates_table, results_table, share_words, side_by_side, sureness_table, tested_words, tex_table,
-    times_read, together_table, trends_over_size, tuning_effects, verdict_head, with_abilities)
+    rates_long, rates_table, results_table, root_mean_square, share_words, side_by_side, sureness_table, tested_words,
+    tex_table, times_read, together_table, trends_over_size, tuning_effects, verdict_head, with_abilities)
 
 # %% ../nbs/23_report.ipynb #43633bb3
 def no_stories() -> pd.DataFrame:
@@ -772,7 +772,13 @@ def trend_words(arm: str, trend: pd.DataFrame, learns: bool) -> str:  # `learns`
     if not learns:
         to = "; at some levels it does not learn" if slope.verdict == "undetermined" else ", to where it does not learn"
         return f" It {TRENDS[slope.verdict]}{to}."
-    return f" It {TRENDS[slope.verdict]}: {effect_words(slope)} for each doubling."
+    return f" It {TRENDS[slope.verdict]}: {effect_words(slope)} for each doubling{bend_words(slope)}."
+
+def bend_words(slope: pd.Series, digits: int = 3) -> str:
+    "', but not on a line: ...', where a straight line is refuted by the very runs that it goes through; else nothing."
+    if not slope.bend_lo * slope.bend_hi > 0: return ""
+    steeper = interval_words(slope.bend, slope.bend_lo, slope.bend_hi, digits=digits)
+    return f", but not on a line: in the second half by {steeper} more for each than in the first"
 
 def moves(arm: str, effects: pd.DataFrame) -> str:  # with `learns`
     "'NoPE (+0.05, does not learn, diverged, –)': an arm with its difference at each level; a dash where it has no run."
@@ -1350,7 +1356,11 @@ LOOKS = """\
 Seeds were added here until each verdict stood, and somebody looked at {looks} \
 pairs. The 5 % are shared out over looks and arms, for both tests together, so that any \
 wrong verdict at any look has that chance; the intervals of differences over seeds hold \
-at 95 % whenever one looks, and those over documents besides do not count the looks."""
+at 95 % whenever one looks{but}."""
+BUT_DOCUMENTS = ", and those over documents besides do not count the looks"
+ALONE = """\
+The two tests of an arm err in 5 % by themselves: of several arms that are worse or better \
+by just the margin, one or another is called *equivalent* more often."""
 
 def twin_words(runs: pd.DataFrame) -> str:
     "Which arms are one model, and which changed nothing in these runs; empty if none are."
@@ -1413,10 +1423,12 @@ def findings(r: Results) -> list[str]:
     stems = comparison_stems(r)
     how = HOW_TO_READ.replace(*ANSWERS_ONLY) if r.of_a_task else HOW_TO_READ
     parts = [how.format(margin=r.margin)]
+    fixed_seeds = not any("looks" in runs for runs in r.sets.values())
+    if fixed_seeds and r.shown.arm.nunique() > 2: parts.append(ALONE)
     for name, runs in r.sets.items():
         setup = setup_words(name)
         if len(r.sets) > 1: parts.append(f"### {setup.capitalize()}")
-        if "looks" in runs: parts.append(LOOKS.format(looks=joined(map(str, runs.looks.iloc[0]))))
+        if "looks" in runs: parts.append(LOOKS.format(looks=joined(map(str, runs.looks.iloc[0])), but=BUT_DOCUMENTS))
         shows = "Loss curves, learning rate and differences to the baseline"
         if runs.arm.nunique() > MANY: shows = "Differences to the baseline, ranked within each family of arms"
         caption = f"{shows}: {setup}"
@@ -1602,9 +1614,19 @@ def ladder_tables(r: Results) -> Tables:
 # %% ../nbs/23_report.ipynb #9a170606
 LADDER = """\
 What an arm could gain between the rungs is the depth of a parabola through its best rung and the two beside it, over \
-the logarithm of the rate; its error is that of a tuning on {seeds}, by the spread of the arm's runs in the test. \
-A verdict hangs on the rate if it changes where only the arm, or only the baseline, gains that, less, \
+the logarithm of the rate; its error is that of a tuning on {seeds}, by the spread of the arm's runs in the test\
+{strayed}. It holds what seeds do, and not how far a loss is from a parabola there. A verdict hangs on the rate if \
+it changes where only the arm, or only the baseline, gains that, less, \
 or as much more as its error leaves open (97.7 %):"""
+
+def strayed_words(table: pd.DataFrame) -> str:  # of `ladder_table`
+    "By how much more than the test the tuning seeds strayed, over all arms, and which arm more than half of it is of."
+    of = table.set_index("arm").strayed.dropna()
+    if of.empty: return ""
+    words = f", times {root_mean_square(of):.2g}, as the seeds of the tuning strayed by so much more, all arms together"
+    most = of.idxmax()
+    if len(of) < 3 or of[most]**2 <= (of**2).sum() / 2: return words
+    return f"{words} ({root_mean_square(of.drop(most)):.2g} without {arm_label(most)})"
 
 def above_another_rate(r: Results) -> list[str]:
     "Arms whose finished runs at the chosen rate are worse, on average, than tuning was at another rate."
@@ -1643,7 +1665,9 @@ def rates(r: Results) -> list[str]:
     if refuted := refuted_rates(r): parts.append(refuted)
     if "tuned" in comparable(r):
         seeds = count_words(len(r.plan["tune"]["seeds"]), "seed")
-        parts += [LADDER.format(seeds=seeds), Shown("ladder", ladder_tables(r)["ladder"])]
+        table = ladder_tables(r)["ladder"]
+        parts.append(LADDER.format(seeds=seeds, strayed=strayed_words(table)))
+        parts.append(Shown("ladder", table.drop(columns="strayed")))
     return parts
 
 # %% ../nbs/23_report.ipynb #5c1e0c14
@@ -2599,8 +2623,8 @@ def ranked_alike(effects: pd.DataFrame) -> list[str]:
     parts = ["## Does a small model tell what a larger one does?", "\n".join(f"- {w}" for w in rank_words(ranks))]
     if ranks.rho.isna().all(): return parts
     how = ("Both lists of effects were drawn again from their means and errors; the interval holds the middle 95 % of "
-           "the ranks' correlations. It speaks of these arms and of noise, not of other arms; "
-           "noise makes ranks agree less than the truth does.")
+           "the ranks' correlations. It speaks of these arms and of noise, not of other arms. Means that are drawn "
+           "again have their noise twice: of arms that lie within their errors of each other it lies too low.")
     return [*parts, how]
 
 def scale_parts(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGE', 'MOST_DIGITS', 'SINGLE', 'EARNABLE', 'MOST_PAIRS', 'HISTORIES', 'LEVELS', 'Interval', 'mean_interval',
            'signed', 'unsigned', 'share_words', 'paired_differences', 'paired_power', 'smallest_effect', 'step_of',
-           'with_rounding', 'named', 'paired_effects', 'paired_trend', 'ratio_interval', 'StudiesTrend',
+           'with_rounding', 'named', 'paired_effects', 'paired_trend', 'bend_along', 'ratio_interval', 'StudiesTrend',
            'studies_trend', 'line_at', 'turning_size', 'rank_agreement', 'CrossedInterval', 'crossed_interval',
            'crossed_effects', 'unpaired_interval', 'pairing_gain', 'difference_p', 'equivalence_p', 'holm', 'verdicts',
            'twins', 'unmoved', 'family_effects', 'looks_behind', 'equivalence_power', 'largest_spread', 'pairs_needed',
@@ -241,9 +241,10 @@ def paired_trend(
     over: str,                     # the swept column: n_layers, context_length, lr, ...
     value: str = "final_val_loss", # the column to compare
     baseline: str = "baseline",    # the arm to compare with
-) -> pd.DataFrame:                 # arm, n, mean, sd, lo, hi, n_diverged, n_base_diverged; a row an arm
+) -> pd.DataFrame:                 # arm, n, mean, sd, lo, hi, n_diverged, n_base_diverged, bend, bend_lo, bend_hi
     """Change of the difference to the baseline with each doubling of `over`.
-    A slope a seed, and Student's t interval over the seeds that have every level; NaN where a level is zero."""
+    A slope a seed, and Student's t interval over the seeds that have every level; NaN where a level is zero.
+    `bend` is how much steeper the second half of the levels is than the first; NaN below three levels."""
     differences = paired_differences(runs, value, baseline, (over,))
     diverged = runs[runs.status == "diverged"]
     bad = diverged.groupby("arm").seed.agg(set)
@@ -265,11 +266,23 @@ def paired_trend(
         lost = dict(
             n_diverged=len(bad.get(arm, ())),
             n_base_diverged=len(base_lost))
-        rows.append(dict(arm=arm) | slopes._asdict() | lost)
+        bent = bend_along(d.values, x)
+        rows.append(dict(arm=arm) | slopes._asdict() | lost | dict(bend=bent.mean, bend_lo=bent.lo, bend_hi=bent.hi))
     return pd.DataFrame(rows, columns=[
         "arm", *Interval._fields,
         "n_diverged", "n_base_diverged",
+        "bend", "bend_lo", "bend_hi",
     ])
+
+def bend_along(
+    d: np.ndarray,  # a row a seed, a column a level
+    x: np.ndarray,  # the levels, around their mean
+) -> Interval:
+    "Slope of a parabola through the levels, over their second half minus over their first: 0 on a line."
+    if len(x) < 3: return mean_interval([])
+    curve = x**2 - (x**2).mean()
+    curve -= (curve @ x) / (x @ x) * x
+    return mean_interval(d @ curve / (curve @ curve) * np.ptp(x))
 
 # %% ../nbs/09_statistics.ipynb #02e949cb
 def ratio_interval(
@@ -391,7 +404,8 @@ def rank_agreement(
     b: pd.DataFrame,     # of another
     draws: int = 4_000,  # of both lists
 ) -> dict:               # arms, rho, lo, hi (NaN below 3 arms), decided (by a test in both), same_sign (of those)
-    """How far two studies agree on the arms that both have: Spearman's rho with a 95 % interval, and signs.
+    """How far two studies agree on the arms that both have: signs, and Spearman's rho with how far errors move it.
+    lo and hi are the middle 95 % of it, drawn again: too low for effects that lie within their errors of each other.
     An arm whose error nobody knows, as that of one seed, is not among them."""
     both = a.merge(b, on="arm", suffixes=("_a", "_b")).dropna(subset=["mean_a", "mean_b", "se_a", "se_b"])
     sided = both[both.verdict_a.isin(["worse", "better"]) & both.verdict_b.isin(["worse", "better"])]

@@ -9,11 +9,12 @@ __all__ = ['How', 'COLUMNS', 'OUR_LINK', 'ALIVE', 'DEFINITION', 'TEXT', 'TEX', '
            'last_test', 'judged', 'SeenRuns', 'judged_before', 'arm_means', 'results_table', 'interval_words',
            'equality_interval', 'tested_words', 'verdict_head', 'for_reading', 'compared', 'accuracy_levels',
            'or_at_chance', 'answers_table', 'Question', 'with_abilities', 'abilities', 'abilities_for_reading',
-           'sureness_table', 'side_by_side', 'tuning_effects', 'ladder_gains', 'learned', 'ladder_table',
-           'reference_file', 'times_read', 'read_results_table', 'SeedReport', 'overview_table', 'precision_table',
-           'certificate_table', 'gap_columns', 'dynamics_table', 'rates_long', 'rate_words', 'rates_table',
-           'positions_table', 'parts_of', 'parts_combined', 'factorial', 'interactions_table', 'against_the_sum',
-           'together_table', 'trends_along', 'effects_along', 'in_bits', 'effects_at_size', 'trends_over_size']
+           'sureness_table', 'side_by_side', 'tuning_effects', 'ladder_gains', 'root_mean_square', 'learned',
+           'ladder_table', 'reference_file', 'times_read', 'read_results_table', 'SeedReport', 'overview_table',
+           'precision_table', 'certificate_table', 'gap_columns', 'dynamics_table', 'rates_long', 'rate_words',
+           'rates_table', 'positions_table', 'parts_of', 'parts_combined', 'factorial', 'interactions_table',
+           'against_the_sum', 'together_table', 'trends_along', 'effects_along', 'in_bits', 'effects_at_size',
+           'trends_over_size']
 
 # %% ../nbs/22_tables.ipynb #5c1d0a03
 import re
@@ -590,8 +591,10 @@ def tuning_effects(
 def ladder_gains(
     ladder: pd.DataFrame,  # the runs on which rates were chosen, a row an arm, rate and seed
     tuned: pd.DataFrame,   # the runs of the test, each arm at its best rung
-) -> pd.DataFrame:         # arm, lr (best rung), bottom, gain, gain_se
-    "What each arm could gain between the rungs of its ladder, in nats per token."
+) -> pd.DataFrame:         # arm, lr (best rung), bottom, gain, gain_se, strayed
+    """What each arm could gain between the rungs of its ladder, in nats per token.
+
+    `strayed` is how many times the spread of its test its own tuning seeds gave; missing where there is one."""
     rows, ladder = [], ladder.assign(final_val_loss=ladder.final_val_loss.where(learned(ladder)))
     spread = tuned.groupby("arm").final_val_loss.std()
     chosen = tuned.drop_duplicates("arm").set_index("arm").lr
@@ -602,12 +605,14 @@ def ladder_gains(
         off = off_ladder(wide.columns, wide, spread.get(arm, np.nan))
         gain = min(off.gain, losses[arm]) if pd.notna(off.gain) else off.gain   # a loss cannot fall below zero
         rows.append(dict(arm=arm, lr=chosen[arm], bottom=off.lr, gain=gain, gain_se=off.se, noise=off.noise))
-    gains = pd.DataFrame(rows, columns=["arm", "lr", "bottom", "gain", "gain_se", "noise"])
+    gains = pd.DataFrame(rows, columns=["arm", "lr", "bottom", "gain", "gain_se", "noise"]).assign(strayed=np.nan)
     if ladder.seed.nunique() > 1:   # so few tell little: each arm strays as in its test, by one share of that for all
         of_test = gains.noise * gains.arm.map(spread)
-        share = np.sqrt(((gains.gain_se / of_test)**2).replace(np.inf, np.nan).mean())
-        gains["gain_se"] = (share * of_test).fillna(gains.gain_se)
+        gains["strayed"] = (gains.gain_se / of_test).replace(np.inf, np.nan)
+        gains["gain_se"] = (root_mean_square(gains.strayed) * of_test).fillna(gains.gain_se)
     return gains.drop(columns="noise")
+
+def root_mean_square(of: pd.Series) -> float: return float(np.sqrt((of**2).mean()))
 
 def learned(runs: pd.DataFrame) -> pd.Series:
     """Did a run end nearer to its arm's best than to guessing, and on a task with more right than guesses have?
