@@ -154,12 +154,16 @@ def count_stale(study: "Study") -> int:
     "How many runs somebody's notebook would make otherwise by now; said on standard error, too."
     from ablation_nb.study import NotebookStudy, plan, runs_words
     if not isinstance(study, NotebookStudy): return 0
-    n = sum(job.state == "stale" for job in plan(study)[0])
-    if not n: return 0
-    of_it = f"{runs_words(n)} of {study.settings['notebook']} {'was' if n == 1 else 'were'}"
-    print(f"ablation: {of_it} made before it or its data changed; `ablation run --rerun-stale` makes them again.",
-          file=sys.stderr)
-    return n
+    stale = [job for job in plan(study)[0] if job.state == "stale"]
+    by_notebook = [job for job in stale if {*job.why.split(" and ")} <= {"code", "data"}]
+    for n, how in (
+        (len(by_notebook), "made before it or its data changed"),
+        (len(stale) - len(by_notebook), "made as another arm, at another seed, or with other settings than asked here"),
+    ):
+        if not n: continue
+        of_it = f"{runs_words(n)} of {study.settings['notebook']} {'was' if n == 1 else 'were'}"
+        print(f"ablation: {of_it} {how}; `ablation run --rerun-stale` makes them again.", file=sys.stderr)
+    return len(stale)
 
 def mend_settings(study: "Study") -> None:
     "Write the study's own files again where they are damaged, or ask a notebook's runs for something else by now."
@@ -321,8 +325,9 @@ def pack_studies(studies: list[Path]) -> int:
     "Pack each study, and say how many runs went into its archive."
     from ablation_nb.config import AblationError
     from ablation_nb.results import PACKED, alone, pack_runs, run_folders
-    from ablation_nb.study import runs_words
-    for study in map(place_of, studies):
+    from ablation_nb.study import read_study, runs_words
+    for asked in studies:
+        study = Path(os.path.relpath(read_study(asked).outputs)) if asked.suffix == ".toml" else place_of(asked)
         if not study.is_dir():
             raise AblationError(
                 f"There is no folder {study}; "

@@ -190,6 +190,7 @@ def test_packed_it_reads_as_before(study, place, sh):
     shutil.copy(place / "studies" / "digits.toml", place / "studies" / "packed.toml")
     rows = json.loads(succeeded(sh("ablation", "status", "packed", "--json", cwd=place)).stdout)
     assert [r["state"] for r in rows] == ["done"] * 10
+    assert "0 runs packed" in succeeded(sh("ablation", "pack", "studies/packed.toml", cwd=place)).stdout
 
 
 def test_an_arm_that_fails_at_a_seed_is_not_judged_by_its_others_and_holds_up_no_other(tmp_path, sh):
@@ -746,6 +747,9 @@ def test_of_an_edited_notebook_the_runs_that_it_makes_now_count(tmp_path, sh):
     assert "where the notebook as it stands has" in report
     assert "`more/s0`" in report
     assert "`more/s3`" not in report
+    shutil.copytree(root / "outputs/coin/more/s4", root / "outputs/coin/more/s3", dirs_exist_ok=True)
+    said = succeeded(sh("ablation", "report", "coin.toml", cwd=root)).stderr
+    assert "1 run of coin.ipynb was made as another arm, at another seed, or with other settings" in said
     coin(root)   # as it was, and with the seeds of then: these runs are whole again, whatever came between
     done = succeeded(sh("ablation", "report", "coin.toml", cwd=root))
     assert "made before" not in done.stderr
