@@ -1227,6 +1227,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ablation_nb.report.nothing_finished': ('report.html#nothing_finished', 'ablation_nb/report.py'),
                                     'ablation_nb.report.nowhere': ('report.html#nowhere', 'ablation_nb/report.py'),
                                     'ablation_nb.report.of': ('report.html#of', 'ablation_nb/report.py'),
+                                    'ablation_nb.report.of_learners': ('report.html#of_learners', 'ablation_nb/report.py'),
                                     'ablation_nb.report.on_rates': ('report.html#on_rates', 'ablation_nb/report.py'),
                                     'ablation_nb.report.on_the_ladder': ('report.html#on_the_ladder', 'ablation_nb/report.py'),
                                     'ablation_nb.report.on_their_text': ('report.html#on_their_text', 'ablation_nb/report.py'),

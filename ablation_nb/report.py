@@ -12,7 +12,7 @@ __all__ = ['JUDGEMENTS', 'AT_ONCE', 'UNJUDGED', 'FITS', 'AXES', 'UNITS', 'TRENDS
            'power_sentence', 'equality_sentence', 'seeds_words', 'ran_words', 'effect_words', 'lost_words',
            'by_verdict', 'set_sentence', 'on_their_text', 'text_sentence', 'tuning_words', 'comparable', 'one_rate',
            'tuning_sentence', 'axis_of', 'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned',
-           'trend_words', 'bend_words', 'moves', 'nowhere', 'by_trend', 'along', 'swept', 'over_points',
+           'of_learners', 'trend_words', 'bend_words', 'moves', 'nowhere', 'by_trend', 'along', 'swept', 'over_points',
            'luck_sentence', 'together_sentence', 'on_the_ladder', 'hanging_verdicts', 'rates_sentence',
            'doubts_over_points', 'verdicts_at_one_rate', 'refuted_rates', 'on_rates', 'findings_in_words', 'opening',
            'with_baseline', 'at_setup', 'beginning', 'listed_once', 'times_words', 'facts', 'fact_list',
@@ -714,6 +714,16 @@ def not_learned(runs: pd.DataFrame, arm: str) -> str:
     if not len(own) or not own.min() > half_way: return ""
     return f"it does not learn: its loss is {unsigned(own.mean(), 2)}, the baseline's {unsigned(base.mean(), 2)}"
 
+def of_learners(
+    effects: pd.DataFrame,  # a row an arm, or an arm and point
+    runs: pd.DataFrame,     # that they are of
+) -> pd.DataFrame:
+    "The rows of arms that learn there, if any does: how fine a study sees is no matter of models that do not."
+    def learns(arm: str, point: str) -> bool: return not not_learned(runs[runs.point == point], arm)
+    own = effects.get("point", pd.Series(runs.point.iloc[0], effects.index))
+    learn = np.array([learns(arm, point) for arm, point in zip(effects.arm, own)], dtype=bool)
+    return effects[learn] if learn.any() else effects
+
 # %% ../nbs/23_report.ipynb #5c1e0b08
 def level_words(
     e: pd.Series,        # the effect at one level of the axis
@@ -1065,7 +1075,7 @@ def opening(r: Results) -> str:
     sure = []
     for name, runs in with_baseline(r).items():
         effects, looks = judged(runs, r.margin), looks_behind(runs)
-        power = power_sentence(effects, looks)
+        power = power_sentence(of_learners(effects, runs), looks)
         sure.append(f"{power[:-1]}{at_setup(r, name)}. {equality_sentence(runs, effects, r.margin)}".rstrip())
     return "\n\n".join([*beginning(r, sure), fact_list(r)])
 
@@ -2072,7 +2082,7 @@ def point_sections(r: Results, effects: pd.DataFrame) -> list[str]:
     for p in points(r):
         runs = r.main[r.main.point == p].reset_index(drop=True)
         if runs.empty: continue
-        power = power_sentence(effects[effects.point == p])
+        power = power_sentence(of_learners(effects[effects.point == p], runs))
         table = for_reading(results_table(runs, r.margin))
         parts += [
             f"### {point_words(p)}",
@@ -2095,7 +2105,7 @@ def grid_parts(r: Results) -> list[str]:
                 "A difference compares runs of one seed and one setting; "
                 "verdicts are corrected by Holm over the arms of a setting, those of a trend over all arms.")
     parts = [
-        *beginning(r, [power_sentence(effects)]),
+        *beginning(r, [power_sentence(of_learners(effects, r.main))]),
         settings,
         fact_list(r),
         "## Differences over the grid",
