@@ -17,7 +17,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
 .PHONY: install dev pins study test lint bench gpu wheels lab docs readme clean
 
-# Lists of packages that share none are installed side by side: two jobs, on two cores.
+# Lists of packages that share none are installed side by side: two jobs, on two cores. Never by two such makes at once.
+dev: | $(filter install study wheels,$(MAKECMDGOALS))
+
 install: ; @$(MAKE) --no-print-directory --silent --jobs=2 .venv/.installed  ## what a study needs
 
 dev: ; @$(MAKE) --no-print-directory --silent --jobs=2 .venv/.dev  ## what notebooks, tests and the site need besides
@@ -42,6 +44,7 @@ dev: ; @$(MAKE) --no-print-directory --silent --jobs=2 .venv/.dev  ## what noteb
 
 # A torch for other devices brings packages of its own; that for CPUs has all of its own by now.
 .venv/.installed: .venv/.packages .venv/.torch settings.ini setup.py pyproject.toml
+	echo "Looking for what this torch needs besides."
 	$(PIP) --quiet --requirement requirements-torch.txt
 	$(PIP) --quiet --no-deps --no-build-isolation --editable .
 	du -sh .venv
@@ -81,12 +84,12 @@ lint: dev  ## names, types and loose ends of notebooks, package and tests
 	$(BIN)/ruff check nbs tests ablation_nb setup.py
 	$(BIN)/mypy
 
-bench: .venv/.bench  ## our step beside its peers and the machine's own rate, in some minutes
+bench: dev .venv/.bench  ## our step beside its peers and the machine's own rate, in some minutes
 	mkdir -p out
 	$(BIN)/papermill --log-output nbs/benchmark.ipynb out/benchmark.ipynb
 	$(BIN)/python -c 'import json, pandas; d = json.load(open("out/benchmark.json")); print(d["device"], pandas.DataFrame(d["race"]).round(2).to_string(index=False), "times the best peer:", d["lead"], sep="\n")'
 
-.venv/.bench: .venv/.dev requirements-bench.txt
+.venv/.bench: requirements-bench.txt | dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-bench.txt
 	touch $@
 

@@ -167,9 +167,11 @@ def execute_notebook(cfg: NotebookRun, folder: Path, root: Path, env: dict) -> d
             failure = error_of_theirs(e.ename, e.evalue, failed_check(folder / "run.ipynb"))
             return failure if e.ename == "KeyboardInterrupt" else kept_failure(folder, failure)
         try:
+            with LOOKING: changed = code_of(cfg.notebook, cfg.files, root).differs(now)
+        except AblationError as e: return dict(status="failed", why=str(e))   # a file is gone, which is not the arm's
+        if changed: return dict(status="failed", why=CHANGED.format(cfg))
+        try:
             with LOOKING:
-                changed = code_of(cfg.notebook, cfg.files, root).differs(now)
-                if changed: return dict(status="failed", why=CHANGED.format(cfg))
                 result = result_taken(cfg, folder, time.time() - started)
             write_or_say(folder / "result.json", result, f"{cfg.notebook} left a result.json")
         except AblationError as e: return kept_failure(folder, dict(status="failed", why=str(e)))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UNFINISHED', 'NOTHING', 'ONE_DRAW', 'FELL', 'MOST_CURVES', 'TAKEN', 'ended_in_both', 'alike', 'same_as_baseline',
            'seedless', 'coded', 'arm_table', 'numbers_of_set', 'no_contrasts', 'one_draw', 'judged_set', 'logged',
-           'told_apart', 'items_of', 'item_noise', 'items_budget', 'given_otherwise', 'fields_otherwise', 'only_asked',
-           'without_rate', 'runs_table', 'write_question']
+           'told_apart', 'items_of', 'item_noise', 'items_budget', 'given_otherwise', 'fields_otherwise',
+           'counted_alike', 'only_asked', 'without_rate', 'runs_table', 'write_question']
 
 # %% ../nbs/29_question.ipynb #29f00003
 import json
@@ -24,11 +24,13 @@ from ablation_nb.compare import (
     remarks, words_for)
 from .config import AblationError
 from .figures import MANY, new_figure, our_style, plot_losses, save_figure, settled
+from .provenance import GIVEN
 from .report import (
     FARTHEST, LOOKS, UNASKED, Results, asked_for, by_key, count_words, joined, listed_once, point_words, points,
     rate_of, read_results, run_key, stem_of, verdict_words, with_plain_words, write_text)
-from .results import (
-    RUN, has, is_notebook, is_of_machine, planned_looks, read_array, read_json, rows_left, title_of, who)
+from ablation_nb.results import (
+    RUN, has, is_notebook, is_of_machine, numbers_in, numbers_left, planned_looks, read_array, read_json, rows_left,
+    title_of, who)
 from .statistics import pair_up
 from .tables import inert
 
@@ -36,8 +38,11 @@ from .tables import inert
 UNFINISHED = ("partial", "failed")   # statuses of runs without a result
 
 def ended_in_both(runs: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
-    "The seeds and points at which runs of both arms ended, with how each ended and what it left; `done`: both did."
-    own, other = (runs[(runs.arm == arm) & (runs.status != "partial")] for arm in (a, b))
+    """The seeds and points at which runs of both arms ended, with how each ended and what it left; `done`: both did.
+
+    An arm that fails has ended otherwise than `b`, the baseline. That `b` or the control fails says nothing of it."""
+    says_nothing = runs.status.eq("failed") & runs.arm.isin(["aa", b])
+    own, other = (runs[(runs.arm == arm) & (runs.status != "partial") & ~says_nothing] for arm in (a, b))
     both = own.merge(other, on=["point", "seed"])
     return both.assign(done=both.status_x.eq("done") & both.status_y.eq("done"))
 
@@ -161,13 +166,13 @@ def set_words(r: Results, name: str) -> str:
     return f"{head[:1].upper()}{head[1:]}: {'; '.join(parts)}."
 
 # %% ../nbs/29_question.ipynb #29f0000b
-def same_at_every_seed(r: Results, runs: pd.DataFrame, known: set[str]) -> list[str]:
-    "The arms whose metric three seeds or more leave as it is, though other numbers move; none of those `known`."
-    done = runs[runs.status.eq("done") & ~runs.arm.isin(known)]
-    by_point = done.groupby(["arm", "point"], sort=False).value.agg(["size", "nunique"]).reset_index()
-    still = {*by_point.arm[by_point["size"].ge(3) & by_point["nunique"].eq(1)]}
+def same_at_every_seed(r: Results, runs: pd.DataFrame, known: set[tuple[str, str]]) -> list[str]:
+    "The arms, and points, whose metric three seeds or more leave as it is, though other numbers move; not the `known`."
+    by_point = runs[runs.status == "done"].groupby(["arm", "point"], sort=False).value.agg(["size", "nunique"])
+    still = {*by_point.index[by_point["size"].ge(3) & by_point["nunique"].eq(1)]} - known
     if not still: return []
-    arms = joined(coded(arm) for arm in r.plan["arms"] if arm in still)
+    def where(p: str) -> str: return f" at {point_words(p)}" if p else ""
+    arms = joined(f"{coded(arm)}{where(p)}" for arm in r.plan["arms"] for p in points(r) if (arm, p) in still)
     return [f"**The same {r.plan['metric']} at every seed**: {arms}. Either the seed does not reach what is "
             "measured, and these runs are one, or it is measured in steps too coarse to show what a seed does. "
             "No interval shows the luck of a seed there."]
@@ -175,9 +180,13 @@ def same_at_every_seed(r: Results, runs: pd.DataFrame, known: set[str]) -> list[
 def told_apart_by(r: Results, runs: pd.DataFrame) -> str:
     "What is said of a control that has the baseline's metric and other numbers besides."
     both, names = ended_in_both(runs, "aa", r.plan["baseline"]), dict[str, None]()
+    left_out = {*GIVEN, "lr", *r.plan["overrides"], *(field for p in points(r) for field in r.plan["grid"].get(p, {}))}
+    def numbers(folder: str) -> dict:
+        own = read_json(r.folder / folder / "result.json")["own"]
+        return numbers_in(own, without=lambda k: is_of_machine(k) or k in left_out)
     for pair in both[both.done].itertuples():
-        one, other = (read_json(r.folder / f / "result.json")["own"] for f in (pair.folder_x, pair.folder_y))
-        names |= dict.fromkeys(k for k in one if one[k] != other.get(k) and not is_of_machine(k))
+        one, other = numbers(pair.folder_x), numbers(pair.folder_y)
+        names |= dict.fromkeys(k for k in {**one, **other} if one.get(k) != other.get(k))
     where = joined(map(coded, names)) if names else "what was logged on the way, or in the items"
     return (f"the same seed gave the same {r.plan['metric']}, and other numbers besides: {where}. While such a number "
             "is written, an arm that changes nothing cannot be told by equal numbers. A time or a speed of which the "
@@ -204,7 +213,7 @@ def control_words(r: Results, runs: pd.DataFrame) -> list[str]:
         at = "" if len(own) == runs.point.nunique() else f" at {joined(map(point_words, own))}"
         arms = joined(coded(arm) for arm in where if where[arm] == own)
         says.append(f"**The seed does nothing** for {arms}{at}: all seeds left the same numbers, so {counts}.")
-    says += same_at_every_seed(r, runs, {*still})
+    says += same_at_every_seed(r, runs, {(arm, p) for arm, own in still.items() for p in own})
     if not ended_in_both(runs, "aa", baseline).done.any(): return says
     if alike(runs, "aa", baseline):
         says.append(f"`aa` is `{baseline}` run again: the same seed gave the same numbers, to the last bit. "
@@ -213,7 +222,8 @@ def control_words(r: Results, runs: pd.DataFrame) -> list[str]:
         own = numbers_of_set(r, runs).rows
         wide = own.pivot_table(index=["setting", "seed"], columns="arm", values="value")
         apart = (wide["aa"] - wide[baseline]).abs().max() if {"aa", baseline} <= {*wide} else np.nan
-        if apart == 0: return [*says, f"`aa` is `{baseline}` run again: {told_apart_by(r, runs)}"]
+        if apart == 0 and alike(runs[runs.status == "done"].assign(numbers=0), "aa", baseline):
+            return [*says, f"`aa` is `{baseline}` run again: {told_apart_by(r, runs)}"]
         by = "" if np.isnan(apart) else f": in {r.plan['metric']} they differ by {apart:.2g} at most"
         says.append(f"`aa` is `{baseline}` run again, and the same seed gave other numbers{by}. "
                     "The notebook draws something that its seed does not fix, "
@@ -386,6 +396,13 @@ def fields_otherwise(fields: dict, asked: dict) -> str:
         if text(fields[name]) != text(asked[name]): return f"it ran with {name} = {fields[name]!r}, not {asked[name]!r}"
     return ""
 
+def counted_alike(study: Path, runs: pd.DataFrame) -> pd.DataFrame:
+    "The same runs, each with the hash of its numbers as they are counted now: an older run kept one of more of them."
+    def now(folder: Path) -> str:
+        return numbers_left(folder, read_json(folder / "result.json")["own"], read_json(folder / "config.json"))
+    done = runs.status == "done"
+    return runs.assign(numbers=[now(study / f) if is_done else None for f, is_done in zip(runs.folder, done)])
+
 def only_asked(r: Results) -> Results:
     "The same results without runs that the study does not ask for, or asks for otherwise: these are refused."
     refused, kept = dict(r.refused), []
@@ -398,7 +415,7 @@ def only_asked(r: Results) -> Results:
             why = f"it left no {r.plan['metric']}" + f", but {own}" * bool(own)
         if why: refused[run.folder] = why
         kept.append(not why)
-    r = replace(r, runs=r.runs[kept].reset_index(drop=True), refused=refused)
+    r = replace(r, runs=counted_alike(r.folder, r.runs[kept].reset_index(drop=True)), refused=refused)
     if not r.runs.status.eq("done").any():
         why = "".join(f" `{f}` is not used: {words}." for f, words in r.refused.items())
         raise AblationError(f"'{r.name}' has no finished run of what its study asks; run it.{why}")

@@ -210,10 +210,8 @@ def seeds_asked(r: Results, point: str, rates: dict[str, float]) -> dict[str, in
     looks = planned_looks(r.plan)
     if not looks: return dict.fromkeys(rates, len(r.plan["seeds"]))
     have, losses = by_key(r), dict[str, list[float]]()
-    able = {*r.runs.arm[r.runs.status == "done"]}   # arms that have come to a number
     def loss(run: Any) -> float:
         if run is None or run.status == "partial": return np.nan
-        if run.status == "failed" and run.arm not in able: return np.nan
         return run.final_val_loss if run.status == "done" else np.inf
     for arm, lr in rates.items():
         losses[arm] = [loss(have.get(run_key(point, arm, lr, seed))) for seed in planned_seeds(r.plan)]
@@ -1633,10 +1631,11 @@ def strayed_words(table: pd.DataFrame) -> str:  # of `ladder_table`
     "By how much more than the test the tuning seeds strayed, over all arms, and which arm more than half of it is of."
     of = table.set_index("arm").strayed.dropna()
     if of.empty: return ""
-    words = f", times {root_mean_square(of):.2g}, as the seeds of the tuning strayed by so much more, all arms together"
+    def times(own: pd.Series) -> str: return f"{float(f'{root_mean_square(own):.2g}'):g}"
+    words = f", times {times(of)}, which is how far the seeds of the tuning strayed, all arms together"
     most = of.idxmax()
     if len(of) < 3 or of[most]**2 <= (of**2).sum() / 2: return words
-    return f"{words} ({root_mean_square(of.drop(most)):.2g} without {arm_label(most)})"
+    return f"{words} ({times(of.drop(most))} without {arm_label(most)})"
 
 def above_another_rate(r: Results) -> list[str]:
     "Arms whose finished runs at the chosen rate are worse, on average, than tuning was at another rate."

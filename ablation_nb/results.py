@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, fields
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -438,9 +438,12 @@ def in_words(name: str) -> str:
     "A name in small letters, with a space where its words are written together: `valLoss` is 'val loss'."
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
 
+TURNING = {"neg", "negative", "reduction", "improvement", "gain", "drop"}   # and so a loss may be better when higher
+
 def better_by_name(metric: str) -> str:  # higher | lower; empty where the name does not say
     "Which way a metric gets better, by the words of its name, of which `val_acc` has two."
     words = set(re.split(r"[\W_]+", f"{metric.lower()} {in_words(metric)}"))   # of `IoU` the first
+    if words & TURNING: return ""
     if words & DOWNWARD: return "lower"
     return "higher" if words & UPWARD else ""
 
@@ -782,8 +785,13 @@ def notebook_result_fault(folder: Path, config: dict, result: dict) -> str | Non
     return None
 
 TIMES = {"seconds", "time", "duration", "elapsed", "date", "timestamp", "datetime"}   # words: no two runs share these
-OF_MACHINES = {"runtime", "walltime", "clock", "latency", "throughput", "secs", "mem", "memory"}
-A_RATE = re.compile(r"(/|\bper)\s*(s|secs?|seconds?|ms|mins?|minutes?|hours?)\b")   # of any unit a time
+OF_MACHINES = {"runtime", "walltime", "clock", "latency", "throughput", "sec", "secs", "fps", "vram"}
+COUNTED_BY_TIME = (
+    r"(tokens?|toks?|its?|iters?|iterations?|steps?|samples?|examples?|images?|frames?|batch|batches|words|flops|[mg]b)")
+A_TIME = r"(s|secs?|seconds?|ms|minutes?|hours?)"
+A_RATE = re.compile(rf"\b({COUNTED_BY_TIME}\s*(/|per )\s*{A_TIME}|{A_TIME}\s*(/|per )\s*{COUNTED_BY_TIME})\b")
+OF_MEMORY = r"(gpu|cuda|cpu|peak|max|used|usage|allocated|reserved|[kmg]?i?b|bytes)"
+A_MEMORY = re.compile(rf"^(?=.*\bmem(ory)?\b)(?=.*\b{OF_MEMORY}\b)")
 
 def is_time(name: str) -> bool:
     "Does a name say that its number is a time? `train_time` and `wallTime` do, `sentiment` does not."
@@ -792,7 +800,15 @@ def is_time(name: str) -> bool:
 def is_of_machine(name: str) -> bool:
     "Does it say that its number is the machine's: a time, a speed such as `tokens/s`, or memory?"
     words = in_words(name).replace("_", " ")
-    return is_time(name) or not OF_MACHINES.isdisjoint(re.findall(r"[a-z]+", words)) or bool(A_RATE.search(words))
+    known = is_time(name) or not OF_MACHINES.isdisjoint(re.findall(r"[a-z]+", words))
+    return known or bool(A_RATE.search(words) or A_MEMORY.search(words))
+
+def numbers_in(value: Any, without: Callable[[str], bool]) -> Any:
+    "The numbers of a table, without some of its keys, of a list, or one; None for words."
+    if isinstance(value, list): return [numbers_in(v, without) for v in value]
+    if isinstance(value, (bool, int, float)): return value
+    if not isinstance(value, dict): return None
+    return {k: numbers_in(v, without) for k, v in value.items() if not without(k)}
 
 def numbers_left(
     folder: Path,
@@ -805,13 +821,7 @@ def numbers_left(
 
     Words, times, speeds and what the run was given are left out: they differ where the model does not.
     The metric counts."""
-    given = {*GIVEN, "lr", *config.get("model", {})}
-    def counted(value: Any) -> Any:
-        "The numbers of a table, a list, or one; None for words."
-        if isinstance(value, list): return [counted(v) for v in value]
-        if isinstance(value, (bool, int, float)): return value
-        if not isinstance(value, dict): return None
-        return {k: counted(v) for k, v in value.items() if not is_idle(k) and k not in given}
+    counted = partial(numbers_in, without=lambda k: is_idle(k) or k in {*GIVEN, "lr", *config.get("model", {})})
     rows = counted(rows_left(folder / "metrics.jsonl", repeats))
     items = read_array(folder / "items.npy").tolist() if has(folder / "items.npy") else []
     return hash_of([own.get(config["metric"]), counted(own), rows, items])
@@ -863,6 +873,7 @@ def fault(folder: Path) -> str | None:  # what is wrong, as the end of a sentenc
     "The first place where the files of a run disagree with each other; one that is damaged is an error."
     config, env = read_checked(folder / "config.json"), read_checked(folder / "env.json")
     why = settings_fault(config, env)
+    if not why and not has(folder / "result.json"): unfinished(folder)   # whose reason is damaged, too, perhaps
     if why or not has(folder / "result.json"): return why
     return result_fault(folder, config, env)
 
@@ -1238,7 +1249,7 @@ def made_of(folder: Path) -> dict:
     "All that the report of a study follows from, by hash or version."
     from importlib.metadata import version
     root, package = project_root(), Path(ablation_nb.__file__).parent
-    names = {*SETTINGS, *KEPT_FILES} - {"run.ipynb"}
+    names = {*SETTINGS, *KEPT_FILES, FAILED} - {"run.ipynb"}
     return dict(
         study=[folder.name, sha256_of((f for f in folder.rglob("*") if f.name in names), folder)],
         code=[sha256_of(package.glob("*.py"), package), own_hash()],

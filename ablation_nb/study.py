@@ -678,7 +678,9 @@ def check_metric(d: dict, wrong: Wrong) -> None:
     for key in ("metric", "unit"):
         if not str(d.get(key, "")).isprintable(): raise wrong(key, d[key], "must be a line of text.")
     if "better" not in d and better_by_name(d["metric"]) != "lower":
-        why = f"is missing, and the name {d['metric']!r} does not say it: which way the metric gets better"
+        higher = better_by_name(d["metric"]) == "higher"
+        reads = "reads as if higher were better" if higher else "does not say it"
+        why = f"is missing, and the name {d['metric']!r} {reads}: which way the metric gets better"
         raise wrong("better", None, f'{why}; add better = "higher" or better = "lower".')
     if d.get("better", "lower") not in ("higher", "lower"):
         raise wrong("better", d["better"], "must be 'higher' or 'lower': which way the metric gets better.")
@@ -854,13 +856,14 @@ def tuning_state(study: Study, ready: dict) -> dict[str, dict]:
         tuning.setdefault(point, {})[arm] = climb(tune["lr"], losses_at, study.settings.get("refine", False))
     return tuning
 
-def has_failed(study: Study, ready: dict, folder: Path, cfg: RunConfig) -> bool:
-    """Did a run of somebody's notebook fail, as the notebook stands, though its arm has come to a number elsewhere?
+def has_failed(folder: Path, cfg: RunConfig, made_by: Any) -> bool:
+    "Did an unfinished run of somebody's notebook come to no number, by what makes it now? As if it had diverged, then."
+    return has(folder / FAILED) and not differences(read_checked(folder / "env.json"), cfg, made_by)
 
-    Then it stands for one that diverged, and what waits for it goes on. An arm that always fails may be a mistake."""
-    if not has(folder / FAILED) or differences(read_checked(folder / "env.json"), cfg, study.made_by(cfg, ready)):
-        return False
-    return any(has(f / "result.json") for f in run_folders(study.outputs) if f.parent == folder.parent)
+def has_numbers(study: Study, arm: Path) -> bool:  # its folder, of the study or of a point
+    "Has any run of an arm come to a number? One that always fails may be a mistake in the notebook."
+    ended = [f / "result.json" for f in run_folders(study.outputs) if f.parent == arm and has(f / "result.json")]
+    return any(read_json(result).get("status") == "done" for result in ended)
 
 def tuning_losses(study: Study, ready: dict, arm: str, point: str, lr: float) -> dict | None:
     "Final losses at a rate by tuning seed, or None while one is missing."
@@ -868,8 +871,9 @@ def tuning_losses(study: Study, ready: dict, arm: str, point: str, lr: float) ->
     for seed in study.settings["tune"]["seeds"]:
         cfg = study.run(arm, point, lr, seed)
         folder = study.folder(cfg, point)
-        state = run_state(folder, cfg, study.made_by(cfg, ready))
-        failed = state == "partial" and has_failed(study, ready, folder, cfg)
+        made_by = study.made_by(cfg, ready)
+        state = run_state(folder, cfg, made_by)
+        failed = state == "partial" and has_failed(folder, cfg, made_by) and has_numbers(study, folder.parent)
         if state not in ("done", "diverged") and not failed: return None
         losses[str(seed)] = None if failed else final_loss(folder, study.settings)
     return losses
@@ -883,8 +887,9 @@ def test_losses(study: Study, ready: dict, arm: str, point: str, lr: float | Non
         cfg = study.run(arm, point, lr, seed)
         folder, loss = study.folder(cfg, point), math.nan
         rate_known = lr is not None or not study.settings["tune"]
-        state = run_state(folder, cfg, study.made_by(cfg, ready)) if rate_known else "absent"
-        if state == "diverged" or state == "partial" and has_failed(study, ready, folder, cfg): loss = math.inf
+        made_by = study.made_by(cfg, ready)
+        state = run_state(folder, cfg, made_by) if rate_known else "absent"
+        if state == "diverged" or state == "partial" and has_failed(folder, cfg, made_by): loss = math.inf
         elif state == "done" and not cut_short(folder): loss = final_loss(folder, study.settings)
         losses.append(loss)
     return losses

@@ -219,6 +219,31 @@ def test_an_arm_that_fails_at_a_seed_is_not_judged_by_its_others_and_holds_up_no
 
 
 
+TOO_HOT = """
+import json, math, random
+if ablation == "never" or ablation == "more" and lr > 5: raise ValueError("too hot")
+json.dump({"score": random.Random(seed).gauss(0, .01) - math.log10(lr)**2}, open(f"{out}/result.json", "w"))
+"""
+
+
+def test_a_rung_that_fails_counts_as_diverged_where_its_arm_can_come_to_a_number(tmp_path, sh):
+    "An arm that always fails waits instead: that may be a mistake, and its ladder does not grow."
+    ladder = "[tune]\nlr = [0.1, 1.0, 10.0]\nseeds = [9]\n"
+    study = COIN_STUDY.replace('"less"', '"never"') + ladder
+    root = coin(tmp_path / "coin", TOO_HOT, PARAMETERS + "lr = 1.0\n", study)
+    refused(sh("ablation", "run", "coin.toml", cwd=root), "too hot")
+    outputs = root / "outputs" / "coin"
+    tuning = json.loads((outputs / "tuning.json").read_text())[""]
+    assert tuning["more"]["lr"] == tuning["base"]["lr"] == 1
+    assert "never" not in tuning
+    assert {f.name for f in (outputs / "never").iterdir()} == {"0.1-s9", "1-s9", "10-s9"}
+    assert (outputs / "more" / "1-s2" / "result.json").exists()
+    coin(root, TOO_HOT + "x = 1\n", PARAMETERS + "lr = 1.0\n", study)   # by another notebook nothing has failed yet
+    done = succeeded(sh("ablation", "plan", "coin.toml", cwd=root))
+    assert "3 runs" in done.stdout
+
+
+
 def test_killed_and_begun_again_it_comes_to_the_same_numbers(study, tmp_path, sh, env):
     "The notebook keeps a checkpoint of its own, finds it again, and ends with the numbers of an undisturbed run."
     calm = values(study("gpt")[0])
