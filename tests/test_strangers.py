@@ -310,7 +310,7 @@ NOWHERE = dict(kernelspec=dict(name="nowhere", language="python", display_name="
      dict(study=COIN_STUDY.replace('"base"\n', '"bass"\n', 1))),
     ("margin = None is missing", dict(study=COIN_STUDY.replace("margin = 0.1\n", ""))),
     ("metric = None is missing", dict(study=COIN_STUDY.replace('metric = "score"\n', ""))),
-    ("better = None is missing, and the name 'score' does not say it", dict(
+    ("better = None is missing, and the name 'score' reads as if higher were better", dict(
         study=COIN_STUDY.replace('better = "higher"\n', ""))),
     ("must be 'higher' or 'lower'", dict(study=COIN_STUDY.replace("higher", "up"))),
     ("is not a key of a study of a notebook", dict(study=COIN_STUDY + 'scale = "smoke"\n')),
