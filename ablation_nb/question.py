@@ -180,10 +180,10 @@ def same_at_every_seed(r: Results, runs: pd.DataFrame, known: set[tuple[str, str
 def told_apart_by(r: Results, runs: pd.DataFrame) -> str:
     "What is said of a control that has the baseline's metric and other numbers besides."
     both, names = ended_in_both(runs, "aa", r.plan["baseline"]), dict[str, None]()
-    left_out = {*GIVEN, "lr", *r.plan["overrides"], *(field for p in points(r) for field in r.plan["grid"].get(p, {}))}
+    given = {*GIVEN, "lr", *r.plan["overrides"], *(field for p in points(r) for field in r.plan["grid"].get(p, {}))}
     def numbers(folder: str) -> dict:
-        own = read_json(r.folder / folder / "result.json")["own"]
-        return numbers_in(own, without=lambda k: is_of_machine(k) or k in left_out)
+        own = read_json(r.folder / folder / "result.json").get("own", {})
+        return numbers_in(own, without=lambda k: is_of_machine(k) or k in given)
     for pair in both[both.done].itertuples():
         one, other = numbers(pair.folder_x), numbers(pair.folder_y)
         names |= dict.fromkeys(k for k in {**one, **other} if one.get(k) != other.get(k))
@@ -214,7 +214,8 @@ def control_words(r: Results, runs: pd.DataFrame) -> list[str]:
         arms = joined(coded(arm) for arm in where if where[arm] == own)
         says.append(f"**The seed does nothing** for {arms}{at}: all seeds left the same numbers, so {counts}.")
     says += same_at_every_seed(r, runs, {(arm, p) for arm, own in still.items() for p in own})
-    if not ended_in_both(runs, "aa", baseline).done.any(): return says
+    control = ended_in_both(runs, "aa", baseline)
+    if not control.done.any(): return says
     if alike(runs, "aa", baseline):
         says.append(f"`aa` is `{baseline}` run again: the same seed gave the same numbers, to the last bit. "
                     "So what another arm shows is not the machine's doing.")
@@ -222,7 +223,7 @@ def control_words(r: Results, runs: pd.DataFrame) -> list[str]:
         own = numbers_of_set(r, runs).rows
         wide = own.pivot_table(index=["setting", "seed"], columns="arm", values="value")
         apart = (wide["aa"] - wide[baseline]).abs().max() if {"aa", baseline} <= {*wide} else np.nan
-        if apart == 0 and alike(runs[runs.status == "done"].assign(numbers=0), "aa", baseline):
+        if apart == 0 and control.status_x.eq(control.status_y).all():
             return [*says, f"`aa` is `{baseline}` run again: {told_apart_by(r, runs)}"]
         by = "" if np.isnan(apart) else f": in {r.plan['metric']} they differ by {apart:.2g} at most"
         says.append(f"`aa` is `{baseline}` run again, and the same seed gave other numbers{by}. "
@@ -399,7 +400,8 @@ def fields_otherwise(fields: dict, asked: dict) -> str:
 def counted_alike(study: Path, runs: pd.DataFrame) -> pd.DataFrame:
     "The same runs, each with the hash of its numbers as they are counted now: an older run kept one of more of them."
     def now(folder: Path) -> str:
-        return numbers_left(folder, read_json(folder / "result.json")["own"], read_json(folder / "config.json"))
+        own = read_json(folder / "result.json").get("own", {})
+        return numbers_left(folder, own, read_json(folder / "config.json"))
     done = runs.status == "done"
     return runs.assign(numbers=[now(study / f) if is_done else None for f, is_done in zip(runs.folder, done)])
 
