@@ -24,13 +24,12 @@ from ablation_nb.compare import (
     remarks, words_for)
 from .config import AblationError
 from .figures import MANY, new_figure, our_style, plot_losses, save_figure, settled
-from .provenance import GIVEN
 from .report import (
     FARTHEST, LOOKS, UNASKED, Results, asked_for, by_key, count_words, joined, listed_once, point_words, points,
     rate_of, read_results, run_key, stem_of, verdict_words, with_plain_words, write_text)
 from ablation_nb.results import (
-    RUN, has, is_notebook, is_of_machine, numbers_in, numbers_left, planned_looks, read_array, read_json, rows_left,
-    title_of, who)
+    RUN, has, is_notebook, is_of_machine, numbers_left, planned_looks, read_array, read_json, rows_left, title_of,
+    what_counts, who)
 from .statistics import pair_up
 from .tables import inert
 
@@ -180,10 +179,9 @@ def same_at_every_seed(r: Results, runs: pd.DataFrame, known: set[tuple[str, str
 def told_apart_by(r: Results, runs: pd.DataFrame) -> str:
     "What is said of a control that has the baseline's metric and other numbers besides."
     both, names = ended_in_both(runs, "aa", r.plan["baseline"]), dict[str, None]()
-    given = {*GIVEN, "lr", *r.plan["overrides"], *(field for p in points(r) for field in r.plan["grid"].get(p, {}))}
     def numbers(folder: str) -> dict:
         own = read_json(r.folder / folder / "result.json").get("own", {})
-        return numbers_in(own, without=lambda k: is_of_machine(k) or k in given)
+        return what_counts(own, read_json(r.folder / folder / "config.json"))
     for pair in both[both.done].itertuples():
         one, other = numbers(pair.folder_x), numbers(pair.folder_y)
         names |= dict.fromkeys(k for k in {**one, **other} if one.get(k) != other.get(k))

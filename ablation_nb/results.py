@@ -491,7 +491,7 @@ def ignorance(corpus: str, context_length: int) -> dict[str, float]:
 
 FAILED = "failed.json"   # why a run of somebody's notebook came to no result
 
-def unfinished(folder: Path) -> dict:
+def without_result(folder: Path) -> dict:
     "What stands for the result of a run without one: it failed, and why, or it is only half done."
     if not has(folder / FAILED): return {"status": "partial"}
     said = read_json(folder / FAILED)
@@ -504,7 +504,7 @@ def row_of(study: Path | str, folder: Path) -> dict:
     at = folder.relative_to(study).as_posix()
     try:
         config, env = read_checked(folder / "config.json"), read_json(folder / "env.json")
-        result = read_json(folder / "result.json") if has(folder / "result.json") else unfinished(folder)
+        result = read_json(folder / "result.json") if has(folder / "result.json") else without_result(folder)
         if not isinstance(env, dict): raise Damaged(folder / "env.json", "is no table")
         if not isinstance(result, dict): raise Damaged(folder / "result.json", "is no table")
     except Damaged: return dict(name, status="damaged", folder=at)
@@ -787,7 +787,8 @@ def notebook_result_fault(folder: Path, config: dict, result: dict) -> str | Non
 TIMES = {"seconds", "time", "duration", "elapsed", "date", "timestamp", "datetime"}   # words: no two runs share these
 OF_MACHINES = {"runtime", "walltime", "clock", "latency", "throughput", "sec", "secs", "fps", "vram"}
 COUNTED_BY_TIME = (
-    r"(tokens?|toks?|its?|iters?|iterations?|steps?|samples?|examples?|images?|frames?|batch|batches|words|flops|[mg]b)")
+    r"(tokens?|toks?|its?|iters?|iterations?|steps?|samples?|examples?|images?|frames?"
+    r"|batch|batches|words|flops|[mg]b)")
 A_TIME = r"(s|secs?|seconds?|ms|minutes?|hours?)"
 A_RATE = re.compile(rf"\b({COUNTED_BY_TIME}\s*(/|per )\s*{A_TIME}|{A_TIME}\s*(/|per )\s*{COUNTED_BY_TIME})\b")
 OF_MEMORY = r"(gpu|cuda|cpu|peak|max|used|usage|allocated|reserved|[kmg]?i?b|bytes)"
@@ -810,6 +811,11 @@ def numbers_in(value: Any, without: Callable[[str], bool]) -> Any:
     if not isinstance(value, dict): return None
     return {k: numbers_in(v, without) for k, v in value.items() if not without(k)}
 
+def what_counts(value: Any, config: dict, is_idle: Callable[[str], bool] = is_of_machine) -> Any:
+    "The same, without what the run was given and what says nothing of the model."
+    given = {*GIVEN, "lr", *config.get("model", {})}
+    return numbers_in(value, lambda k: is_idle(k) or k in given)
+
 def numbers_left(
     folder: Path,
     own: dict,       # what the notebook's result.json said
@@ -821,7 +827,7 @@ def numbers_left(
 
     Words, times, speeds and what the run was given are left out: they differ where the model does not.
     The metric counts."""
-    counted = partial(numbers_in, without=lambda k: is_idle(k) or k in {*GIVEN, "lr", *config.get("model", {})})
+    counted = partial(what_counts, config=config, is_idle=is_idle)
     rows = counted(rows_left(folder / "metrics.jsonl", repeats))
     items = read_array(folder / "items.npy").tolist() if has(folder / "items.npy") else []
     return hash_of([own.get(config["metric"]), counted(own), rows, items])
@@ -873,7 +879,7 @@ def fault(folder: Path) -> str | None:  # what is wrong, as the end of a sentenc
     "The first place where the files of a run disagree with each other; one that is damaged is an error."
     config, env = read_checked(folder / "config.json"), read_checked(folder / "env.json")
     why = settings_fault(config, env)
-    if not why and not has(folder / "result.json"): unfinished(folder)   # whose reason is damaged, too, perhaps
+    if not why and not has(folder / "result.json"): without_result(folder)   # whose reason is damaged, too, perhaps
     if why or not has(folder / "result.json"): return why
     return result_fault(folder, config, env)
 

@@ -38,8 +38,7 @@ from ablation_nb.provenance import (
 from .results import (
     FAILED, better_by_name, busy, cut_short, differences, each_file_once, final_loss, folder_of, has, is_time,
     numbers_of_short_run, planned_looks, packed_folders, planned_seeds, point_fields, read_checked, read_json,
-    read_rows, rows_left,
-    run_folder, run_folders, run_state, why_not)
+    read_rows, rows_left, run_folder, run_folders, run_state, why_not)
 
 # Annotations name them, and nbdev's documentation asks what they mean. A plan does without, which saves two seconds.
 if TYPE_CHECKING or "nbdev" in sys.modules:
@@ -856,10 +855,6 @@ def tuning_state(study: Study, ready: dict) -> dict[str, dict]:
         tuning.setdefault(point, {})[arm] = climb(tune["lr"], losses_at, study.settings.get("refine", False))
     return tuning
 
-def has_failed(folder: Path, cfg: RunConfig, made_by: Any) -> bool:
-    "Did an unfinished run of somebody's notebook come to no number, by what makes it now? As if it had diverged, then."
-    return has(folder / FAILED) and not differences(read_checked(folder / "env.json"), cfg, made_by)
-
 def has_numbers(study: Study, arm: Path) -> bool:  # its folder, of the study or of a point
     "Has any run of an arm come to a number? One that always fails may be a mistake in the notebook."
     ended = [f / "result.json" for f in run_folders(study.outputs) if f.parent == arm and has(f / "result.json")]
@@ -871,9 +866,8 @@ def tuning_losses(study: Study, ready: dict, arm: str, point: str, lr: float) ->
     for seed in study.settings["tune"]["seeds"]:
         cfg = study.run(arm, point, lr, seed)
         folder = study.folder(cfg, point)
-        made_by = study.made_by(cfg, ready)
-        state = run_state(folder, cfg, made_by)
-        failed = state == "partial" and has_failed(folder, cfg, made_by) and has_numbers(study, folder.parent)
+        state = run_state(folder, cfg, study.made_by(cfg, ready))
+        failed = state == "partial" and has(folder / FAILED) and has_numbers(study, folder.parent)
         if state not in ("done", "diverged") and not failed: return None
         losses[str(seed)] = None if failed else final_loss(folder, study.settings)
     return losses
@@ -881,15 +875,14 @@ def tuning_losses(study: Study, ready: dict, arm: str, point: str, lr: float) ->
 
 # %% ../nbs/14_study.ipynb #9a170202
 def test_losses(study: Study, ready: dict, arm: str, point: str, lr: float | None) -> list[float]:
-    "Final losses on the seeds of the test, in their order: NaN where a run is to do, infinite where it diverged."
+    "Final losses on the seeds of the test, in their order: NaN where a run is to do, infinite where it came to none."
     losses = []
     for seed in planned_seeds(study.settings):
         cfg = study.run(arm, point, lr, seed)
         folder, loss = study.folder(cfg, point), math.nan
         rate_known = lr is not None or not study.settings["tune"]
-        made_by = study.made_by(cfg, ready)
-        state = run_state(folder, cfg, made_by) if rate_known else "absent"
-        if state == "diverged" or state == "partial" and has_failed(folder, cfg, made_by): loss = math.inf
+        state = run_state(folder, cfg, study.made_by(cfg, ready)) if rate_known else "absent"
+        if state == "diverged" or state == "partial" and has(folder / FAILED): loss = math.inf
         elif state == "done" and not cut_short(folder): loss = final_loss(folder, study.settings)
         losses.append(loss)
     return losses
