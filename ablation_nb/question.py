@@ -36,28 +36,32 @@ from .tables import inert
 # %% ../nbs/29_question.ipynb #29f00006
 UNFINISHED = ("partial", "failed")   # statuses of runs without a result
 
-def ended_in_both(runs: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
-    """The seeds and points at which runs of both arms ended, with how each ended and what it left; `done`: both did.
+def ended_in_both(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Each run that ended beside the baseline's of the same seed and point: how both ended and what they left.
 
-    An arm that fails has ended otherwise than `b`, the baseline. That `b` or the control fails says nothing of it."""
-    says_nothing = runs.status.eq("failed") & runs.arm.isin(["aa", b])
-    own, other = (runs[(runs.arm == arm) & (runs.status != "partial") & ~says_nothing] for arm in (a, b))
-    both = own.merge(other, on=["point", "seed"])
-    return both.assign(done=both.status_x.eq("done") & both.status_y.eq("done"))
+    `done`: both did; `alike`: they ended alike, with the very same numbers where they are done.
+    An arm that fails has ended otherwise than the baseline. That it, or the control, fails says nothing of an arm."""
+    says_nothing = runs.status.eq("failed") & runs.arm.isin(["aa", baseline])
+    ended = runs[(runs.status != "partial") & ~says_nothing]
+    is_base = ended.arm.eq(baseline)
+    both = ended[~is_base].merge(ended[is_base], on=["point", "seed"], suffixes=("", "_base"))
+    done = both.status.eq("done") & both.status_base.eq("done")
+    alike = both.status.eq(both.status_base) & (both.numbers.eq(both.numbers_base) | ~done)
+    return both.assign(done=done, alike=alike)
 
-def alike(runs: pd.DataFrame, a: str, b: str) -> bool:
-    "Did two arms end alike at each seed and point at which both ended, with the very same numbers where they are done?"
-    both = ended_in_both(runs, a, b)
-    same = both.status_x.eq(both.status_y) & (both.numbers_x.eq(both.numbers_y) | ~both.done)
-    return bool(both.done.any() and same.all())
+def alike(runs: pd.DataFrame, baseline: str) -> list[str]:
+    "The arms, the control `aa` among them, that ended as the baseline did wherever both ended; one pair is done."
+    both = ended_in_both(runs, baseline)
+    found = {*both.arm[both.done]} - {*both.arm[~both.alike]}
+    return [arm for arm in dict.fromkeys(runs.arm) if arm in found]
 
 def same_as_baseline(runs: pd.DataFrame, baseline: str) -> list[str]:
     """The arms that left the baseline's numbers, in the order of the runs; the control `aa` apart.
 
     None where `aa` left others than the baseline: there equal numbers are chance."""
-    if ended_in_both(runs, "aa", baseline).done.any() and not alike(runs, "aa", baseline): return []
-    arms = [a for a in dict.fromkeys(runs.arm) if a not in (baseline, "aa")]
-    return [arm for arm in arms if alike(runs, arm, baseline)]
+    both, same = ended_in_both(runs, baseline), alike(runs, baseline)
+    if "aa" in {*both.arm[both.done]} - {*same}: return []
+    return [arm for arm in same if arm != "aa"]
 
 def seedless(runs: pd.DataFrame) -> dict[str, list[str]]:
     "Arm -> the points at which all its seeds left the same numbers: what they repeat there is one run."
@@ -144,9 +148,9 @@ def rated(r: Results) -> bool:
 
 def is_given_rates(plan: dict) -> bool: return any(plan.get(k) for k in ("lr", "tune", "fixed"))
 
-def set_words(r: Results, name: str) -> str:
+def set_words(r: Results, name: str, table: pd.DataFrame) -> str:  # as `judged_set` gives it
     "What a set of runs says of its arms: each verdict with those that have it, the largest difference first."
-    table, runs = judged_set(r, r.sets[name]), r.sets[name]
+    runs = r.sets[name]
     unit = f" ({r.plan['unit']})" if r.plan["unit"] else ""
     pairs, n = table.n[table.verdict.ne("") & table.arm.ne("aa")], runs.seed[runs.status == "done"].nunique()
     seeds = count_words(n, "seed") if pairs.eq(n).all() else f"{listed_once(pairs.sort_values())} pairs an arm"
@@ -178,12 +182,12 @@ def same_at_every_seed(r: Results, runs: pd.DataFrame, known: set[tuple[str, str
 
 def told_apart_by(r: Results, runs: pd.DataFrame) -> str:
     "What is said of a control that has the baseline's metric and other numbers besides."
-    both, names = ended_in_both(runs, "aa", r.plan["baseline"]), dict[str, None]()
+    both, names = ended_in_both(runs, r.plan["baseline"]).query("arm == 'aa' and done"), dict[str, None]()
     def numbers(folder: str) -> dict:
         own = read_json(r.folder / folder / "result.json").get("own", {})
         return what_counts(own, read_json(r.folder / folder / "config.json"))
-    for pair in both[both.done].itertuples():
-        one, other = numbers(pair.folder_x), numbers(pair.folder_y)
+    for pair in both.itertuples():
+        one, other = numbers(pair.folder), numbers(pair.folder_base)
         names |= dict.fromkeys(k for k in {**one, **other} if one.get(k) != other.get(k))
     where = joined(map(coded, names)) if names else "what was logged on the way, or in the items"
     return (f"the same seed gave the same {r.plan['metric']}, and other numbers besides: {where}. While such a number "
@@ -193,9 +197,9 @@ def told_apart_by(r: Results, runs: pd.DataFrame) -> str:
 def control_words(r: Results, runs: pd.DataFrame) -> list[str]:
     "What the A/A control, equal arms and idle seeds say, a sentence each."
     baseline, says = r.plan["baseline"], []
-    idle, still = same_as_baseline(runs, baseline), seedless(runs)
+    idle, still, both = same_as_baseline(runs, baseline), seedless(runs), ended_in_both(runs, baseline)
     if idle:
-        n = min(ended_in_both(runs, arm, baseline).done.sum() for arm in idle)
+        n = both[both.arm.isin(idle)].groupby("arm").done.sum().min()
         counted = count_words(int(n), "run")
         verb, whose = "changes", f"its {counted}"
         why = "The treatment did not reach the model, or it makes no difference that these numbers show."
@@ -212,16 +216,16 @@ def control_words(r: Results, runs: pd.DataFrame) -> list[str]:
         arms = joined(coded(arm) for arm in where if where[arm] == own)
         says.append(f"**The seed does nothing** for {arms}{at}: all seeds left the same numbers, so {counts}.")
     says += same_at_every_seed(r, runs, {(arm, p) for arm, own in still.items() for p in own})
-    control = ended_in_both(runs, "aa", baseline)
+    control = both[both.arm == "aa"]
     if not control.done.any(): return says
-    if alike(runs, "aa", baseline):
+    if control.alike.all():
         says.append(f"`aa` is `{baseline}` run again: the same seed gave the same numbers, to the last bit. "
                     "So what another arm shows is not the machine's doing.")
     else:
         own = numbers_of_set(r, runs).rows
         wide = own.pivot_table(index=["setting", "seed"], columns="arm", values="value")
         apart = (wide["aa"] - wide[baseline]).abs().max() if {"aa", baseline} <= {*wide} else np.nan
-        if apart == 0 and control.status_x.eq(control.status_y).all():
+        if apart == 0 and control.status.eq(control.status_base).all():
             return [*says, f"`aa` is `{baseline}` run again: {told_apart_by(r, runs)}"]
         by = "" if np.isnan(apart) else f": in {r.plan['metric']} they differ by {apart:.2g} at most"
         says.append(f"`aa` is `{baseline}` run again, and the same seed gave other numbers{by}. "
@@ -289,10 +293,10 @@ def farthest(runs: pd.DataFrame, baseline: str) -> list[str]:
 
 def curve_parts(r: Results, name: str) -> list[str]:
     "The part of the page on what a set of runs logged; empty where nothing of it tells runs apart."
-    runs, same = r.sets[name], ["aa"] if alike(r.sets[name], "aa", r.plan["baseline"]) else []
-    same += same_as_baseline(runs, r.plan["baseline"])
+    runs, baseline = r.sets[name], r.plan["baseline"]
+    same = [*same_as_baseline(runs, baseline), *({"aa"} & {*alike(runs, baseline)})]
     runs = runs[~runs.arm.isin(same)]
-    n, some = runs.arm.nunique(), farthest(runs, r.plan["baseline"])
+    n, some = runs.arm.nunique(), farthest(runs, baseline)
     runs = runs[runs.arm.isin(some)]
     rows = logged(r.folder, runs)
     columns = told_apart(rows)
@@ -525,10 +529,10 @@ def rates_tried(r: Results, point: str) -> pd.DataFrame:
     return wide.rename(columns=lambda c: c if isinstance(c, str) else f"{c:g}").rename_axis(columns=None).reset_index()
 
 # %% ../nbs/29_question.ipynb #29f0000f
-def set_parts(r: Results, name: str) -> list[str]:
+def set_parts(r: Results, name: str, table: pd.DataFrame) -> list[str]:  # as `judged_set` gives it
     "The paragraphs on one set of runs; its figure and its table for LaTeX are written."
     runs, setup = r.sets[name], setup_named(r, name)
-    numbers, table = numbers_of_set(r, runs), judged_set(r, runs)
+    numbers = numbers_of_set(r, runs)
     stem, shown = stem_of(r, name, "ablation_comparison"), words_for(table)
     save_figure(comparison_figure(numbers, table, r.plan["baseline"], r.plan["margin"]), r.folder / stem)
     write_text(r.folder / "tables" / f"{stem_of(r, name, 'results')}.tex", paper_table(shown))
@@ -582,15 +586,16 @@ def write_question(
     if not sets:
         raise AblationError(f"'{r.name}' has no finished run of its baseline '{r.plan['baseline']}' with another arm "
                             f"beside it; run more of it.{without_rate(r)}")
-    found = [set_words(r, name) for name in sets]
+    judged = {name: judged_set(r, runs) for name, runs in sets.items()}
+    found = [set_words(r, name, table) for name, table in judged.items()]
     controls = list(dict.fromkeys(words for runs in sets.values() for words in control_words(r, runs)))
     warned = [w for w in controls if w.startswith("**")]
     parts = [f"# Ablation study: {title_of(r.folder)}", *still_to_do(r),
              "## What was found", "\n".join(f"- {s}" for s in (*found, *warned)),
              "## What was run", notebook_facts(r), "## Results"]
     (r.folder / "tables").mkdir(exist_ok=True)
-    for name in sets: parts += set_parts(r, name)
-    tables = [judged_set(r, runs).assign(setup=name) for name, runs in sets.items()]
+    for name, table in judged.items(): parts += set_parts(r, name, table)
+    tables = [table.assign(setup=name) for name, table in judged.items()]
     parts += [*controls, "## Every run", *every_run(r), *rate_parts(r)]
     parts += [*curve_parts(r, next(iter(sets))), *item_parts(r, next(iter(sets)))]
     parts += ["## Is each treatment real?", *said_by_checks(r), "## What is in no mean", in_no_mean(r)]
