@@ -1178,12 +1178,14 @@ def progress_of(
     cfg: RunConfig | NotebookRun,
     state: str | None = None,  # what `run_state` says of the folder, where that is known
 ) -> dict:                     # state, step, of, train_loss, val_loss, tokens_per_second, eta (seconds to go)
-    "How far a run is, from its folder; `logged` besides, the newest number by column, for one of somebody's notebook."
+    """How far a run is, from its folder; `logged` besides, the newest number by column, for one of somebody's notebook.
+
+    What `run_state` calls partial may be `running`, or have `failed`: then it is made again by the next command."""
     of_a_notebook = isinstance(cfg, NotebookRun)
     rows_in = rows_left if of_a_notebook else read_rows
     state, rows = state or run_state(folder), rows_in(folder / "metrics.jsonl")
     rows = rows or rows_in(folder / OUT / "metrics.jsonl")
-    if state == "partial" and busy(folder): state = "running"
+    if state == "partial": state = "running" if busy(folder) else "failed" if has(folder / FAILED) else state
     last = rows[-1] if rows else {}
     step, seconds, done = last.get("step", 0), last.get("seconds"), last.get("tokens")
     newest = lambda k: next((r[k] for r in reversed(rows) if r.get(k) is not None), None)
@@ -1242,7 +1244,7 @@ def status_table(rows: list[dict], title: str) -> Table:
     number = lambda v, how: how(v) if known(v) else ""
     three, whole = "{:.3f}".format, "{:.0f}".format
     for r in rows:
-        if r["state"] not in ("running", "partial", *SPOILT): continue
+        if r["state"] not in ("running", "partial", "failed", *SPOILT): continue
         rate = f" lr {r['lr']:g}" if known(r["lr"]) else ""
         run = f"{r['arm']}{rate} seed {r['seed']}"
         if r["point"]: run = f"{r['point']}/{run}"

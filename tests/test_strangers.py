@@ -212,6 +212,8 @@ def test_an_arm_that_fails_at_a_seed_is_not_judged_by_its_others_and_holds_up_no
     verdicts = pd.read_csv(study / "tables" / "results.csv").set_index("arm").verdict
     assert verdicts["less"] == "failed"
     assert verdicts["more"] != "failed"
+    rows = json.loads(succeeded(sh("ablation", "status", "coin.toml", "--json", cwd=root)).stdout)
+    assert [(r["arm"], r["seed"]) for r in rows if r["state"] == "failed"] == [("less", 1)]
     (root / "fail").unlink()
     succeeded(sh("ablation", "run", "coin.toml", cwd=root))
     assert not list(study.rglob("failed.json"))
