@@ -550,14 +550,18 @@ def rate_parts(r: Results) -> list[str]:
     return parts
 
 def edges(r: Results, point: str) -> list[str]:
-    "The arms whose best rate is the last of their ladder, and those for which none could be chosen."
+    "The arms whose best rate is the last of their ladder, those that lost a rate, and those left without any."
     arms = r.tuning.get(point, {})
     says = [f"{coded(arm)}: its best rate {t['lr']:g} is the {t['edge']}est that was tried; "
             "a better one may lie beyond."
             for arm, t in arms.items() if t["edge"] and t["lr"] is not None]
+    for arm, t in arms.items():
+        gone = [f"{c['lr']:g}" for c in t["curve"] if c["diverged"]]
+        if gone and t["lr"] is not None:
+            says.append(f"{coded(arm)}: a run diverged or failed at {joined(gone)}, so no such rate is chosen.")
     lost = [arm for arm, t in arms.items() if t["lr"] is None and t["curve"]]
     if lost:
-        says.append(f"{joined(map(coded, lost))}: every run of the ladder diverged, "
+        says.append(f"{joined(map(coded, lost))}: at each rate of the ladder a run diverged or failed, "
                     "so there is no run for the test.")
     return ["\n".join(f"- {words}" for words in says)] * bool(says)
 
@@ -565,7 +569,8 @@ def edges(r: Results, point: str) -> list[str]:
 def without_rate(r: Results) -> str:
     "What is said of arms that have no run for the test since no rate could be chosen."
     lost = [arm for arms in r.tuning.values() for arm, t in arms.items() if t["curve"] and t["lr"] is None]
-    return f" Every run of the ladder diverged for: {', '.join(dict.fromkeys(lost))}." if lost else ""
+    if not lost: return ""
+    return f" At each rate of the ladder a run diverged or failed: {', '.join(dict.fromkeys(lost))}."
 
 def runs_table(r: Results) -> pd.DataFrame:
     "A row a run: those that the page speaks of, then those that are not used."

@@ -220,7 +220,6 @@ def test_an_arm_that_fails_at_a_seed_is_not_judged_by_its_others_and_holds_up_no
     assert (study / "less" / "s4" / "result.json").exists()
 
 
-
 TOO_HOT = """
 import json, math, random
 if ablation == "never" or ablation == "more" and lr > 5: raise ValueError("too hot")
@@ -240,7 +239,8 @@ def test_a_rung_that_fails_counts_as_diverged_where_its_arm_can_come_to_a_number
     assert "never" not in tuning
     assert {f.name for f in (outputs / "never").iterdir()} == {"0.1-s9", "1-s9", "10-s9"}
     assert (outputs / "more" / "1-s2" / "result.json").exists()
-
+    succeeded(sh("ablation", "report", "coin.toml", cwd=root))
+    assert "- `more`: a run diverged or failed at 10, so no such rate is chosen." in (outputs / "report.md").read_text()
 
 
 def test_killed_and_begun_again_it_comes_to_the_same_numbers(study, tmp_path, sh, env):
