@@ -31,8 +31,9 @@ from .kernels import NURSERY, run_notebook
 from .provenance import (
     NotebookCode, NotebookRun, code_cells, device_name, notebook_environment, package_hash,
     torch_version, values_set, write_json)
-from .results import (
-    FAILED, KEPT_FILES, Busy, alone, cut_short, has, numbers_left, read_json, run_state)
+from ablation_nb.results import (
+    FAILED, KEPT_FILES, Busy, Damaged, alone, beside_the_runs, cut_short, has, numbers_left, read_json, run_folders,
+    run_state)
 from .runs import OPTIONS
 from .study import (OUT, SPOILT, TODO, Job, NotebookStudy, Study, code_of, kernel_of,
     on_random_tokens, place_of, plan, prepared,
@@ -681,9 +682,29 @@ def remarks(tuning: dict) -> list[str]:
     return lines
 
 # %% ../nbs/15_engine.ipynb #d3c41fb0
+JUDGED_BY = ("metric", "better", "baseline", "margin", "arms", "seeds", "until")   # what verdicts rest on besides runs
+
+def note_changes(study: Study) -> None:
+    """Keep in `changes.json` what verdicts rest on and the study file says otherwise than before, once a run has ended.
+
+    To look first and to choose a margin then is no test of it. Arms may be added, and not be left out."""
+    try: kept = beside_the_runs(study.outputs, "study.json")
+    except Damaged: return   # it is written again
+    def differs(key: str) -> bool:
+        if key == "arms": return bool(set(kept["arms"]) - set(study.settings["arms"]))
+        return kept[key] != study.settings.get(key)
+    changed = [key for key in JUDGED_BY if key in kept and differs(key)]
+    if not changed: return
+    ended = sum(has(folder / "result.json") for folder in run_folders(study.outputs))
+    if not ended: return
+    noted = beside_the_runs(study.outputs, "changes.json").get("changes", [])
+    new = [dict(key=k, before=kept[k], after=study.settings.get(k), ended=ended) for k in changed]
+    write_json(study.outputs / "changes.json", dict(changes=noted + new))
+
 def write_down(study: Study, tuning: dict) -> None:
     "Write `study.json`, and `tuning.json` with each arm's best rate and its whole curve, where they have changed."
     study.outputs.mkdir(parents=True, exist_ok=True)
+    note_changes(study)
     write_changed(study.outputs / "study.json", study.settings)
     curves: dict[str, dict] = {point: {} for point in tuning}
     for point, arms in tuning.items():

@@ -25,8 +25,8 @@ from ablation_nb.compare import (
 from .config import AblationError
 from .figures import MANY, new_figure, our_style, plot_losses, save_figure, settled
 from .report import (
-    FARTHEST, LOOKS, UNASKED, Results, asked_for, by_key, count_words, joined, listed_once, point_words, points,
-    rate_of, read_results, run_key, stem_of, verdict_words, with_plain_words, write_text)
+    FARTHEST, LOOKS, UNASKED, Results, asked_before, asked_for, by_key, count_words, joined, listed_once,
+    point_words, points, rate_of, read_results, run_key, stem_of, verdict_words, with_plain_words, write_text)
 from ablation_nb.results import (
     RUN, has, is_notebook, is_of_machine, numbers_left, planned_looks, read_array, read_json, rows_left, title_of,
     what_counts, who)
@@ -597,7 +597,7 @@ def write_question(
     warned = [w for w in controls if w.startswith("**")]
     parts = [f"# Ablation study: {title_of(r.folder)}", *still_to_do(r),
              "## What was found", "\n".join(f"- {s}" for s in (*found, *warned)),
-             "## What was run", notebook_facts(r), "## Results"]
+             "## What was run", *asked_before(r), notebook_facts(r), "## Results"]
     (r.folder / "tables").mkdir(exist_ok=True)
     for name, table in judged.items(): parts += set_parts(r, name, table)
     tables = [table.assign(setup=name) for name, table in judged.items()]

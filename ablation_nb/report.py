@@ -16,12 +16,12 @@ __all__ = ['JUDGEMENTS', 'AT_ONCE', 'UNJUDGED', 'FITS', 'AXES', 'UNITS', 'TRENDS
            'luck_sentence', 'together_sentence', 'on_the_ladder', 'hanging_verdicts', 'rates_sentence',
            'doubts_over_points', 'verdicts_at_one_rate', 'refuted_rates', 'on_rates', 'findings_in_words', 'opening',
            'with_baseline', 'at_setup', 'beginning', 'listed_once', 'times_words', 'facts', 'fact_list',
-           'barely_trained', 'unfinished', 'warnings', 'all_settings', 'misfits', 'Shown', 'stem_of', 'Section',
-           'section', 'fine_words', 'findings', 'longer_answers', 'answers', 'answers_over_grid', 'answers_by_point',
-           'both_rates', 'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables',
-           'strayed_words', 'above_another_rate', 'rates', 'with_curves', 'curves_table', 'drawn_arms', 'drawn',
-           'drawn_words', 'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position', 'probed',
-           'asked_of', 'verdict_words', 'ability_words', 'what_models_can', 'combines', 'interaction_figures',
+           'barely_trained', 'unfinished', 'warnings', 'asked_before', 'all_settings', 'misfits', 'Shown', 'stem_of',
+           'Section', 'section', 'fine_words', 'findings', 'longer_answers', 'answers', 'answers_over_grid',
+           'answers_by_point', 'both_rates', 'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures',
+           'ladder_tables', 'strayed_words', 'above_another_rate', 'rates', 'with_curves', 'curves_table', 'drawn_arms',
+           'drawn', 'drawn_words', 'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position',
+           'probed', 'asked_of', 'verdict_words', 'ability_words', 'what_models_can', 'combines', 'interaction_figures',
            'interaction_tables', 'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables',
            'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs',
            'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'grid_parts',
@@ -1204,7 +1204,8 @@ def unfinished(r: Results) -> list[str]:
 def warnings(r: Results) -> list[str]:
     """What a reader must know of the runs.
 
-    One line if something is in no mean, and one if the runs are others than the study asks for."""
+    One line if something is in no mean, one if the runs are others than the study asks for, and one on what was asked
+    otherwise before."""
     lost, lines = [], []
     if r.refused: lost.append(f"{len(r.refused)} not used")
     statuses = r.runs.status.value_counts(sort=False)
@@ -1215,7 +1216,20 @@ def warnings(r: Results) -> list[str]:
     if lost: lines.append(f"**Not every run counts**: {', '.join(lost)}; see {where}.")
     other = "; ".join(misfits(r))
     if other: lines.append(f"**The runs are not those that study.json describes**: {other}.")
-    return lines
+    return lines + asked_before(r)
+
+def asked_before(r: Results) -> list[str]:
+    "What was changed of all that verdicts rest on once runs had ended; nothing where nothing was."
+    def plainly(value: Any) -> str:
+        if isinstance(value, dict): return ", ".join(f"{k} = {v}" for k, v in value.items())
+        if isinstance(value, list): return ", ".join(map(str, value))
+        return f"{value:g}" if isinstance(value, float) else str(value or "none")
+    changes = beside_the_runs(r.folder, "changes.json").get("changes", [])
+    told = [f"{c['key']} was {plainly(c['before'])}, and is {plainly(c['after'])} since "
+            f"{count_words(c['ended'], 'run')} had ended" for c in changes]
+    if not told: return []
+    return [f"**Asked otherwise before**: {'; '.join(told)}. Each test is made as if that had been so from the start. "
+            "Where results led to a change, a verdict that rests on it is less sure than it says."]
 
 # %% ../nbs/23_report.ipynb #5c1e0c24
 def all_settings(config: dict, corpus: str) -> dict:

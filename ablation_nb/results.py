@@ -137,6 +137,7 @@ class Damaged(AblationError):
 WAYS_OUT = {
     "study.json": "`ablation report` writes it again from the study file",
     "tuning.json": "`ablation report` writes it again from the runs",
+    "changes.json": "take it as it was from your version control, or remove it",
     "speed.json": "remove it, or let `ablation time` write it again"}
 
 @kept
@@ -251,6 +252,9 @@ def table_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
 def is_check(x: Any) -> bool:
     return isinstance(x, dict) and is_text(x.get("name")) and isinstance(x.get("passed"), bool)
 
+def is_change(x: Any) -> bool:
+    return isinstance(x, dict) and x.keys() == {"key", "before", "after", "ended"} and is_text(x["key"])
+
 def is_rung(x: Any) -> bool:
     return isinstance(x, dict) and is_number(x.get("lr")) and is_number(x.get("diverged")) and "mean" in x
 
@@ -271,6 +275,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "list of texts": all_are(is_text),
     "list of numbers": are_numbers,
     "list of checks": all_are(is_check),
+    "list of changes": all_are(is_change),
     "looks": lambda x: table_of(KINDS["whole number"])(x) and {*x} == {"most", "every"} and x["every"] > 0,
     "table of texts": table_of(is_text),
     "table of tables": table_of(lambda x: isinstance(x, dict)),
@@ -315,6 +320,7 @@ SHAPES: dict[str, dict[str, str]] = {  # file -> key, and what stands there
         "grid": "table of tables",
         "until": "looks or nothing",
         "margin": "number"},
+    "changes.json": {"changes": "list of changes"},
     "speed.json": {
         **dict.fromkeys(("device", "torch", "precision"), "text"),
         **dict.fromkeys(("threads", "steps", "tokens"), "whole number"),
@@ -1245,7 +1251,7 @@ def is_as_packed(folder: Path, files: dict[str, bytes], inside: str) -> bool:
 RECORD = ".report.json"   # beside a report: what it was made of, and what was written
 DRAWN_BY = ("numpy", "pandas", "scipy", "matplotlib", "seaborn", "pillow")   # libraries that compute and draw
 SETTINGS = (  # of a study, and its packed runs
-    PACKED, "study.json", "tuning.json", "speed.json")
+    PACKED, "study.json", "tuning.json", "changes.json", "speed.json")
 
 def sha256_of(files: Iterable[Path], root: Path) -> dict[str, str]:
     "The hash of each file that is there, by its path from a folder."

@@ -208,7 +208,7 @@ def add_runs(
     "Add the plan of a study and as many of its runs as fit to an archive, in one stroke."
     tmp = archive.with_suffix(".tmp")
     tmp.unlink(missing_ok=True)   # of a packing that was cut off
-    plans = [study / name for name in ("study.json", "tuning.json") if (study / name).exists()]
+    plans = [study / name for name in ("study.json", "tuning.json", "changes.json") if (study / name).exists()]
     room = limit - room_for(plans)
     if archive.exists():
         shutil.copy(archive, tmp)
@@ -254,7 +254,8 @@ def pack_ended(
     return archives
 
 # %% ../nbs/32_visit.ipynb #7a1c0001
-PLANS = ("study.json", "tuning.json", "speed.json")   # what a study asks for, what was tuned, what its arms take
+# what a study asks for, what was tuned, what was asked otherwise before, what its arms take
+PLANS = ("study.json", "tuning.json", "changes.json", "speed.json")
 PACK_LOCK = ".pack.lock"                              # of a study, held by `ablation pack`
 
 def no_number(word: str) -> None: raise ValueError(f"{word} is no JSON")

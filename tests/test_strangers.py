@@ -214,9 +214,14 @@ def test_an_arm_that_fails_at_a_seed_is_not_judged_by_its_others_and_holds_up_no
     assert verdicts["more"] != "failed"
     rows = json.loads(succeeded(sh("ablation", "status", "coin.toml", "--json", cwd=root)).stdout)
     assert [(r["arm"], r["seed"]) for r in rows if r["state"] == "failed"] == [("less", 1)]
+    assert "Asked otherwise" not in page
     (root / "fail").unlink()
+    (root / "coin.toml").write_text(more.replace("margin = 0.1", "margin = 3"))
     succeeded(sh("ablation", "run", "coin.toml", cwd=root))
     assert not list(study.rglob("failed.json"))
+    succeeded(sh("ablation", "report", "coin.toml", cwd=root))
+    said = "**Asked otherwise before**: margin was 0.1, and is 3 since 12 runs had ended."
+    assert said in (study / "report.md").read_text()
     assert (study / "less" / "s4" / "result.json").exists()
 
 
