@@ -1346,6 +1346,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ablation_nb.results.empty_folders': ('results.html#empty_folders', 'ablation_nb/results.py'),
                                      'ablation_nb.results.every_field': ('results.html#every_field', 'ablation_nb/results.py'),
                                      'ablation_nb.results.fault': ('results.html#fault', 'ablation_nb/results.py'),
+                                     'ablation_nb.results.files_below': ('results.html#files_below', 'ablation_nb/results.py'),
                                      'ablation_nb.results.files_of': ('results.html#files_of', 'ablation_nb/results.py'),
                                      'ablation_nb.results.final_loss': ('results.html#final_loss', 'ablation_nb/results.py'),
                                      'ablation_nb.results.finished': ('results.html#finished', 'ablation_nb/results.py'),

@@ -30,7 +30,7 @@ from .config import AblationError, ModelConfig, arm_label, did_you_mean, is_task
 from .config import parse_arm
 from .report import (
     Results, amount, count_words, points, read_results, span, with_plain_words, write_text)
-from .results import PACKED, beside_the_runs, each_file_once, load_runs
+from .results import PACKED, beside_the_runs, each_file_once, files_below, load_runs
 from .tables import md_table, read_results_table, reference_file
 
 # %% ../nbs/25_ledger.ipynb #ed0f4ff4
@@ -253,7 +253,7 @@ def is_trial(
 def ledger_folders(outputs: Path) -> list[Path]:
     "The folders of the studies that the ledger reads: all but trials, or these where there is nothing else."
     folders = [f for f in sorted(Path(outputs).iterdir())
-               if (f / PACKED).exists() or any(f.glob("**/config.json"))]
+               if (f / PACKED).exists() or any(files_below(f, "config.json"))]
     folders = [f for f in folders if "notebook" not in settings_kept(f)]
     in_earnest = [f for f in folders if not is_trial(settings_kept(f))]
     return in_earnest or folders

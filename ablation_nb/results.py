@@ -34,12 +34,12 @@ if TYPE_CHECKING or "nbdev" in sys.modules: import pandas as pd
 __all__ = ['PACKED', 'READ', 'Found', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'Folders', 'FIRST_PROMPT', 'PROMPTS', 'OF_RUN',
            'RUN', 'RECORD', 'DRAWN_BY', 'SETTINGS', 'Archive', 'each_file_once', 'kept', 'has', 'content', 'Damaged',
            'read_json', 'read_array', 'read_rows', 'rows_written', 'rows_left', 'said_once', 'is_row', 'steps_due',
-           'rows_fault', 'read_checked', 'standing_at', 'folder_of', 'run_folders', 'who', 'cut_short', 'load_runs',
-           'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses', 'whose',
-           'load_probes', 'load_weights', 'with_weights', 'mean_and_range', 'curves_of', 'done_runs', 'main_lr', 'gaps',
-           'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs', 'differences',
-           'notebook_differences', 'run_state', 'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy', 'pack_runs',
-           'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
+           'rows_fault', 'read_checked', 'standing_at', 'folder_of', 'files_below', 'run_folders', 'who', 'cut_short',
+           'load_runs', 'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses',
+           'whose', 'load_probes', 'load_weights', 'with_weights', 'mean_and_range', 'curves_of', 'done_runs',
+           'main_lr', 'gaps', 'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs',
+           'differences', 'notebook_differences', 'run_state', 'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy',
+           'pack_runs', 'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -360,10 +360,19 @@ def folder_of(
     a_name = len(asked.parts) == 1 and asked.name != ".."
     return next((f for f in ([*at_home, asked] if a_name else [asked, *at_home[::-1]]) if f.is_dir()), None)
 
+def files_below(folder: Path | str, *names: str) -> Iterator[Path]:
+    "The files of these names below a folder, where a folder is a link as well. No folder is looked at twice."
+    seen = set[tuple[int, int]]()
+    for here, below, files in os.walk(folder, followlinks=True):
+        s = os.stat(here)
+        if (s.st_dev, s.st_ino) in seen: below.clear()
+        else: yield from (Path(here, name) for name in names if name in files or name in below)
+        seen.add((s.st_dev, s.st_ino))
+
 def run_folders(study: Path | str) -> list[Path]:
     "Folders of the runs below `study`, packed and damaged ones too, sorted by point, arm, learning rate and seed."
     study, order = Path(study), {a: i for i, a in enumerate(ARMS)}
-    loose = {p.parent for p in study.glob("**/config.json") if (p.parent / "env.json").exists()}
+    loose = {p.parent for p in files_below(study, "config.json") if (p.parent / "env.json").exists()}
     def place(folder: Path) -> tuple:
         run = who(study, folder)
         arms = [order.get(part, len(order)) for part in run["arm"].split("+")]
@@ -1263,7 +1272,7 @@ def made_of(folder: Path) -> dict:
     root, package = project_root(), Path(ablation_nb.__file__).parent
     names = {*SETTINGS, *KEPT_FILES, FAILED} - {"run.ipynb"}
     return dict(
-        study=[folder.name, sha256_of((f for f in folder.rglob("*") if f.name in names), folder)],
+        study=[folder.name, sha256_of(files_below(folder, *names), folder)],
         code=[sha256_of(package.glob("*.py"), package), own_hash()],
         beside=sha256_of([proofs_file(), *(root / "reference").rglob("*")], root),
         versions=[platform.python_version(), *map(version, DRAWN_BY)],

@@ -36,9 +36,9 @@ from ablation_nb.provenance import (
     Draw, NotebookCode, NotebookRun, code_cells, described, kept_answer, module_text, names_assigned, notebook_code,
     without_magics)
 from .results import (
-    FAILED, better_by_name, busy, cut_short, differences, each_file_once, final_loss, folder_of, has, is_time,
-    numbers_of_short_run, planned_looks, packed_folders, planned_seeds, point_fields, read_checked, read_json,
-    read_rows, rows_left, run_folder, run_folders, run_state, why_not)
+    FAILED, better_by_name, busy, cut_short, differences, each_file_once, files_below, final_loss, folder_of, has,
+    is_time, numbers_of_short_run, planned_looks, packed_folders, planned_seeds, point_fields, read_checked,
+    read_json, read_rows, rows_left, run_folder, run_folders, run_state, why_not)
 
 # Annotations name them, and nbdev's documentation asks what they mean. A plan does without, which saves two seconds.
 if TYPE_CHECKING or "nbdev" in sys.modules:
@@ -69,7 +69,8 @@ class Study:
     @cached_property
     def begun_in(self) -> str | None:
         "The precision of the runs that are there already, where a machine chose it; None where there is none."
-        loose = {file.parent for file in self.outputs.glob("**/config.json") if (file.parent / "env.json").exists()}
+        begun = files_below(self.outputs, "config.json")
+        loose = {file.parent for file in begun if (file.parent / "env.json").exists()}
         packed = set[Path]()
         with suppress(AblationError): packed = packed_folders(self.outputs)   # of a damaged one whoever reads it speaks
         for folder in sorted(loose | packed):
