@@ -121,6 +121,11 @@ def test_every_notebook_and_every_report_is_a_page(pages):
         assert pages[report].select("a.download[href$='.csv']")
 
 
+def test_a_page_of_ours_has_one_title(pages):
+    ours = [name for name in pages if not name.endswith("/run.html") and not name.startswith("studies/strangers/")]
+    assert not [name for name in ours if len(pages[name].select("h1")) != 1]
+
+
 def test_studies_are_listed_by_weight_with_question_finding_and_what_was_run(pages):
     article = pages["outputs/index.html"].select_one("article")
     names = [h.get_text().rstrip("#") for h in article.select("h2")]
