@@ -22,9 +22,9 @@ from .config import AblationError, did_you_mean
 from .figures import arm_colour, new_figure, our_style, plot_intervals, save_figure, settled
 from .report import write_text
 from .results import better_by_name
-from .statistics import (
+from ablation_nb.statistics import (
     MOST_DIGITS, equivalence_power, mean_interval, paired_differences, paired_effects, signed, smallest_effect,
-    verdicts, with_rounding)
+    verdicts)
 from .tables import booktabs, inert, interval_words, last_test, share_words, tested_words, verdict_head
 
 # %% ../nbs/26_compare.ipynb #26c00006
@@ -300,9 +300,12 @@ def remarks(
                     "difference that matters.")
     else:
         says.append(f"Differences within ±{margin:g} count as none: *equivalent* is an arm that two one-sided tests "
-                    "place there, by its interval of 90 %, or more where somebody looked before.")
+                    "place there, by its interval of 90 %, or more where somebody looked before. Each arm is placed by "
+                    "itself: of several that differ by just the margin, one or another is called so more often.")
     lonely = without_partner(numbers.rows, baseline, name)
-    if lonely: says.append(f"Without a partner at their seed, and so in no difference: {', '.join(lonely)}.")
+    if lonely:
+        says.append(f"Without a partner at their seed, and so in no difference: {', '.join(lonely)}. A run that failed "
+                    "is told by a line without a number: left out, its arm is judged by the seeds that it survived.")
     if uneven(numbers.rows): says.append("A mean is over all runs of its arm, a difference over its pairs alone.")
     if contrasts.n.eq(1).any():
         says.append("One pair says nothing about luck: such an arm has no interval and no verdict.")
@@ -314,8 +317,8 @@ def remarks(
                     "an interval is not.")
     alike = alike_in_all(numbers, baseline, name)
     if alike:
-        says.append(f"The same difference at every seed: {', '.join(alike)}. Numbers that move in steps hide their "
-                    "spread; it is taken to be what rounding to the step of these numbers leaves.")
+        says.append(f"The same difference at every seed, or nearly: {', '.join(alike)}. Numbers that move in steps "
+                    "hide their spread; it is taken to be what rounding to the step of these numbers leaves.")
     lost = numbers.rows[numbers.rows.status == "diverged"]
     if len(lost):
         named = ", ".join(f"{name(r.arm)} seed {r.seed}" for r in lost.itertuples())
@@ -323,13 +326,13 @@ def remarks(
     return says
 
 def alike_in_all(numbers: Numbers, baseline: str, name: Callable[[str], str] = str) -> list[str]:
-    "Arms whose difference is not zero and the same at two seeds or more, where numbers move in steps."
+    "Arms whose differences move by less than the steps of the numbers: their spread is that of rounding."
     found: dict[str, None] = {}
     for _, own in numbers.rows.groupby("setting", sort=False):
         runs = as_runs(numbers, own)
+        effects = paired_effects(runs, "loss", baseline, by=()).set_index("arm")
         for arm, pairs in paired_differences(runs, "loss", baseline, by=()).groupby("arm", sort=False):
-            plain = mean_interval(pairs.difference)
-            if with_rounding(plain, runs.loss) is not plain: found[name(arm)] = None
+            if effects.sd[arm] > mean_interval(pairs.difference).sd: found[name(arm)] = None
     return [*found]
 
 def uneven(rows: pd.DataFrame) -> bool:

@@ -627,7 +627,9 @@ PREFACE = """\
 means, where one of several differences refutes a claim about all of them at the \
 level that Bonferroni leaves it; that an arm diverges or does not train is said where \
 all runs there do, and these are two or more, and that all its runs finish is refuted \
-by one of several; *undetermined* means that the runs are too few or too noisy for \
+by one of several; that an arm makes no difference fails where one is shown, however small, and \
+holds where it is shown to be smaller than what counts as none; a size holds where a fine interval holds it, as it may \
+others; *undetermined* means that the runs are too few or too noisy for \
 it; *could not be shown* that so many pairs find an equality in fewer than half of all \
 studies even where it is true, by the spread that these have; \
 *not tested* that no run bears on the claim so far, and what it would need; \

@@ -92,7 +92,8 @@ def numbers_of_set(r: Results, runs: pd.DataFrame) -> Numbers:
     setting = [point_words(p) for p in ended.point]
     status = ended.status.replace("failed", "diverged")   # to a test both are a run without a number
     rows = pd.DataFrame(dict(
-        setting=setting, arm=ended.arm, seed=ended.seed.map(str), value=value.astype(float), status=status))
+        setting=setting, arm=ended.arm, seed=ended.seed.map(str), value=value.astype(float), status=status,
+        numbers=ended.numbers))
     rows = rows.sort_values("arm", key=lambda a: a.map(r.plan["arms"].index), kind="stable")
     return Numbers(rows.reset_index(drop=True), r.plan["metric"], r.plan["unit"], higher)
 

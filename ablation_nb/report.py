@@ -21,16 +21,17 @@ __all__ = ['JUDGEMENTS', 'AT_ONCE', 'UNJUDGED', 'FITS', 'AXES', 'UNITS', 'TRENDS
            'answers_by_point', 'both_rates', 'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures',
            'ladder_tables', 'strayed_words', 'above_another_rate', 'rates', 'with_curves', 'curves_table', 'drawn_arms',
            'drawn', 'drawn_words', 'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position',
-           'probed', 'asked_of', 'verdict_words', 'ability_words', 'what_models_can', 'combines', 'interaction_figures',
-           'interaction_tables', 'interactions', 'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables',
-           'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs',
-           'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections', 'grid_page', 'grid_parts',
-           'study_files', 'point_labels', 'grid_files', 'write_text', 'with_plain_words', 'write_report', 'find_study',
-           'standing', 'also_along', 'front_findings', 'finished_seeds', 'ladder_words', 'front_setting', 'front_table',
-           'front_picture', 'front_beside', 'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words',
-           'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words',
-           'in_doubt_words', 'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike',
-           'scale_parts', 'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
+           'probed', 'ended_well', 'asked_of', 'verdict_words', 'ability_words', 'what_models_can', 'combines',
+           'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
+           'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
+           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
+           'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files', 'write_text', 'with_plain_words',
+           'write_report', 'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'ladder_words',
+           'front_setting', 'front_table', 'front_picture', 'front_beside', 'study_question', 'read_sizes',
+           'find_study_in', 'size_of', 'rates_words', 'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size',
+           'crossing_words', 'sides', 'turn_words', 'in_doubt_words', 'scale_sentence', 'scale_sentences', 'confounded',
+           'settings_table', 'ranked_alike', 'scale_parts', 'effects_shown', 'trends_shown', 'write_scale',
+           'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, itertools, re
@@ -430,6 +431,8 @@ def equality_words(effect: pd.Series, margin: float) -> str:
     if effect.verdict == "equivalent":
         lo, hi = (signed(end, 4) for end in equality_interval(effect["mean"], effect.within))
         inside = f": the interval of the two tests, {lo} to {hi}, lies inside"
+        low = share_words(effect.power_low)
+        if low != power: power = f"{power} (at the largest spread that {int(effect.n)} pairs leave open: {low})"
         return f"{inside}, as it would in {power} of studies of an equal arm{again}"
     if again or effect.verdict != "undetermined" or effect.power >= EARNABLE: return again
     return f"; that it is equivalent could hardly be shown (power {power})"
@@ -505,7 +508,8 @@ def equality_sentence(
     size = f"±{margin:g} nats, {perplexity:.2g} % of the perplexity"
     return (f"Differences within {size}, count as none; another seed moves a loss by {luck:.2g} "
             "(standard deviation, median of arms)."
-            f" Of an arm that truly equals the baseline, that would be shown in {powers} of such studies.")
+            f" Of an arm that exactly equals the baseline, that would be shown in {powers} of such studies, "
+            "by the spread of each arm.")
 
 # %% ../nbs/23_report.ipynb #8fce6a4f
 def seeds_words(counts: pd.Series) -> str:
@@ -1008,13 +1012,15 @@ def refuted_rates(r: Results) -> str:
     By a paired t test with Holm's correction over all that were run at both; empty where there is none."""
     if "tuned" not in r.sets: return ""
     rows, keys = list[dict](), ["point", "arm", "seed"]
-    done = {name: runs[runs.status == "done"][[*keys, "lr", "final_val_loss"]] for name, runs in r.sets.items()}
-    for name in done.keys() - {"tuned"}:
-        both = done["tuned"].merge(done[name], on=keys, suffixes=("", "_other"))
+    columns = [*keys, "lr", "status", "final_val_loss"]
+    ended = {name: runs[runs.status.isin(["done", "diverged"])][columns] for name, runs in r.sets.items()}
+    for name in ended.keys() - {"tuned"}:
+        both = ended["tuned"].merge(ended[name], on=keys, suffixes=("", "_other"))
         both = both[~np.isclose(both.lr, both.lr_other) & (both.arm != "aa")]
         for (point, arm), runs in both.groupby(["point", "arm"]):
-            more = mean_interval(runs.final_val_loss - runs.final_val_loss_other)
-            rates = dict(lr=runs.lr.iloc[0], other=runs.lr_other.iloc[0])
+            lost = runs.status.eq("diverged") | runs.status_other.eq("diverged")   # survivors are not tested
+            more = mean_interval((runs.final_val_loss - runs.final_val_loss_other)[~lost])
+            rates = dict(lr=runs.lr.iloc[0], other=runs.lr_other.iloc[0], n_diverged=lost.sum())
             rows.append(dict(point=point, arm=arm) | rates | more._asdict())
     if not rows: return ""
     told = verdicts(pd.DataFrame(rows), r.margin)
@@ -1377,8 +1383,8 @@ ANSWERS_ONLY = (
 LOOKS = """\
 Seeds were added here until each verdict stood, and somebody looked at {looks} \
 pairs. The 5 % are shared out over looks and arms, for both tests together, so that any \
-wrong verdict at any look has that chance; the intervals of differences over seeds hold \
-at 95 % whenever one looks{but}."""
+wrong verdict on this comparison with the baseline, at any look, has that chance; the \
+intervals of its differences over seeds hold at 95 % whenever one looks{but}."""
 BUT_DOCUMENTS = ", and those over documents besides do not count the looks"
 ALONE = """\
 The two tests of an arm err in 5 % by themselves: of several arms that are worse or better \
@@ -1427,7 +1433,8 @@ FINE = dict(  # column of a table on sureness -> what it says
     crossed_mean="*Seeds and documents*: the interval, had other validation documents been drawn, too.",
     detectable="*Seen with 80 % power*: what as many pairs would find four times in five, with the spread seen here.",
     within="*Equivalent within*: the smallest margin within which the two tests would place this difference.",
-    power="*Equality would show in*: so many studies like this one would call an arm *equivalent* that truly is.",
+    power="*Equality would show in*: so many studies like this one would call an arm *equivalent* that is exactly "
+          "equal, with the spread seen here.",
     correlation="*Correlation*: of the losses of arm and baseline, which share a seed.",
     paired_width="*Width*: of the interval beside that of runs without partners; below 1, pairs made it narrower.")
 
@@ -1639,7 +1646,7 @@ What an arm could gain between the rungs is the depth of a parabola through its 
 the logarithm of the rate; its error is that of a tuning on {seeds}, by the spread of the arm's runs in the test\
 {strayed}. It holds what seeds do, and not how far a loss is from a parabola there. A verdict hangs on the rate if \
 it changes where only the arm, or only the baseline, gains that, less, \
-or as much more as its error leaves open (97.7 %):"""
+or as much more as two standard errors of it:"""
 
 def strayed_words(table: pd.DataFrame) -> str:  # of `ladder_table`
     "By how much more than the test the tuning seeds strayed, over all arms, and which arm more than half of it is of."
@@ -1784,8 +1791,10 @@ def losses_by_position(r: Results) -> list[str]:
 
 # %% ../nbs/23_report.ipynb #17d00001
 def probed(r: Results) -> pd.DataFrame:
-    "The runs of the fullest set that were probed, with what their models can do."
+    "The runs of the fullest set that were probed, with what their models can do, and those that diverged."
     return with_abilities(r.shown, r.probes)
+
+def ended_well(runs: pd.DataFrame) -> pd.DataFrame: return runs[runs.status == "done"]
 
 def asked_of(runs: pd.DataFrame) -> dict[str, tuple[str, int]]:
     "The questions that were answered, as panels."
@@ -1835,7 +1844,7 @@ def ability_words(
 @section(
     "What the models can do",
     needs=lambda r: not probed(r).empty,
-    figures=lambda r: {"abilities": abilities_figure(drawn(r, probed(r)), asked_of(probed(r)))},
+    figures=lambda r: {"abilities": abilities_figure(drawn(r, ended_well(probed(r))), asked_of(probed(r)))},
     tables=lambda r: {"abilities": abilities(probed(r))})
 def what_models_can(r: Results) -> list[str]:
     "What was asked of trained models, and what each arm lost or won by it."
@@ -1843,7 +1852,7 @@ def what_models_can(r: Results) -> list[str]:
     length = probes.context_length.max()
     right, tokens, nats = (QUESTIONS[name].margin for name in ("copied", "distance", "late"))
     how = HOW_PROBED.format(
-        runs=len(runs), windows=probes.windows.max(), inside=probes.inside.max(), length=length,
+        runs=len(ended_well(runs)), windows=probes.windows.max(), inside=probes.inside.max(), length=length,
         elsewhere=probes.elsewhere.mean(), right=right, tokens=tokens, nats=nats)
     table = abilities(runs)
     return [how + at_setup(r, r.fullest), "![What the models can do](abilities.svg)",

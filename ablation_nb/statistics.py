@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'MOST_DIGITS', 'SINGLE', 'EARNABLE', 'MOST_PAIRS', 'HISTORIES', 'LEVELS', 'Interval', 'mean_interval',
-           'signed', 'unsigned', 'share_words', 'paired_differences', 'paired_power', 'smallest_effect', 'step_of',
-           'with_rounding', 'named', 'paired_effects', 'paired_trend', 'bend_along', 'ratio_interval', 'StudiesTrend',
-           'studies_trend', 'line_at', 'turning_size', 'rank_agreement', 'CrossedInterval', 'crossed_interval',
-           'crossed_effects', 'unpaired_interval', 'pairing_gain', 'difference_p', 'equivalence_p', 'holm', 'verdicts',
-           'twins', 'unmoved', 'family_effects', 'looks_behind', 'equivalence_power', 'largest_spread', 'pairs_needed',
-           'spent', 'look_levels', 'looks_so_far', 'sequential_p', 'pairs_wanted', 'OffLadder', 'off_ladder',
-           'errors_left', 'noise_budget', 'best_of_evaluations', 'add_factors', 'all_terms', 'factorial_contrasts',
-           'factorial_effects']
+           'signed', 'unsigned', 'share_words', 'paired_differences', 'paired_power', 'smallest_effect', 'finite',
+           'step_of', 'with_rounding', 'named', 'left_alike', 'paired_effects', 'paired_trend', 'bend_along',
+           'ratio_interval', 'StudiesTrend', 'studies_trend', 'line_at', 'turning_size', 'rank_agreement',
+           'CrossedInterval', 'crossed_interval', 'crossed_effects', 'unpaired_interval', 'pairing_gain',
+           'difference_p', 'equivalence_p', 'holm', 'verdicts', 'twins', 'unmoved', 'family_effects', 'looks_behind',
+           'widest_spread', 'equivalence_power', 'largest_spread', 'pairs_needed', 'spent', 'look_levels',
+           'looks_so_far', 'sequential_p', 'pairs_wanted', 'OffLadder', 'off_ladder', 'errors_left', 'noise_budget',
+           'best_of_evaluations', 'add_factors', 'all_terms', 'factorial_contrasts', 'factorial_effects']
 
 # %% ../nbs/09_statistics.ipynb #3fe7e21c
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -176,10 +176,14 @@ def smallest_effect(
 # %% ../nbs/09_statistics.ipynb #bca8795e
 SINGLE = 4e-7   # what numbers may differ by that went through floats of 32 bits, as a share of the largest
 
+def finite(values: ArrayLike) -> np.ndarray:
+    "Those that are numbers."
+    x = np.asarray(values, dtype=float)
+    return x[np.isfinite(x)]
+
 def step_of(values: ArrayLike) -> float:
     "The step of which all differences between these numbers are multiples; zero if there is none that one could see."
-    known = np.unique(np.asarray(values, dtype=float))
-    known = known[np.isfinite(known)]
+    known = np.unique(finite(values))
     off = SINGLE * np.abs(known).max(initial=0)
     step = 0.
     for rest in known - known[:1]:   # Euclid's algorithm, up to rounding
@@ -187,16 +191,15 @@ def step_of(values: ArrayLike) -> float:
     return step if step > 100 * off else 0.
 
 def with_rounding(
-    i: Interval,         # of differences
-    values: ArrayLike,   # all numbers that were subtracted from each other
+    i: Interval,            # of differences
+    values: ArrayLike,      # the numbers that were subtracted from each other
+    others: ArrayLike = (), # more of their kind: they show the step where all of `values` are one number
 ) -> Interval:
-    """The interval of differences that are alike though they are not zero, as those of coarse numbers may be.
-    Their spread is then that of rounding to the step of the numbers: sqrt(1/6) of it for a difference."""
-    x = np.asarray(values, dtype=float)
-    if i.n < 2 or i.sd > SINGLE * np.abs(x[np.isfinite(x)]).max(initial=0): return i
-    step = step_of(x)
-    if not step or abs(i.mean) < step / 2: return i
-    sd = step / np.sqrt(6)
+    """The interval of differences of numbers that move in steps, such as shares of questions.
+    Their spread is no less than that of rounding to the step: sqrt(1/6) of it for a difference."""
+    if i.n < 2: return i
+    sd = (step_of(values) or (step_of(others) if len(np.unique(values)) == 1 else 0.)) / np.sqrt(6)
+    if i.sd >= sd: return i
     half = stats.t.ppf(.975, i.n - 1) * sd / np.sqrt(i.n)
     return Interval(i.n, i.mean, sd, i.mean - half, i.mean + half)
 
@@ -204,6 +207,18 @@ def with_rounding(
 def named(key: tuple) -> tuple:
     "A key by which it is found again: NaN, which equals nothing, is None."
     return tuple(None if pd.isna(part) else part for part in key)
+
+def left_alike(
+    runs: pd.DataFrame,  # a row a run
+    own: pd.DataFrame,   # those of one arm
+    baseline: str,
+    on: list[str],       # columns in which a pair agrees
+) -> bool:
+    "Did all pairs leave the same to the last bit: by a hash of all numbers of a run, or else by its final loss?"
+    kept = next((c for c in ("numbers", "final_val_loss") if c in runs), None)
+    if kept is None: return False
+    both = own.merge(runs[runs.arm == baseline], on=on, suffixes=("", "_base"))
+    return bool(both[kept].eq(both[f"{kept}_base"]).all())
 
 def paired_effects(
     runs: pd.DataFrame,            # a row a run, as `load_runs` gives it
@@ -219,10 +234,13 @@ def paired_effects(
     differences = {named(key): d.values for key, d in groups}
     bases = runs.loc[runs.status.eq("diverged") & runs.arm.eq(baseline), [*by, "seed"]]
     lost_bases = set(map(named, bases.itertuples(index=False, name=None)))
-    others = runs.loc[runs.arm != baseline, [*keys, "seed", "status"]]
+    others = runs[runs.arm != baseline]
     rows = []
     for key, group in others.groupby(keys, sort=False, dropna=False):
-        i = with_rounding(mean_interval(differences.get(named(key), [])), runs[value])
+        plain = mean_interval(differences.get(named(key), []))
+        in_pairs = runs.arm.isin([key[0], baseline]) & runs.seed.isin(group.seed)
+        i = with_rounding(plain, finite(runs[value][in_pairs]), runs[value])
+        if plain.mean == plain.sd == 0 and left_alike(runs, group, baseline, [*by, "seed"]): i = plain
         lost = int(group.status.eq("diverged").sum())
         seeds = [named((*key[1:], seed)) for seed in group.seed]
         more = dict(
@@ -722,6 +740,12 @@ def _spreads_seen(n: int) -> np.ndarray: # (4000,)
     shares = (np.arange(4000) + .5) / 4000
     return np.sqrt(stats.chi2.ppf(shares, n - 1) / (n - 1))
 
+def widest_spread(
+    n: int,  # pairs
+) -> float:  # in standard deviations seen; NaN below two pairs
+    "The largest standard deviation that a sample leaves open: in nine of ten samples the true one lies below it."
+    return float(1 / np.sqrt(stats.chi2.ppf(.1, n - 1) / (n - 1))) if n > 1 else np.nan
+
 def equivalence_power(
     n: int,             # pairs
     sd: float,          # standard deviation of the paired differences
@@ -880,6 +904,7 @@ def pairs_wanted(
     margin: float,                         # the smallest difference that matters (nats per token)
     baseline: str = "baseline",            # the arm to compare with
     controls: Sequence[str] = ("aa",),     # arms that are looked at once
+    are_twins: bool = True,                # are arms with equal losses one model? Not where numbers are coarse
 ) -> dict[str, int]:                       # arm -> how many seeds, from the first on, it is to have
     "How far each arm has to go, as far as these losses tell."
     wanted = dict.fromkeys(losses, looks[0])
@@ -887,7 +912,7 @@ def pairs_wanted(
     so_far = np.array([losses[a][:looks[0]] for a in losses])
     if np.isnan(so_far).any() or baseline not in losses: return wanted
     for n, following in pairwise(looks):
-        judged = verdicts(_effects_at(losses, arms, wanted, baseline), margin, looks=looks)
+        judged = verdicts(_effects_at(losses, arms, wanted, baseline, are_twins), margin, looks=looks)
         for arm, verdict in zip(judged.arm, judged.verdict):
             to_do = np.isnan([losses[arm][:n], losses[baseline][:n]]).any()
             if wanted[arm] == n and verdict == "undetermined" and not to_do: wanted[arm] = following
@@ -900,15 +925,18 @@ def _effects_at(
     arms: Sequence[str],
     wanted: Mapping[str, int],
     baseline: str,
+    are_twins: bool,
 ) -> pd.DataFrame:
     "What `verdicts` reads, for each arm at its own number of pairs."
     rows, first = [], dict[tuple, str]()
+    known = np.concatenate([*map(finite, losses.values())])
     for arm in arms:
         n = wanted[arm]
         own, base = np.array([losses[arm][:n], losses[baseline][:n]], dtype=float)
         lost = dict(n_diverged=np.isinf(own).sum(), n_base_diverged=np.isinf(base).sum())
         with np.errstate(invalid="ignore"): i = mean_interval(own - base)
-        leader = first.setdefault(tuple(own), arm)
+        i = with_rounding(i, finite([own, base]), known)
+        leader = first.setdefault(tuple(own), arm) if are_twins else arm
         twin_of = leader if leader != arm else ""
         rows.append(dict(arm=arm, **i._asdict(), **lost, twin_of=twin_of))
     columns = ["arm", *Interval._fields, "n_diverged", "n_base_diverged", "twin_of"]

@@ -902,7 +902,7 @@ def seeds_wanted(
         rates = dict.fromkeys(s["arms"], lr)
         if s["tune"]: rates = {arm: c["lr"] for arm, c in tuning[point].items() if c["lr"] or not c["ready"]}
         losses = {arm: losses_of(study, ready, arm, point, rate) for arm, rate in rates.items()}
-        wanted[point, lr] = pairs_kept(losses, looks, s["margin"], s.get("baseline", "baseline"))
+        wanted[point, lr] = pairs_kept(losses, looks, s["margin"], s.get("baseline", "baseline"), "metric" not in s)
     return wanted
 
 def pairs_kept(
@@ -910,14 +910,15 @@ def pairs_kept(
     looks: tuple[int, ...],
     margin: float,
     baseline: str = "baseline",
+    are_twins: bool = True,
 ) -> dict[str, int]:
     "What `pairs_wanted` says. What it imports and simulates takes longer than most plans, so the answer is kept."
     def simulated() -> dict[str, int]:
         from ablation_nb.statistics import pairs_wanted
-        return pairs_wanted(losses, looks, margin, baseline)
+        return pairs_wanted(losses, looks, margin, baseline, are_twins=are_twins)
     def fits(known: Any) -> bool: return isinstance(known, dict) and known.keys() == losses.keys()
     made_by = [module_text("statistics"), np.__version__, version("scipy")]
-    return kept_answer("looks", [made_by, losses, looks, margin, baseline], simulated, fits)
+    return kept_answer("looks", [made_by, losses, looks, margin, baseline, are_twins], simulated, fits)
 
 # %% ../nbs/14_study.ipynb #c0380192
 TODO = ("absent", "partial", "waiting")

@@ -33,7 +33,7 @@ from .statistics import (
     LARGE, SAME_IN_A_PAIR, add_factors, crossed_effects, equivalence_power, errors_left, factorial_effects,
     family_effects, holm, look_levels, looks_behind, mean_interval, off_ladder, paired_differences, paired_effects,
     paired_trend, pairing_gain, ratio_interval, require_columns, share_words, signed,
-    smallest_effect, studies_trend, turning_size, twins, unsigned, verdicts)
+    smallest_effect, studies_trend, turning_size, twins, unsigned, verdicts, widest_spread)
 
 
 # %% ../nbs/22_tables.ipynb #5c1d0a09
@@ -235,7 +235,8 @@ def judged(
     """Paired effects of one set of runs with their verdicts.
 
     `detectable` is the smallest effect that Holm's first step detects among `contrasts`;
-    `power` is how often an arm without effect is called equivalent. Where seeds are added, both at the last look."""
+    `power` is how often an arm without effect is called equivalent, `power_low` the same at the largest spread that the
+    pairs leave open. Where seeds are added, all at the last look."""
     return judged_before(SeenRuns(runs, value), margin, value).copy()
 
 class SeenRuns:
@@ -256,13 +257,14 @@ def judged_before(seen: SeenRuns, margin: float, value: str) -> pd.DataFrame:
     "What `judged` returns; it is worked out once."
     effects, looks = family_effects(seen.runs, value), seen.looks
     contrasts = (effects.arm.ne("aa") & effects.twin_of.eq("")).sum()
-    least, power = [], []
+    least, power, power_low = [], [], []
     for e in effects.itertuples():
         family = 1 if e.arm == "aa" else contrasts
         n, level, level_of_equality = last_test(int(e.n), family, looks)
         least.append(smallest_effect(n, e.sd, level=level))
         power.append(equivalence_power(n, e.sd, margin, level_of_equality))
-    effects = effects.assign(detectable=least, contrasts=contrasts, power=power)
+        power_low.append(equivalence_power(n, e.sd * widest_spread(int(e.n)), margin, level_of_equality))
+    effects = effects.assign(detectable=least, contrasts=contrasts, power=power, power_low=power_low)
     judged = verdicts(effects, margin, looks=looks).set_index("arm")
     order = arm_order(effects.arm)
     return judged.reindex(order).rename_axis("arm").reset_index()
@@ -472,13 +474,14 @@ QUESTIONS = {  # column of `load_probes`
 def with_abilities(
     runs: pd.DataFrame,    # a row a run, at most one an arm and seed
     probes: pd.DataFrame,  # as `load_probes` gives it
-) -> pd.DataFrame:         # the runs that were probed, with the columns of `QUESTIONS`
+) -> pd.DataFrame:         # the runs that were probed, with the columns of `QUESTIONS`, and those that diverged
     "Runs beside what their models can do."
     if probes.empty: return runs.iloc[:0].assign(**dict.fromkeys(QUESTIONS, np.nan))
     looked = [np.mean(layers) if all(v is not None for v in layers) else np.nan for layers in probes.back]
     known = probes.assign(
         distance=looked, looked_up=probes.recalled - probes.unshown, late_gain=probes.early - probes.late)
-    return runs.merge(known[["point", *RUN, *QUESTIONS]], on=["point", *RUN])
+    beside = runs.merge(known[["point", *RUN, *QUESTIONS]], "left", on=["point", *RUN], indicator=True)
+    return beside[beside._merge.eq("both") | beside.status.eq("diverged")].drop(columns="_merge")
 
 def abilities(
     runs: pd.DataFrame,                           # a row a run, at most one an arm and seed, a column a question
@@ -493,7 +496,9 @@ def abilities(
         table = levels[["mean", "lo", "hi"]].rename(columns=lambda c: f"level_{c}").assign(runs=levels.n.astype(int))
         effects = pd.DataFrame(columns=AGAINST)
         if "baseline" in set(done.arm) and done.arm.nunique() > 1:
-            worse = judged(done.assign(lost=-q.sign * done[name].astype(float)), q.margin, "lost").set_index("arm")
+            lost = runs[runs.status.eq("diverged") & runs.arm.isin(done.arm)]   # else survivors would be judged
+            ended = pd.concat([done, lost])
+            worse = judged(ended.assign(lost=-q.sign * ended[name].astype(float)), q.margin, "lost").set_index("arm")
             turned = worse[["mean", "lo", "hi"]] if q.sign < 0 else -worse[["mean", "hi", "lo"]]
             turned.columns = ["difference", "lo", "hi"]
             effects = turned.assign(p_holm=worse.p_holm, verdict=worse.verdict.replace(q.words), within=worse.within)
