@@ -418,7 +418,7 @@ def glorot_sd(name: str, shape: Sequence[int], cfg: ModelConfig) -> float:
     return 1.0 if name.startswith("embed") else (2 / sum(shape)) ** 0.5
 
 def gpt2_sd(name: str, shape: Sequence[int], cfg: ModelConfig) -> float:
-    "Radford et al. 2019: 0.02 everywhere, and less where the residual stream is written to."
+    "GPT-2's: 0.02, and less where the residual stream is written to (Radford et al. 2019); positions had 0.01 there."
     return 0.02 / (2 * cfg.n_layers) ** 0.5 if name.endswith(WRITERS) else 0.02
 
 def zero_out_sd(name: str, shape: Sequence[int], cfg: ModelConfig) -> float:
@@ -628,7 +628,7 @@ for _arm in (
     Arm("post_norm", "Post-norm", "norm after each residual sum; the final norm stays", dict(placement="post"),
         aliases=("pre_norm_ablation",), source="Vaswani et al. 2017, arXiv:1706.03762"),
     Arm("nope", "NoPE", "no position information at all", dict(position="none"), aliases=("no_pos_emb",),
-        source="Kazemnejad et al. 2023, arXiv:2305.19466"),
+        source="Haviv et al. 2022, arXiv:2203.16634"),
     Arm("silu", "SiLU", "no gate: W2 SiLU(W1 x), d_ff = 4 d", dict(ffn="silu"), aliases=("swiglu_ablation",),
         source="Elfwing et al. 2017, arXiv:1702.03118"),
     Arm("layernorm", "LayerNorm", "LayerNorm (mean removed, gain, no bias) for RMSNorm", dict(norm="layernorm"),
@@ -656,7 +656,7 @@ for _arm in (
         source="Press et al. 2021, arXiv:2108.12409"),
     Arm("partial_rope", "Partial RoPE", "a quarter of the pairs rotates", dict(position="partial_rope"),
         source="Black et al. 2022, arXiv:2204.06745"),
-    Arm("qk_norm", "QK-norm", "queries and keys normalised in each head", dict(attention="qk_norm"),
+    Arm("qk_norm", "QK-norm", "queries and keys by RMSNorm in each head", dict(attention="qk_norm"),
         source="Henry et al. 2020, arXiv:2010.04245"),
     Arm("gqa", "GQA", "two heads of queries share keys and values", dict(attention="gqa"),
         source="Ainslie et al. 2023, arXiv:2305.13245"),
@@ -693,12 +693,12 @@ for _arm in (
         source="Brown et al. 2020, arXiv:2005.14165"),
     Arm("linear", "Linear", "the rate falls on a line", dict(schedule="linear")),
     Arm("constant", "Constant", "the rate stays at its peak", dict(schedule="constant")),
-    Arm("wsd", "WSD", "the rate stays at its peak and falls over the last fifth", dict(schedule="wsd"),
+    Arm("wsd", "WSD", "the rate stays at its peak and falls on a line over the last fifth", dict(schedule="wsd"),
         source="Hu et al. 2024, arXiv:2404.06395"),
     Arm("muon", "Muon", "matrices move by orthogonal steps, the rest by AdamW", dict(optimizer="muon"),
         source="Jordan et al. 2024, Muon"),
     Arm("sgd", "SGD", "gradient descent with momentum 0.95", dict(optimizer="sgd"),
-        source="Sutskever et al. 2013, ICML"),
+        source="Polyak 1964"),
 ): register_arm(_arm)
 
 # %% ../nbs/00_config.ipynb #1478fad3
@@ -806,7 +806,7 @@ SCALES = {
     "low_resource": Scale("the 22.7M model for 41M tokens", "tinystories", {},
         dict(n_steps=5_000, warmup_steps=100, eval_every=250, checkpoint_every=1_000, precision="bf16", compile=True)),
     "full": Scale("the 22.7M model for 328M tokens, as in the report", "tinystories", {},
-        dict(valid_stories=1_300, precision="bf16", compile=True)),  # all 22,000 would cost half a training: see visit
+        dict(valid_stories=1_300, precision="bf16", compile=True)),  # all 27,630 would cost more than half a training
 }
 
 # %% ../nbs/00_config.ipynb #5e1a0002

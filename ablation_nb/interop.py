@@ -61,7 +61,7 @@ IN_BLOCK = {  # ours -> Llama's
 }
 
 def llama_names(cfg: ModelConfig) -> dict[str, str]:
-    "Our name of every tensor of a model -> its name in a Llama checkpoint."
+    "Our name of every tensor of a model -> its name in a Llama checkpoint of `transformers`."
     names = {"embed": "model.embed_tokens"}
     for i in range(cfg.n_layers):
         names |= {f"blocks.{i}.{ours}": f"model.layers.{i}.{theirs}" for ours, theirs in IN_BLOCK.items()}

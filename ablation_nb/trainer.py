@@ -194,7 +194,7 @@ def make_adamw(named: Parameters, cfg: TrainConfig, lr: Any) -> torch.optim.Opti
     return optimizer
 
 def make_sgd(named: Parameters, cfg: TrainConfig, lr: Any) -> torch.optim.Optimizer:
-    "SGD with momentum (Sutskever et al. 2013), with its buffers."
+    "SGD with momentum (Polyak 1964) as torch has it: the rate is outside of the buffers. With its buffers."
     groups = [dict(params=g["params"], decay=g["weight_decay"]) for g in decay_groups(named, cfg)]
     optimizer = SGD(groups, lr=lr, momentum=cfg.momentum, fused=True)
     for _, p in named: optimizer.state[p] = dict(momentum_buffer=torch.zeros_like(p))
