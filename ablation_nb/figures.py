@@ -396,7 +396,7 @@ def plot_losses(
         shown = rows.assign(mean=loss, min=loss, max=loss)
     lo, hi = curve_limits(shown, min(.25 * last, shown.step.max()))
     pad = .06 * max(hi - lo, .01)
-    ax.set(xlim=(0, last), ylim=(lo - pad, hi + pad))
+    ax.set(xlim=(0, last or 1), ylim=(lo - pad, hi + pad))
     ends = draw_bands(ax, curves)
     mark_excursions(ax, curves, hi)
     lost = draw_diverged(ax, runs, rows, column)
