@@ -651,7 +651,7 @@ def test_a_failed_run_of_a_mended_notebook_is_to_do_again(tmp_path, sh):
     "There is nothing in it that somebody might want to keep."
     root = coin(tmp_path / "coin", "assert ablation != 'more'\n" + COIN)
     assert sh("ablation", "run", "coin.toml", cwd=root).returncode == 1
-    assert states(sh, root) == {"done", "partial"}
+    assert states(sh, root) == {"done", "failed"}
     coin(root, COIN)
     done = succeeded(sh("ablation", "run", "coin.toml", "--rerun-stale", cwd=root))
     assert states(sh, root) == {"done"}, done.stdout
