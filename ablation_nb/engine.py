@@ -682,24 +682,37 @@ def remarks(tuning: dict) -> list[str]:
     return lines
 
 # %% ../nbs/15_engine.ipynb #d3c41fb0
-JUDGED_BY = ("metric", "better", "baseline", "margin", "arms", "seeds", "until")   # what verdicts rest on besides runs
+# what verdicts rest on besides runs; of the last three only what is left out: to ask for more takes nothing away
+JUDGED_BY = (
+    "metric", "better", "baseline", "margin", "seeds", "until", "tune", "refine", "fixed", "arms", "lr", "grid")
+MAY_GROW = JUDGED_BY[-3:]
+
+def asked_otherwise(kept: dict, asked: dict) -> list[str]:  # of a study.json, of a study file
+    "The keys of all that verdicts rest on of which a study file says something else than before."
+    def differs(key: str) -> bool:
+        before, now = kept.get(key), asked.get(key)
+        if key in MAY_GROW: return bool(set(before or ()) - set(now or ()))
+        if key == "seeds" and not asked.get("until"): return set(before or ()) != set(now or ())
+        return before != now
+    older = {"until", "refine"}   # which are there only where they are asked for
+    return [key for key in JUDGED_BY if (key in kept or key in older) and differs(key)]
 
 def note_changes(study: Study) -> None:
     """Keep in `changes.json` what verdicts rest on and the study file says otherwise than before, once a run has ended.
 
-    To look first and to choose a margin then is no test of it. Arms may be added, and not be left out."""
+    To look first and to choose a margin then is no test of it."""
     try: kept = beside_the_runs(study.outputs, "study.json")
     except Damaged: return   # it is written again
-    def differs(key: str) -> bool:
-        if key == "arms": return bool(set(kept["arms"]) - set(study.settings["arms"]))
-        return kept[key] != study.settings.get(key)
-    changed = [key for key in JUDGED_BY if key in kept and differs(key)]
+    asked = json.loads(json.dumps(study.settings))
+    changed = asked_otherwise(kept, asked) if kept else []
     if not changed: return
     ended = sum(has(folder / "result.json") for folder in run_folders(study.outputs))
     if not ended: return
     noted = beside_the_runs(study.outputs, "changes.json").get("changes", [])
-    new = [dict(key=k, before=kept[k], after=study.settings.get(k), ended=ended) for k in changed]
-    write_json(study.outputs / "changes.json", dict(changes=noted + new))
+    new = [dict(key=k, before=kept.get(k), after=asked.get(k), ended=ended) for k in changed]
+    known = [{**c, "ended": 0} for c in noted]
+    new = [c for c in new if {**c, "ended": 0} not in known]   # two engines with two files take turns
+    if new: write_json(study.outputs / "changes.json", dict(changes=noted + new))
 
 def write_down(study: Study, tuning: dict) -> None:
     "Write `study.json`, and `tuning.json` with each arm's best rate and its whole curve, where they have changed."

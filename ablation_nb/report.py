@@ -432,7 +432,7 @@ def equality_words(effect: pd.Series, margin: float) -> str:
         lo, hi = (signed(end, 4) for end in equality_interval(effect["mean"], effect.within))
         inside = f": the interval of the two tests, {lo} to {hi}, lies inside"
         low = share_words(effect.power_low)
-        if low != power: power = f"{power} (at the largest spread that {int(effect.n)} pairs leave open: {low})"
+        if low != power: power = f"{power} ({low} at the largest spread that {int(effect.n)} pairs leave open, at 90 %)"
         return f"{inside}, as it would in {power} of studies of an equal arm{again}"
     if again or effect.verdict != "undetermined" or effect.power >= EARNABLE: return again
     return f"; that it is equivalent could hardly be shown (power {power})"
@@ -1230,12 +1230,16 @@ def asked_before(r: Results) -> list[str]:
         if isinstance(value, dict): return ", ".join(f"{k} = {v}" for k, v in value.items())
         if isinstance(value, list): return ", ".join(map(str, value))
         return f"{value:g}" if isinstance(value, float) else str(value or "none")
-    changes = beside_the_runs(r.folder, "changes.json").get("changes", [])
-    told = [f"{c['key']} was {plainly(c['before'])}, and is {plainly(c['after'])} since "
-            f"{count_words(c['ended'], 'run')} had ended" for c in changes]
+    told = []
+    for c in beside_the_runs(r.folder, "changes.json").get("changes", []):
+        once = f"once {count_words(c['ended'], 'run')} had ended"
+        if c["key"] in ("arms", "lr", "grid"):   # of which more may be asked
+            gone = [f"`{x}`" for x in c["before"] or () if x not in (c["after"] or ())]
+            told.append(f"of {c['key']}, {joined(gone)} left out {once}")
+        else: told.append(f"{c['key']} became {plainly(c['after'])} {once} (before: {plainly(c['before'])})")
     if not told: return []
-    return [f"**Asked otherwise before**: {'; '.join(told)}. Each test is made as if that had been so from the start. "
-            "Where results led to a change, a verdict that rests on it is less sure than it says."]
+    return [f"**Asked otherwise before**: {'; '.join(told)}. Each test is made as if all had been asked so from the "
+            "start. Where results led to a change, a verdict that rests on it is less sure than it says."]
 
 # %% ../nbs/23_report.ipynb #5c1e0c24
 def all_settings(config: dict, corpus: str) -> dict:
@@ -1843,7 +1847,7 @@ def ability_words(
 
 @section(
     "What the models can do",
-    needs=lambda r: not probed(r).empty,
+    needs=lambda r: not ended_well(probed(r)).empty,
     figures=lambda r: {"abilities": abilities_figure(drawn(r, ended_well(probed(r))), asked_of(probed(r)))},
     tables=lambda r: {"abilities": abilities(probed(r))})
 def what_models_can(r: Results) -> list[str]:

@@ -253,7 +253,8 @@ def is_check(x: Any) -> bool:
     return isinstance(x, dict) and is_text(x.get("name")) and isinstance(x.get("passed"), bool)
 
 def is_change(x: Any) -> bool:
-    return isinstance(x, dict) and x.keys() == {"key", "before", "after", "ended"} and is_text(x["key"])
+    return isinstance(x, dict) and x.keys() == {"key", "before", "after", "ended"} and is_text(x["key"]) \
+        and is_number(x["ended"])
 
 def is_rung(x: Any) -> bool:
     return isinstance(x, dict) and is_number(x.get("lr")) and is_number(x.get("diverged")) and "mean" in x
@@ -365,9 +366,12 @@ def files_below(folder: Path | str, *names: str) -> Iterator[Path]:
     seen = set[tuple[int, int]]()
     for here, below, files in os.walk(folder, followlinks=True):
         s = os.stat(here)
-        if (s.st_dev, s.st_ino) in seen: below.clear()
-        else: yield from (Path(here, name) for name in names if name in files or name in below)
+        if (s.st_dev, s.st_ino) not in seen:
+            yield from (Path(here, name) for name in names if name in files or name in below)
+        is_run = "config.json" in files and "env.json" in files   # what lies below is its own
+        if is_run or (s.st_dev, s.st_ino) in seen: below.clear()
         seen.add((s.st_dev, s.st_ino))
+        below.sort(key=lambda name: os.path.islink(os.path.join(here, name)))   # a folder by its own name first
 
 def run_folders(study: Path | str) -> list[Path]:
     "Folders of the runs below `study`, packed and damaged ones too, sorted by point, arm, learning rate and seed."

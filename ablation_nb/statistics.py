@@ -193,12 +193,14 @@ def step_of(values: ArrayLike) -> float:
 def with_rounding(
     i: Interval,            # of differences
     values: ArrayLike,      # the numbers that were subtracted from each other
-    others: ArrayLike = (), # more of their kind: they show the step where all of `values` are one number
+    others: ArrayLike = (), # more of their kind: they show the step where `values` are one number or two
 ) -> Interval:
     """The interval of differences of numbers that move in steps, such as shares of questions.
     Their spread is no less than that of rounding to the step: sqrt(1/6) of it for a difference."""
     if i.n < 2: return i
-    sd = (step_of(values) or (step_of(others) if len(np.unique(values)) == 1 else 0.)) / np.sqrt(6)
+    step = step_of(values)
+    if len(np.unique(values)) <= 2: step = min(filter(None, (step, step_of(others))), default=0.)
+    sd = step / np.sqrt(6)
     if i.sd >= sd: return i
     half = stats.t.ppf(.975, i.n - 1) * sd / np.sqrt(i.n)
     return Interval(i.n, i.mean, sd, i.mean - half, i.mean + half)
@@ -217,8 +219,9 @@ def left_alike(
     "Did all pairs leave the same to the last bit: by a hash of all numbers of a run, or else by its final loss?"
     kept = next((c for c in ("numbers", "final_val_loss") if c in runs), None)
     if kept is None: return False
-    both = own.merge(runs[runs.arm == baseline], on=on, suffixes=("", "_base"))
-    return bool(both[kept].eq(both[f"{kept}_base"]).all())
+    done = runs[runs.status == "done"]
+    both = own.merge(done[done.arm == baseline], on=on, suffixes=("", "_base")).query("status == 'done'")
+    return bool(len(both) and (both[kept].eq(both[f"{kept}_base"]) & both[kept].notna()).all())
 
 def paired_effects(
     runs: pd.DataFrame,            # a row a run, as `load_runs` gives it

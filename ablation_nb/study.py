@@ -902,8 +902,24 @@ def seeds_wanted(
         rates = dict.fromkeys(s["arms"], lr)
         if s["tune"]: rates = {arm: c["lr"] for arm, c in tuning[point].items() if c["lr"] or not c["ready"]}
         losses = {arm: losses_of(study, ready, arm, point, rate) for arm, rate in rates.items()}
-        wanted[point, lr] = pairs_kept(losses, looks, s["margin"], s.get("baseline", "baseline"), "metric" not in s)
+        idle = left_the_same(study, point, rates) if "metric" in s else []
+        told = {arm: of_arm for arm, of_arm in losses.items() if arm not in idle}
+        pairs = pairs_kept(told, looks, s["margin"], s.get("baseline", "baseline"), "metric" not in s)
+        wanted[point, lr] = dict.fromkeys(losses, looks[0]) | pairs   # more seeds tell nothing of an arm that is idle
     return wanted
+
+def left_the_same(study: Study, point: str, rates: dict[str, float | None]) -> list[str]:  # arm -> its learning rate
+    "The arms of somebody's notebook whose runs left the baseline's numbers at each seed at which both are done."
+    def left(arm: str) -> dict[int, str]:
+        seeds = planned_seeds(study.settings)
+        runs = {seed: study.folder(study.run(arm, point, rates[arm], seed), point) for seed in seeds}
+        results = {seed: read_json(f / "result.json") for seed, f in runs.items() if has(f / "result.json")}
+        return {seed: r.get("numbers") for seed, r in results.items() if r.get("status") == "done"}
+    base = study.settings["baseline"]
+    if base not in rates: return []
+    own = {arm: left(arm) for arm in rates}
+    both = {arm: own[arm].keys() & own[base].keys() for arm in rates if arm not in (base, "aa")}
+    return [arm for arm, seeds in both.items() if seeds and all(own[arm][x] == own[base][x] for x in seeds)]
 
 def pairs_kept(
     losses: dict[str, list[float]],

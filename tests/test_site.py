@@ -123,6 +123,7 @@ def test_every_notebook_and_every_report_is_a_page(pages):
 
 def test_a_page_of_ours_has_one_title(pages):
     ours = [name for name in pages if not name.endswith("/run.html") and not name.startswith("studies/strangers/")]
+    assert ours
     assert not [name for name in ours if len(pages[name].select("h1")) != 1]
 
 

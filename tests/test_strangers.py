@@ -220,7 +220,7 @@ def test_an_arm_that_fails_at_a_seed_is_not_judged_by_its_others_and_holds_up_no
     succeeded(sh("ablation", "run", "coin.toml", cwd=root))
     assert not list(study.rglob("failed.json"))
     succeeded(sh("ablation", "report", "coin.toml", cwd=root))
-    said = "**Asked otherwise before**: margin was 0.1, and is 3 since 12 runs had ended."
+    said = "**Asked otherwise before**: margin became 3 once 12 runs had ended (before: 0.1)."
     assert said in (study / "report.md").read_text()
     assert (study / "less" / "s4" / "result.json").exists()
 
