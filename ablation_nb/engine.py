@@ -710,8 +710,8 @@ def note_changes(study: Study) -> None:
     if not ended: return
     noted = beside_the_runs(study.outputs, "changes.json").get("changes", [])
     new = [dict(key=k, before=kept.get(k), after=asked.get(k), ended=ended) for k in changed]
-    known = [{**c, "ended": 0} for c in noted]
-    new = [c for c in new if {**c, "ended": 0} not in known]   # two engines with two files take turns
+    def what(c: dict) -> tuple: return c["key"], c["before"], c["after"]
+    new = [c for c in new if what(c) not in map(what, noted)]   # two engines with two files take turns
     if new: write_json(study.outputs / "changes.json", dict(changes=noted + new))
 
 def write_down(study: Study, tuning: dict) -> None:
