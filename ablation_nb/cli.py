@@ -53,9 +53,11 @@ def show_cost(
         if not unusable: console.print("Nothing is left to do.")
         return 0
     from ablation_nb.engine import local_pool  # from here on with torch: steps are timed
+    from ablation_nb.ready import refuse_too_large
     if isinstance(study, NotebookStudy):
         with local_pool(workers) as (_, n, _): say(cost_of_notebook(study, jobs, n))
         return 0
+    for j in todo: refuse_too_large(j.cfg)
     with local_pool(workers) as (_, n, threads):
         seconds = estimate(study, jobs, ready, n, threads)
     millions = sum(map(job_tokens, todo)) / 1e6

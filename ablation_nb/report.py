@@ -1023,7 +1023,7 @@ def refuted_rates(r: Results) -> str:
             rates = dict(lr=runs.lr.iloc[0], other=runs.lr_other.iloc[0], n_diverged=lost.sum())
             rows.append(dict(point=point, arm=arm) | rates | more._asdict())
     if not rows: return ""
-    told = verdicts(pd.DataFrame(rows), r.margin)
+    told = verdicts(pd.DataFrame(rows), r.margin, looks=looks_behind(r.sets["tuned"]))
     where = []
     for e in told[told.verdict == "worse"].sort_values(["arm", "point"]).itertuples():
         at = f" at {point_words(e.point)}" if e.point else ""

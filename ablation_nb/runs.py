@@ -29,6 +29,7 @@ from .data import prepare, refuse_short_validation, write_atomic, write_through
 from .model import FlexibleTransformerLM, generate_batch
 from .provenance import TAKING, described, environment
 from .provenance import is_own, replaced, write_json
+from .ready import refuse_too_large
 from .results import LOSSES, METRICS, PROMPTS
 from .results import alone, differences, has, read_json, read_rows
 from .results import rows_fault, run_folder, run_state, why_not, with_weights
@@ -139,6 +140,7 @@ class Run:
         watched = tensorboard or os.environ.get("ABLATION_TENSORBOARD")
         self.board = board_writer() if watched else None
         use_precision(cfg.train.precision, resolve_device(cfg.train.device))
+        refuse_too_large(cfg)
         blueprint(cfg.model)
         refuse_replaced(cfg)
         refuse_shares(cfg, processes, accumulate)

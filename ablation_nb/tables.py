@@ -590,7 +590,8 @@ def tuning_effects(
     if not rows: return pd.DataFrame()
     one_model = dict(twins(tuned).items() & twins(fixed).items())   # in both settings
     changes = pd.DataFrame(rows)
-    return verdicts(changes.assign(twin_of=[one_model.get(arm, "") for arm in changes.arm]), margin)
+    changes["twin_of"] = [one_model.get(arm, "") for arm in changes.arm]
+    return verdicts(changes, margin, looks=looks_behind(tuned))
 
 # %% ../nbs/22_tables.ipynb #9a170505
 def ladder_gains(
@@ -889,7 +890,7 @@ def factorial(runs: pd.DataFrame, margin: float) -> pd.DataFrame:
         if set(parts) <= set(factors): terms.append(":".join(parts))
     design = add_factors(runs, factors)
     effects = factorial_effects(design, factors, terms)
-    return verdicts(effects, margin)
+    return verdicts(effects, margin, looks=looks_behind(runs))
 
 # %% ../nbs/22_tables.ipynb #123a1acc
 def interactions_table(
@@ -931,7 +932,7 @@ def against_the_sum(runs: pd.DataFrame, margin: float) -> pd.DataFrame:
             n_base_diverged=diverged.eq("baseline").sum())
         rows.append(dict(arm=arm) | beyond._asdict() | both.mean().to_dict() | lost)
     if not rows: return pd.DataFrame()
-    return verdicts(pd.DataFrame(rows), margin)
+    return verdicts(pd.DataFrame(rows), margin, looks=looks_behind(runs))
 
 # %% ../nbs/22_tables.ipynb #52c69f65
 def together_table(
@@ -965,7 +966,8 @@ def trends_along(
     several = runs.arm.map(levels) > 1
     lowest, highest = float(runs[field].min()), float(runs[field].max())
     doublings = np.log2(highest / lowest) if lowest > 0 else 1   # above 0; from there on nothing doubles
-    return verdicts(paired_trend(runs[several], field), margin / doublings).set_index("arm")
+    trends = paired_trend(runs[several], field)
+    return verdicts(trends, margin / doublings, looks=looks_behind(runs)).set_index("arm")
 
 def effects_along(
     runs: pd.DataFrame,  # a row a run, one for each arm, level and seed

@@ -145,6 +145,12 @@ def test_what_is_no_study_is_one_sentence(root, sh, asked, words):
     refused(sh("ablation", "plan", asked, cwd=root), *words, status=2)
 
 
+def test_a_model_that_no_memory_holds_is_planned_by_nobody(root, sh, tmp_path):
+    study = tmp_path / "vast.toml"
+    study.write_text('scale = "smoke"\narms = ["baseline", "nope"]\nseeds = [0]\n[overrides]\nn_layers = 100_000_000\n')
+    refused(sh("ablation", "plan", study, cwd=root), "parameters needs", "GiB are there; make it smaller", status=2)
+
+
 def test_outside_a_project_a_name_means_nothing(sh, tmp_path):
     whole = ROOT / "studies" / "laptop.toml"
     words = "no study file laptop;", "in no project", f"such as {whole}."

@@ -93,6 +93,7 @@ def test_bad_input_is_one_sentence_from_papermill(train, tmp_path):
     (dict(ablatoin="nope"), ["no parameter 'ablatoin'", "Did you mean 'ablation'?"]),
     (dict(scale="huge"), ["Unknown scale 'huge'", "laptop"]),
     (dict(n_layers=2.5), ["n_layers=2.5", "int"]),
+    (dict(n_layers=10**8), ["parameters needs", "GiB are there"]),
     (dict(lr="fast"), ["lr='fast'", "float"]),
     (dict(d_model=65), ["d_model=65", "n_heads=2"]),
     (dict(corpus="no/such/place"), ["no/such/place"]),
