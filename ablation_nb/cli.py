@@ -36,7 +36,7 @@ def show_cost(
     from ablation_nb.results import planned_looks
     from ablation_nb.study import (
         TODO, NotebookStudy, estimate, flops, job_tokens, plan, power_words, precision_words, prepared, runs_words,
-        show_plan, spoken)
+        show_plan, spoken, token_words)
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     ready = prepared(study)
@@ -60,9 +60,8 @@ def show_cost(
     for j in todo: refuse_too_large(j.cfg)
     with local_pool(workers) as (_, n, threads):
         seconds = estimate(study, jobs, ready, n, threads)
-    millions = sum(map(job_tokens, todo)) / 1e6
     operations = sum(map(flops, todo))
-    work = f"{runs_words(len(todo))}, {millions:.1f}M tokens, {operations:.1e} FLOPs"
+    work = f"{runs_words(len(todo))}, {token_words(sum(map(job_tokens, todo)))} tokens, {operations:.1e} FLOPs"
     say(f"To do: {work}; about {spoken(seconds)} on this machine, {n} at a time")
     looks = planned_looks(study.settings)
     if words := precision_words(todo): say(words)

@@ -1090,6 +1090,7 @@ def fault_of(e: BaseException, file: Path) -> str:
     lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(file)]
     line = lines[-1] if lines else getattr(e, "lineno", None)
     said = str(e) if isinstance(e, AblationError) else f"{type(e).__name__}: {e}"
+    said = re.sub(r"partially initialized module | \(most likely due to a circular import\).*", "", said)   # a guess
     if isinstance(e, SystemExit): said = "it ends Python there; a file that registers arms has to come to its end."
     return f"{file.name}, line {line}: {said}" if line else f"{file.name}: {said}"
 

@@ -492,7 +492,7 @@ class Progress:
         self.study, self.console, self.workers = study, console, workers
         self.jobs: list[Job] = []          # still to end
         self.ended = 0
-        self.took: list[float] = []        # seconds of the runs that this engine has ended
+        self.made, self.began = 0, time.time()   # runs that this engine has brought to their end
         self.busy_ones: set[Path] = set()
         self.live: Live | None = None
         self.last_lines = time.time()
@@ -532,11 +532,12 @@ def tick(self: Progress) -> None:
 def finished(self: Progress, j: Job, result: dict) -> None:
     "A line for a run that has ended, with how long the others may take."
     self.ended += 1
-    if "seconds" in result and "why" not in result: self.took.append(result["seconds"])
+    self.made += "seconds" in result and "why" not in result
     self.jobs = [k for k in self.jobs if k.folder != j.folder]
     line = f"[{self.ended}/{self.ended + len(self.jobs)}] {self.where(j.folder)}: {result_words(result)}"
-    if self.took and self.jobs and not self.live:
-        line += f"; about {spoken(len(self.jobs) * float(np.mean(self.took)) / self.workers)} to go"
+    if self.made and self.jobs and not self.live:
+        each = (time.time() - self.began) / max(self.made, self.workers)   # the first to end are not alone
+        line += f"; about {spoken(each * len(self.jobs))} to go"
     self.say(line)
 
 @patch

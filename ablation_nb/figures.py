@@ -12,7 +12,7 @@ __all__ = ['ARM_COLOURS', 'FAMILY_COLOURS', 'SHADES', 'DASHED', 'STYLE', 'LENGTH
            'scale_figure', 'save_figure', 'plot_setups', 'front_figure']
 
 # %% ../nbs/21_figures.ipynb #b3bf2984
-import hashlib, itertools, math, textwrap
+import hashlib, itertools, math, re, textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -130,6 +130,27 @@ def spread_apart(
     back[order] = places
     return back
 
+# %% ../nbs/21_figures.ipynb #a74d6add
+LONGEST = 28  # letters of a name in a figure
+
+def drawn_label(arm: str) -> str:
+    "The arm's label as figures write it: without its middle if it is very long. Mathematics stays whole."
+    label = arm_label(arm)
+    if len(label) <= LONGEST or "$" in label: return label
+    half = LONGEST // 2 - 1
+    first, last = re.match(rf".{{1,{half}}}(?= )", label), re.search(rf"(?<= ).{{1,{half}}}$", label)
+    begins = first[0] if first else label[:half]   # with whole words, where it has words
+    ends = last[0] if last else label[-half:]
+    return f"{begins.rstrip(' +')} … {ends.lstrip(' +')}"
+
+def room_for_names(
+    arms: Iterable[str],
+    abreast: int,  # names that stand side by side, in panels or at both edges of one
+) -> float:        # inches
+    "By how much a figure is wider than it is for the names of our own arms."
+    longest = max((len(drawn_label(a)) for a in arms), default=0)
+    return abreast * .15 * max(0, longest - 17)
+
 # %% ../nbs/21_figures.ipynb #29dd2765
 def short_number(value: float) -> str:
     "A number in few letters: 5.84, 17.2, 326k."
@@ -146,7 +167,7 @@ def end_words(
     y: float,       # the same within the panel: 0 is its lower edge, 1 its upper one
     fmt: str = "",  # of a value behind the name; empty: only what lies beyond the panel has its value
     note: str = "", # words behind the name
-    name: Callable[[str], str] = arm_label,
+    name: Callable[[str], str] = drawn_label,
 ) -> str:
     "What is written at the end of a line: 'NoPE 3.14 ↑'."
     words = name(arm) + note
@@ -193,7 +214,7 @@ def end_labels(
     fmt: str = "",    # format of a value behind the name; none if empty
     notes: Mapping[str, str] = {}, # arm -> words behind its name
     lost: Mapping[str, tuple[float, str]] = {}, # arm whose runs all diverged -> (height of its cross, words)
-    name: Callable[[str], str] = arm_label, # of an arm, for people
+    name: Callable[[str], str] = drawn_label, # of an arm, for people
     near: float = .1, # part of the width: a line that ends this close to the last end is named at the right
 ) -> None:
     """Write each arm's name in its colour to the right of `ax`, joined to the end of its line.
@@ -382,7 +403,7 @@ def plot_losses(
     runs: pd.DataFrame,     # a row a run, at most one an arm and seed
     metrics: pd.DataFrame,  # their rows of metrics
     column: str,            # train_loss or val_loss
-    name: Callable[[str], str] = arm_label, # of an arm, for people
+    name: Callable[[str], str] = drawn_label, # of an arm, for people
 ) -> None:
     "Loss against steps: mean and range over the finished seeds of each arm, diverged runs dotted."
     last = metrics.dropna(subset=column).step.max()
@@ -439,7 +460,7 @@ def name_rates(ax: Axes, arms_at: Mapping[float, Iterable[str]]) -> None:
     "Which arms have which rate, the highest first, in the upper right corner."
     lines = []
     for lr in sorted(arms_at, reverse=True):
-        names = map(arm_label, arm_order(arms_at[lr]))
+        names = map(drawn_label, arm_order(arms_at[lr]))
         lines.append(textwrap.fill(f"{lr:.3g}: {', '.join(names)}", 26))
     ax.text(
         1.1, 1, "\n".join(lines),
@@ -533,7 +554,7 @@ def name_rows(ax: Axes, labels: Sequence[str], colours: Sequence[str]) -> None:
 
 def name_arms(ax: Axes, arms: Sequence[str]) -> None:
     "Rows that are arms, named."
-    labels = [arm_label(a) for a in arms]
+    labels = [drawn_label(a) for a in arms]
     colours = [arm_colour(a) for a in arms]
     name_rows(ax, labels, colours)
 
@@ -549,7 +570,7 @@ def difference_rows(
     effects = effects.set_index("arm").reindex(arms)
     n_runs = runs.arm.value_counts().reindex(arms, fill_value=0)
     rows = effects.assign(
-        label=[arm_label(a) for a in arms],
+        label=[drawn_label(a) for a in arms],
         colour=[arm_colour(a) for a in arms],
         words=[difference_words(e, n_runs[a]) for a, e in effects.iterrows()])
     seeds = [differences[differences.arm == a].difference.to_numpy() for a in arms]
@@ -646,13 +667,13 @@ def ablation_comparison(
     runs: pd.DataFrame,      # a row a run, at most one an arm and seed
     metrics: pd.DataFrame,   # a row a log line, as `load_metrics` gives it
     margin: float = .005,    # differences smaller than this count as none
-) -> Figure:                 # 11 x 8.2 inches
+) -> Figure:                 # 11 x 8.2 inches, wider where names are long
     "Training loss, validation loss, schedule and final differences of all arms."
     seeds = done_runs(runs).seed.nunique()
     for twice in runs[runs.duplicated(["arm", "seed"])].itertuples():
         raise AblationError(f"'{twice.arm}' has two runs with seed {twice.seed}; pass one learning rate an arm.")
     simple = simple_arms(runs)
-    fig = new_figure(11, 8.2)
+    fig = new_figure(11 + room_for_names(simple.arm, 3), 8.2)
     (upper,), (lower,) = fig.subfigures(2, 1, squeeze=False)
     train, val = upper.subplots(1, 2)
     schedule, left = lower.subplots(1, 2, width_ratios=(1, 1.25))
@@ -869,7 +890,7 @@ def verdict_map(
         bold = "bold" if x.verdict in ("better", "worse") else "normal"
         colour = "#777777" if x.verdict == "at chance" else "black"
         ax.text(left, top, f"{x.words} {sign}".strip(), color=colour, weight=bold, **middle)
-    name_rows(ax, [*map(arm_label, arms), *["knows nothing"] * bool(below)], [*map(arm_colour, arms), "#777777"])
+    name_rows(ax, [*map(drawn_label, arms), *["knows nothing"] * bool(below)], [*map(arm_colour, arms), "#777777"])
     for q, words in below.items():
         ax.text(asked.index(q), len(arms), words, color="#777777", style="italic", **middle)
     name_columns(ax, groups)
@@ -1105,7 +1126,7 @@ def dynamics_figure(
     if not timed.empty:
         measured = timed[timed.arm.isin(runs.arm)]
         dots = "rounds, arms in turn"
-    fig = new_figure(11, 7.6)
+    fig = new_figure(11 + room_for_names(runs.arm, 4), 7.6)
     (gap, grad), (first, speed) = fig.subplots(2, 2, height_ratios=(1.3, 1))
     plot_gaps(gap, runs, metrics)
     plot_gradients(grad, runs, metrics)
@@ -1458,7 +1479,7 @@ def scale_figure(
     for first, *others in panels:
         first.set_ylabel("bits per byte", fontsize="small")
         for ax in others: ax.yaxis.label.set_visible(False)
-    for ax, arm in zip(panels[::2].flatten(), arms): ax.set_title(arm_label(arm), color=ink(arm_colour(arm)))
+    for ax, arm in zip(panels[::2].flatten(), arms): ax.set_title(drawn_label(arm), color=ink(arm_colour(arm)))
     fig.supxlabel(
         "Validation loss against the baseline of the same seed; ◆ each arm at its own best rate, ◇ one rate for all,\n"
         "× runs diverged; bars and band: 95 % intervals. A panel that is all tinted has a line that may go anywhere",

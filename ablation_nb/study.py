@@ -965,7 +965,7 @@ def show_plan(jobs: list[Job], tuning: dict) -> Table:
     left_out = [c for c, nothing in silent if all(row[c] == nothing for row in rows)]
     columns = [c for c in rows[0] if c not in left_out]
     table = Table()
-    for c in columns: table.add_column(c, no_wrap=True, overflow="fold")
+    for c in columns: table.add_column(c, no_wrap=c not in ("point", "arm"), overflow="fold")   # long names give way
     for row in rows: table.add_row(*(str(row[c]) for c in columns))
     return table
 
@@ -985,7 +985,11 @@ def plan_row(point: str, arm: str, role: str, lr: float | None, runs: list[Job],
         "to do": len(todo),
     }
     if isinstance(runs[0].cfg, NotebookRun): return row
-    return row | {"tokens": f"{sum(map(job_tokens, todo)) / 1e6:.1f}M", "FLOPs": f"{sum(map(flops, todo)):.1e}"}
+    return row | {"tokens": token_words(sum(map(job_tokens, todo))), "FLOPs": f"{sum(map(flops, todo)):.1e}"}
+
+def token_words(n: int) -> str:
+    "A number of tokens: '3,072', '14.3M'."
+    return f"{n / 1e6:.1f}M" if n >= 1e5 else f"{n:,}"
 
 # %% ../nbs/14_study.ipynb #83cd27b3
 def on_random_tokens(
