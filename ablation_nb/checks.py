@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZES', 'CHECKS', 'expected_config', 'Case', 'blueprint', 'check_paired', 'check_parameters', 'changes_model',
            'gaps_without', 'check_changes_logits', 'check_position', 'check_rotation', 'due_pattern', 'check_distance',
-           'check_heads', 'check_sight', 'explained_by', 'check_attention', 'check_norms', 'check_scale',
+           'check_heads', 'check_sight', 'explained_by', 'check_attention', 'check_norms', 'scales_due', 'check_scale',
            'follows_formula', 'check_placement', 'check_gate', 'check_output', 'check_causal', 'check_live_parameters',
            'check_definition', 'Check', 'check_treatment', 'require', 'certificate']
 
@@ -125,9 +125,11 @@ class Case:
 
     @cached_property
     def louder(self) -> Any:
-        "The shaken copy with queries eight times as long: what bends large scores shows there."
+        "The shaken copy with queries and logits eight times as large: what bends large ones shows there."
         louder = copy.deepcopy(self.copy)
         for block in louder.blocks: block.attn.wq.weight.mul_(8)
+        read = louder.embed if part_of(self.cfg, "head").tied else louder.lm_head
+        if self.cfg.head in OWN_PARTS: read.weight.mul_(8)
         return louder
 
     @cached_property
@@ -179,9 +181,13 @@ def matrices_to_compare(state: Mapping[str, torch.Tensor], most: int = 2**20) ->
 # %% ../nbs/05_checks.ipynb #4b1b824a
 def check_paired(t: Case) -> tuple[bool, str]:
     "The weights are the draw of the run's seed (up to a million of them are compared, small matrices first)."
-    state = t.model.state_dict()
+    state = dict(t.model.named_parameters())   # buffers are not drawn
+    for part in (a for a in parse_arm(t.arm) if {"init", "init_scale"} & a.part.keys()):
+        others, sizes = without(t.cfg, t.arm, [part.name]), {k: p.shape for k, p in state.items() if p.ndim == 2}
+        if all(initial_sd(k, s, t.cfg) == initial_sd(k, s, others) for k, s in sizes.items()):
+            return False, f"'{part.name}' draws every matrix as large as it is drawn without it."
     drawn = {k: drawn_parameter(k, state[k].shape, t.seed, t.cfg) for k in matrices_to_compare(state)}
-    mine = {k: state[k].cpu() for k in drawn}
+    mine = {k: state[k].detach().cpu() for k in drawn}
     as_drawn = all(torch.equal(mine[k], v) for k, v in drawn.items() if v.any())
     if as_drawn and (odd := [k for k, v in drawn.items() if mine[k].any() and not v.any()]):
         return False, f"{listed(odd)} should begin at zero (init='{t.cfg.init}')."
@@ -212,7 +218,8 @@ def check_parameters(t: Case) -> tuple[bool, str]:
 
     n, formula = sum(p.numel() for p in t.model.parameters()), parameter_count(t.cfg)
     if n == formula and not faults: return True, f"{n:,} parameters, as the formula demands."
-    reasons = "; ".join(faults) or "a tensor is shared or lacks"
+    why = "a part has numbers beside those of its kind" if n > formula else "a tensor is shared or lacks"
+    reasons = "; ".join(faults) or why
     return False, f"{n:,} parameters where the formula demands {formula:,}: {reasons}."
 
 # %% ../nbs/05_checks.ipynb #2e92b563
@@ -241,6 +248,7 @@ def check_changes_logits(t: Case) -> tuple[bool, str]:
     if not min(gaps.values()) > 10 * t.tol:
         louder = gaps_without(t, t.louder, parts)
         if min(louder.values()) > min(gaps.values()): gaps, how = louder, "the same weights and longer queries"
+        if t.cfg.head in OWN_PARTS: how += " and larger logits"
     each = ", ".join(f"{v:.2g} from {other}" for other, v in gaps.items())
     measured = f"{how} its logits are off by {each} (largest logit: 1)."
     if all(v > 10 * t.tol for v in gaps.values()): return True, f"With {measured}"
@@ -298,6 +306,7 @@ def rotations(
 ) -> dict[str, torch.Tensor]:  # "queries" and "keys": complex (T, K/2), averaged over the heads
     "By what each pair of coordinates has been turned when it enters the dot product: e^(i angle) if it is a rotation."
     with DotProducts() as spy: attn(x_D.expand(1, T, -1))
+    if not spy.inputs and cfg.attention in OWN_PARTS: return {}   # it multiplies in a way of its own
     pairs = lambda z: torch.complex(*z[..., :cfg.d_head // 2 * 2].cpu().double().chunk(2, -1))
     unturned = reference_queries(as_numpy(x_D[None, None]), weights_of(attn, "a"), "a", replace(cfg, position="none"))
     turns = {}
@@ -319,9 +328,10 @@ def check_rotation(t: Case) -> tuple[bool, str]:
     "Queries and keys of every layer are turned by the angles that are due, or not at all."
     cfg, T = t.cfg, min(t.cfg.context_length, 256)
     due, turned = due_turns(cfg, T), part_of(cfg, "position").angles is not None
-    faults, worst = dict[str, str](), 0.0
+    faults, worst, seen = dict[str, str](), 0.0, False
     for layer, block in enumerate(t.copy.blocks):
         for who, turns in rotations(block.attn, cfg, t.noise(cfg.d_model), T).items():
+            seen = True
             error = (turns - due).abs()
             wrong = ~(error < 10 * t.tol)
             worst = max(worst, error.max().item())
@@ -330,6 +340,7 @@ def check_rotation(t: Case) -> tuple[bool, str]:
             angle, due_angle = turns[m, i].angle(), due[m, i].angle()
             what = f"pair {i} of the {who} in block {layer} is turned by {angle:.3f} rad at position {m}"
             faults.setdefault(who, f"{what} and should be by {due_angle:.3f}")
+    if not seen: return True, f"Its products are its own; the formula of attention='{cfg.attention}' stands for them."
     if faults:
         rule = f"position='{cfg.position}' turns nothing"
         if turned: rule = f"position='{cfg.position}' with theta {cfg.rope_theta:g}"
@@ -461,6 +472,8 @@ def check_norms(t: Case) -> tuple[bool, str]:
     cfg, norms, due = t.cfg, norm_modules(t.copy), due_norms(t.cfg)
     faults = [f"{path} ({type(m).__name__}) is left" for path, m in norms.items() if path not in due]
     faults += [f"{path} is missing" for path in due if path not in norms]
+    if cfg.norm in OWN_PARTS and due and not norms:
+        return False, f"No module is a norm: the class that norm='{cfg.norm}' makes must have 'norm' in its name."
     rule = f"{cfg.norm if part_of(cfg, 'norm').formula else 'unit RMS'} with eps {cfg.norm_eps:g}"
     m: Any
     for path, m in norms.items():
@@ -494,13 +507,19 @@ def untie(model: Any) -> None:
     model.lm_head = Linear(*w_VD.T.shape)
     model.lm_head.weight = nn.Parameter(w_VD)
 
+BRANCHES = {"attention": "ffn.w2", "feed-forward": "attn.wo"}   # and what makes the other one add nothing
+
+def size_for_scales(cfg: ModelConfig) -> float:
+    "How large an input shows whether a branch sees its scale."
+    return 10 if is_blind(cfg) or cfg.norm == "none" else 0.01
+
 def scale_blindness(t: Case) -> dict[str, float]:
     "Branch -> change of what it adds when its input is multiplied by 4, relative to the largest entry; 0 is blind."
-    size = 10 if is_blind(t.cfg) or t.cfg.norm == "none" else 0.01
+    size = size_for_scales(t.cfg)
     x = size * t.noise(4, 1, t.cfg.d_model)  # single tokens: their attention is linear
     changes = {}
     for i, block in enumerate(t.copy.blocks):
-        for branch, other in (("attention", "ffn.w2"), ("feed-forward", "attn.wo")):
+        for branch, other in BRANCHES.items():
             alone = copy.deepcopy(block)
             alone.get_submodule(other).weight.zero_()
             added = lambda z: alone(z) - (0 if t.cfg.placement == "post" else z)
@@ -516,17 +535,36 @@ def scale_blindness(t: Case) -> dict[str, float]:
     return changes
 
 # %% ../nbs/05_checks.ipynb #029b0247
+def scales_due(t: Case) -> dict[str, float]:
+    "As `scale_blindness`, of the branches in blocks of one's own, by their formula: a norm may stand elsewhere."
+    x, due = as_numpy(size_for_scales(t.cfg) * t.noise(4, 1, t.cfg.d_model)), dict[str, float]()
+    w = {name: as_numpy(p) for name, p in t.copy.named_parameters()}
+    for i in range(t.cfg.n_layers):
+        for branch, other in BRANCHES.items():
+            silent = f"blocks.{i}.{other}.weight"
+            alone = w | {silent: 0 * w[silent]}
+            def added(z: np.ndarray, i: int = i, alone: dict = alone) -> np.ndarray:
+                return reference_block(z, alone, f"blocks.{i}", t.cfg) - z
+            due[f"the {branch} of block {i}"] = off(added(4 * x), added(x))
+    return due
+
 def check_scale(t: Case) -> tuple[bool, str]:
     "Every branch, and the output layer, is blind to the scale of its input if norms are due, and sees it if not."
     changes, blind = scale_blindness(t), is_blind(t.cfg)
-    as_due = lambda change: change < 0.01 if blind else change > 0.5
-    odd = [branch for branch, change in changes.items() if not as_due(change)]
+    due = scales_due(t) if t.cfg.placement in OWN_PARTS else {}
+    def as_due(branch: str) -> bool:
+        change = changes[branch]
+        if branch in due: return abs(change - due[branch]) < 0.01 * max(1, due[branch])
+        return change < 0.01 if blind else change > 0.5
+    odd = [branch for branch in changes if not as_due(branch)]
     lo, hi = min(changes.values()), max(changes.values())
     if odd:
         what = f"changes {odd[0]} by {changes[odd[0]]:.2g} of its largest entry"
         why = "no norm is at work there" if blind else "a norm is hidden there"
+        if odd[0] in due: why = f"placement='{t.cfg.placement}' has {due[odd[0]]:.2g}"
         return False, f"A fourfold input {what}: {why} ({len(odd)} of {len(changes)} branches)."
     what = f"changes what {len(changes)} branches make of it"
+    if due: return True, f"A fourfold input {what} as placement='{t.cfg.placement}' says."
     if blind: return True, f"A fourfold input {what} by at most {hi:.0e}: norms are at work."
     return True, f"A fourfold input {what} by at least {lo:.0%}: no norm is hidden."
 

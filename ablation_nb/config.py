@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'MAY_BE_ZERO', 'SCHEDULES', 'OPTIMIZERS', 'LARGEST', 'FEED_FORWARDS', 'NORMS', 'POSITIONS', 'SOFTCAP',
-           'ATTENTIONS', 'BLOCKS', 'HEADS', 'WRITERS', 'INITS', 'PARTS', 'MODEL_FIELDS', 'TRAIN_FIELDS', 'ARMS',
-           'ARMS_FAULT', 'NO_TREATMENT', 'FAMILIES', 'SCALES', 'OF_EVERY_TASK', 'TASKS', 'LATER', 'IS_THE_PACKAGE',
-           'OWN_ARMS', 'OWN_PARTS', 'AblationError', 'did_you_mean', 'unknown', 'ModelConfig', 'TrainConfig',
-           'adamw_first', 'sgd_first', 'muon_first', 'trained_by_muon', 'first_move', 'decay_of', 'is_of_type',
-           'check_types', 'check_value', 'swiglu_width', 'plain_width', 'matched_width', 'silu', 'gelu', 'unit_rms',
-           'FeedForward', 'Norm', 'Position', 'rope_angles', 'partial_pairs', 'partial_angles', 'alibi_bias',
-           'sine_vectors', 'Attention', 'Block', 'Head', 'pre_block', 'post_block', 'sandwich_block', 'parallel_block',
-           'glorot_sd', 'gpt2_sd', 'zero_out_sd', 'initial_sd', 'named_part', 'part_of', 'register_part',
-           'register_feed_forward', 'register_norm', 'check_parts_fit', 'ffn_matrices', 'block_weights', 'gains',
-           'parameter_count', 'flops_per_token', 'Arm', 'check_label', 'register_arm', 'arm_names', 'parse_arm',
-           'check_parts', 'arm_name', 'arm_label', 'arm_family', 'arm_order', 'compared_arms', 'Scale', 'torch_build',
-           'has_card', 'multiplies_bf16', 'resolve_scale', 'native_precision', 'model_config', 'train_config',
-           'demanded', 'known_fields', 'TaskRule', 'is_task', 'parse_task', 'task_vocabulary', 'refuse_few_episodes',
-           'RunConfig', 'at_work', 'both_configs', 'refuse_idle', 'is_idle', 'run_config', 'project_root', 'own_arms',
-           'half_imported', 'fault_of', 'import_file']
+           'ATTENTIONS', 'BLOCKS', 'HEADS', 'WRITERS', 'INITS', 'PARTS', 'RULES', 'MODEL_FIELDS', 'TRAIN_FIELDS',
+           'ARMS', 'ARMS_FAULT', 'NO_TREATMENT', 'FAMILIES', 'SCALES', 'OF_EVERY_TASK', 'TASKS', 'LATER',
+           'IS_THE_PACKAGE', 'OWN_ARMS', 'OWN_PARTS', 'AblationError', 'did_you_mean', 'unknown', 'ModelConfig',
+           'TrainConfig', 'adamw_first', 'sgd_first', 'muon_first', 'trained_by_muon', 'first_move', 'decay_of',
+           'is_of_type', 'check_types', 'check_value', 'swiglu_width', 'plain_width', 'matched_width', 'silu', 'gelu',
+           'unit_rms', 'FeedForward', 'Norm', 'Position', 'rope_angles', 'partial_pairs', 'partial_angles',
+           'alibi_bias', 'sine_vectors', 'Attention', 'Block', 'Head', 'pre_block', 'post_block', 'sandwich_block',
+           'parallel_block', 'glorot_sd', 'gpt2_sd', 'zero_out_sd', 'initial_sd', 'named_part', 'part_of',
+           'register_part', 'check_fall', 'register_rule', 'register_feed_forward', 'register_norm', 'check_parts_fit',
+           'ffn_matrices', 'block_weights', 'gains', 'parameter_count', 'flops_per_token', 'Arm', 'check_label',
+           'register_arm', 'arm_names', 'parse_arm', 'check_parts', 'arm_name', 'arm_label', 'arm_family', 'arm_order',
+           'compared_arms', 'Scale', 'torch_build', 'has_card', 'multiplies_bf16', 'resolve_scale', 'native_precision',
+           'model_config', 'train_config', 'demanded', 'known_fields', 'TaskRule', 'is_task', 'parse_task',
+           'task_vocabulary', 'refuse_few_episodes', 'RunConfig', 'at_work', 'both_configs', 'refuse_idle', 'is_idle',
+           'run_config', 'project_root', 'own_arms', 'half_imported', 'fault_of', 'import_file']
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
 import difflib, importlib.util, math, os, re, sys, traceback
@@ -463,6 +463,30 @@ def register_part(field: str, name: str, part: Any) -> Any:
         raise AblationError(f"The part '{name}' has the layer {part.layer!r}, which makes no module; give a class.")
     PARTS[field][name] = part
     return part
+
+def check_fall(name: str, rule: Callable) -> None:
+    "A schedule gives a height from 0 to 1 for each share, and begins at 1."
+    shares = np.linspace(0, 1, 101)
+    heights = np.asarray(rule(shares), dtype=float)
+    if heights.shape == shares.shape and heights[0] == 1 and (heights >= 0).all() and (heights <= 1).all(): return
+    found = f"shape {heights.shape}" if heights.shape != shares.shape else f"{heights[0]:g} at first, then to " \
+        f"{heights.min():g} and {heights.max():g}"
+    raise AblationError(f"The schedule '{name}' gives {found} for 101 shares from 0 to 1; it must give as many "
+                        "heights, 1 at first and none outside of 0 to 1.")
+
+RULES: dict[str, dict[str, Callable]] = {"init": INITS, "schedule": SCHEDULES}   # field -> its table of functions
+
+def register_rule(field: str, name: str, rule: Callable) -> Callable:
+    """Make `field=name` a choice: an `init` or a `schedule` of one's own.
+
+    An init is (name, shape, cfg) -> the standard deviation of a matrix, as `glorot_sd`. A schedule is an array of
+    shares of the fall, from 0 to 1 -> heights, 1 at the peak and 0 where the rate is at its lowest."""
+    if field not in RULES: raise unknown(f"There is no kind of rule called '{field}'.", field, RULES, "Known kinds")
+    if name in RULES[field]: raise AblationError(f"A rule called '{name}' exists already; choose another name.")
+    if not callable(rule): raise AblationError(f"The rule '{name}' is {rule!r}; give a function.")
+    if field == "schedule": check_fall(name, rule)
+    RULES[field][name] = rule
+    return rule
 
 def register_feed_forward(name: str, part: FeedForward) -> FeedForward:
     "Make `ffn=name` a choice of `ModelConfig`."
@@ -992,7 +1016,9 @@ def at_work(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
     if train.weight_decay == 0: idle.append("decayed")
     flat = train.schedule == "constant" or train.min_lr_ratio == 1
     if flat: idle += ["schedule", "min_lr_ratio"]
-    fields = {**asdict(model), **asdict(train), "attention": looks, "position": order, "flat": flat}
+    falls = SCHEDULES[train.schedule](np.linspace(0, 1, 101)).tolist()   # one by another name is no other
+    behaves = {"attention": looks, "position": order, "schedule": falls, "flat": flat}
+    fields = {**asdict(model), **asdict(train), **behaves}
     return {f: v for f, v in fields.items() if f not in idle}
 
 def both_configs(arm: str, scale: str, overrides: dict) -> tuple[ModelConfig, TrainConfig]:
@@ -1063,8 +1089,8 @@ def project_root(
 
 # %% ../nbs/00_config.ipynb #295e1e20
 def own_arms() -> tuple[list[str], list[str]]:
-    "Import the project's `arms.py`, if there is one; returns the names of the arms and parts that it registers."
-    root, tables = project_root(), list[dict[str, Any]]([ARMS, *PARTS.values()])
+    "Import the project's `arms.py`, if there is one; returns the names of the arms, and of parts and rules, it adds."
+    root, tables = project_root(), list[dict[str, Any]]([ARMS, *PARTS.values(), *RULES.values(), OPTIMIZERS])
     file = root / "arms.py"
     if not (root / "settings.ini").is_file() or not file.is_file(): return [], []
     before, waiting = [dict(t) for t in tables], half_imported()
@@ -1077,7 +1103,10 @@ def own_arms() -> tuple[list[str], list[str]]:
         if replaced:
             ARMS_FAULT[:] = [f"arms.py puts something else in place of '{replaced[0]}', which every study knows; "
                              "register it under another name."]
-    arms, *parts = ([n for n in now if n not in then] for now, then in zip(tables, before))
+    arms, *parts, optimizers = ([n for n in now if n not in then] for now, then in zip(tables, before))
+    if optimizers:
+        ARMS_FAULT[:] = [f"arms.py adds the optimiser '{optimizers[0]}', and nothing would train by it; an optimiser "
+                         "of one's own needs a notebook of one's own, as nbs/own_question.ipynb shows."]
     return arms, [name for names in parts for name in names]
 
 def half_imported() -> dict[str, Any]:

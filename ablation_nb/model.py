@@ -144,10 +144,13 @@ class FlexibleTransformerLM(nn.Module):
         return self.lm_head(self.hidden(ids_BT, causal))
 
     def stretched(self, context_length: int) -> "FlexibleTransformerLM | None":
-        "The same weights and the same window for longer texts; None where positions are learned and end."
+        "The same weights and the same window for longer texts; None where learned positions end."
         if part_of(self.cfg, "position").learned: return None
         longer = FlexibleTransformerLM(replace(self.cfg, context_length=context_length), None)
-        longer.load_state_dict(self.state_dict())
+        mine, its = self.state_dict(), longer.state_dict()
+        if any(mine[name].shape != p.shape for name, p in longer.named_parameters()): return None
+        same = {name: v for name, v in mine.items() if v.shape == its[name].shape}
+        longer.load_state_dict(same, strict=False)   # a table for positions is the longer one's own
         of_attention = ([m for m in model.modules() if isinstance(m, CausalSelfAttention)] for model in (self, longer))
         for mine, its in zip(*of_attention): its.window = mine.window
         return longer.to(self.embed.weight.device)

@@ -134,7 +134,7 @@ def own_settings(cfg: RunConfig, rank: int, world: int) -> RunConfig:
 
 def refuse_others(cfg: RunConfig, data: TokenData, hashes: dict) -> None:
     "Another text or other code than the run was opened with is an error."
-    code = code_now(cfg.arm, asdict(cfg.model))
+    code = code_now(cfg)
     now = dict(data_hash=data.data_hash, tokenizer_hash=data.tokenizer_hash,
                package_hash=code["package_hash"], own_hash=code["own_hash"])
     changed = [name.removesuffix("_hash") for name, due in hashes.items() if now[name] != due]

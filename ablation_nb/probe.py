@@ -49,7 +49,7 @@ def trained(folder: Path) -> FlexibleTransformerLM:
     "The model of a finished run, in fp32 on the CPU."
     cfg, env = settings_in(folder), read_json(folder / "env.json")
     require_finished(folder)
-    now = code_now(cfg.arm, cfg.as_dict()["model"])
+    now = code_now(cfg)
     parts_changed = env.get("own_hash") not in (None, now["own_hash"])
     if parts_changed and not same_code(cfg.arm, cfg.train.precision, now, env, fingerprint):
         raise AblationError(f"{folder} was trained with another arms.py; take that back, or run the study again with "

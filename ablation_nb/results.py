@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import lru_cache, partial, wraps
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -1056,7 +1056,7 @@ def differences(env: dict, cfg: RunConfig | NotebookRun, data: TokenData | Noteb
     if env["data_hash"] != data.data_hash: words.append("text")
     if env["tokenizer_hash"] != data.tokenizer_hash: words.append("tokenizer")
     if not words and env["identity"] != identity(cfg, data): words.append("settings")
-    now = code_now(cfg.arm, asdict(cfg.model))
+    now = code_now(cfg)
     if not same_code(cfg.arm, cfg.train.precision, now, env, fingerprint): words.append("code")
     return words
 

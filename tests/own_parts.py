@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ablation_nb.config import (
-    Arm, Attention, Block, Head, Norm, Position, register_arm, register_part)
+    Arm, Attention, Block, Head, Norm, Position, register_arm, register_part, register_rule)
 from ablation_nb.layers import CausalSelfAttention, Linear, TiedHead
 from ablation_nb.model import TransformerBlock
 
@@ -61,6 +61,48 @@ class ClippedNorm(nn.Module):
     def forward(self, x): return x.clamp(-1, 1) * self.weight
 
 
+class NormsAfter(TransformerBlock):
+    "A norm behind each branch, as in OLMo 2."
+    def forward(self, x, causal=True, *cached):
+        x = x + self.norm1(self.attn(x, causal, *cached))
+        return x + self.norm2(self.ffn(x))
+
+
+def norms_after(x, attention, feed_forward, norm):
+    x = x + norm(attention(x), "norm1")
+    return x + norm(feed_forward(x), "norm2")
+
+
+class Summed(CausalSelfAttention):
+    "Attention without a call that torch has for it."
+    def attend(self, q, k, v, causal, at_BT):
+        at = torch.arange(q.shape[-2], device=q.device) if at_BT is None else at_BT
+        back = at[..., None, :, None] - torch.arange(k.shape[-2], device=q.device)
+        scores = torch.einsum("bhtk,bhsk->bhts", q, k) / q.shape[-1] ** 0.5
+        if causal: scores = scores.masked_fill(back < 0, -torch.inf)
+        return torch.einsum("bhts,bhsk->bhtk", scores.softmax(-1), v)
+
+
+def slow(T, cfg):
+    pairs = cfg.d_head // 2
+    return np.outer(np.arange(T), 50.0 ** (-np.arange(pairs) / pairs))
+
+
+class Tabled(nn.Module):
+    "Turns that stand in buffers, as long as the context."
+    def __init__(self, cfg):
+        super().__init__()
+        angles = torch.from_numpy(slow(cfg.context_length, cfg)).float()
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+
+    def forward(self, z, at_BT=None):
+        at = torch.arange(z.shape[-2], device=z.device) if at_BT is None else at_BT
+        cos, sin = (table[at] if at_BT is None else table[at].unsqueeze(1) for table in (self.cos, self.sin))
+        a, b = z.chunk(2, -1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+
 register_part("position", "near", Position(bias=near, layer=Near))
 register_part("attention", "squashed", Attention(scores=np.arcsinh, layer=Squashed))
 register_part("placement", "half", Block(half, layer=HalfBlock))
@@ -76,3 +118,13 @@ register_arm(Arm("capped", "Capped", "logits capped at 3", {"head": "capped"}))
 register_arm(Arm("half_tied", "Half tied", "half of the embedding as output layer", {"head": "half_tied"}))
 register_arm(Arm("one_kv", "One head of keys", "all heads share keys and values", {"attention": "one_kv"}))
 register_arm(Arm("clipped", "Clipped", "clipping for a norm", {"norm": "clipped"}))
+register_part("placement", "after", Block(norms_after, layer=NormsAfter, needs_norms=True))
+register_part("attention", "summed", Attention(kv_heads=lambda H: 1, layer=Summed))
+register_part("position", "tabled", Position(angles=slow, layer=Tabled))
+register_rule("init", "narrow", lambda name, shape, cfg: 1.0 if name.startswith("embed") else 0.03)
+register_rule("schedule", "root", lambda share: 1 - np.sqrt(share))
+register_arm(Arm("after", "Norms after", "a norm behind each branch", {"placement": "after"}))
+register_arm(Arm("summed", "Summed", "one head of keys, by einsum", {"attention": "summed"}))
+register_arm(Arm("tabled", "Tabled", "slow turns from a table", {"position": "tabled"}))
+register_arm(Arm("narrow", "Narrow", "linear maps from N(0, 0.03²)", {"init": "narrow"}))
+register_arm(Arm("root", "Root", "the rate falls by a square root", {"schedule": "root"}))

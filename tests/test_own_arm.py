@@ -60,6 +60,14 @@ def test_what_is_wrong_in_the_file_is_said(project, sh, wrong, words):
     succeeded(sh("ablation", "--help", cwd=root))
 
 
+@pytest.mark.parametrize("arm", ["slow_rope", "baseline"])
+def test_the_file_changes_nothing_that_all_runs_go_through(project, sh, arm):
+    smoother = "F.cross_entropy = lambda *given, smoothed=F.cross_entropy: smoothed(*given, label_smoothing=0.1)\n"
+    root = project(f"{ARM}\nimport torch.nn.functional as F\n{smoother}")
+    refused(train(sh, root, arm), "arms.py puts something else in place of torch.nn.functional.cross_entropy;")
+    assert not (root / "run").exists()
+
+
 def own_layer():
     "The file with a layer of its own, as CONTRIBUTING.md has it."
     blocks = [b.split("```")[0] for b in (ROOT / "CONTRIBUTING.md").read_text().split("```python\n")[1:]]
@@ -135,6 +143,7 @@ PARTS = (ROOT / "tests" / "own_parts.py").read_text()   # one of each kind that 
 @pytest.mark.parametrize("arm, compiled", [
     ("near+squashed+half+capped+clipped", True),
     ("half_tied+one_kv", False),
+    ("after+summed+tabled+narrow+root", False),
 ])
 def test_an_own_part_of_each_kind_proves_itself_and_trains(project, sh, arm, compiled):
     root = project(PARTS)
@@ -151,6 +160,11 @@ def test_an_own_part_of_each_kind_proves_itself_and_trains(project, sh, arm, com
     ("half", "self.ffn(self.norm2(x)) / 2", "self.ffn(self.norm2(x)) / 3", "[placement]"),
     ("capped", "3 * torch.tanh(super().forward(x) / 3)", "2 * torch.tanh(super().forward(x) / 2)", "[output]"),
     ("clipped", "x.clamp(-1, 1)", "x.clamp(-2, 2)", "[norms]"),
+    ("after", "return x + self.norm2(self.ffn(x))", "return x + self.ffn(self.norm2(x))", "[scale]"),
+    ("summed", "if causal: scores", "if causal and q.requires_grad: scores", "[causal]"),
+    ("tabled", "a * sin + b * cos", "b * sin + a * cos", "[rotation]"),
+    ("narrow", "0.03)", "(2 / sum(shape)) ** 0.5)", "[paired] 'narrow' draws every matrix as large as"),
+    ("root", "1 - np.sqrt(share)", "np.cos(np.pi / 2 * share) ** 2", "schedule='root' is idle"),
 ])
 def test_an_own_part_that_is_not_its_formula_does_not_train(project, sh, arm, promised, trained, check):
     assert promised in PARTS
@@ -171,4 +185,4 @@ def test_own_parts_are_there_whichever_module_is_imported_first(project, sh, fir
             "print(config.ARMS_FAULT, *sorted(config.OWN_PARTS))\n")
     root = project(PARTS.replace("import torch\n", "import torch\nimport ablation_nb.trainer\n"))
     done = succeeded(sh("python", "-c", code, cwd=root))
-    assert done.stdout == "[] capped clipped half half_tied near one_kv squashed\n"
+    assert done.stdout == "[] after capped clipped half half_tied narrow near one_kv root squashed summed tabled\n"
