@@ -884,7 +884,11 @@ def model_config(
     of_ffn = FEED_FORWARDS.get(str(values.get("ffn", "swiglu")), FEED_FORWARDS["silu"]).width
     rule = next((a.width for a in parts if a.width), of_ffn)
     d_model = values.get("d_model", ModelConfig.d_model)
-    if "d_ff" not in values and isinstance(d_model, int): values["d_ff"] = rule(d_model)
+    if "d_ff" not in values and isinstance(d_model, int):
+        values["d_ff"] = rule(d_model)
+        if not isinstance(values["d_ff"], (int, np.integer)):
+            raise AblationError(f"The width of '{arm}' is {values['d_ff']!r} for d_model={d_model}; "
+                                "its rule must give a whole number: divide with //.")
     return ModelConfig(**values)
 
 def train_config(
