@@ -252,8 +252,8 @@ def check_changes_logits(t: Case) -> tuple[bool, str]:
     gaps, how = gaps_without(t, t.copy, parts), "the same weights"
     if not min(gaps.values()) > 10 * t.tol:
         louder = gaps_without(t, t.louder, parts)
-        if min(louder.values()) > min(gaps.values()): gaps, how = louder, "the same weights and longer queries"
-        if t.cfg.head in t.own: how += " and larger logits"
+        larger = "longer queries" + " and larger logits" * (t.cfg.head in t.own)
+        if min(louder.values()) > min(gaps.values()): gaps, how = louder, f"the same weights and {larger}"
     each = ", ".join(f"{v:.2g} from {other}" for other, v in gaps.items())
     measured = f"{how} its logits are off by {each} (largest logit: 1)."
     if all(v > 10 * t.tol for v in gaps.values()): return True, f"With {measured}"

@@ -12,13 +12,14 @@ __all__ = ['PRECISIONS', 'MAY_BE_ZERO', 'SCHEDULES', 'OPTIMIZERS', 'LARGEST', 'F
            'unit_rms', 'FeedForward', 'Norm', 'Position', 'rope_angles', 'partial_pairs', 'partial_angles',
            'alibi_bias', 'sine_vectors', 'Attention', 'Block', 'Head', 'pre_block', 'post_block', 'sandwich_block',
            'parallel_block', 'glorot_sd', 'gpt2_sd', 'zero_out_sd', 'initial_sd', 'named_part', 'part_of',
-           'register_part', 'check_fall', 'register_rule', 'register_feed_forward', 'register_norm', 'check_parts_fit',
-           'ffn_matrices', 'block_weights', 'gains', 'parameter_count', 'flops_per_token', 'Arm', 'check_label',
-           'register_arm', 'arm_names', 'parse_arm', 'check_parts', 'arm_name', 'arm_label', 'arm_family', 'arm_order',
-           'compared_arms', 'Scale', 'torch_build', 'has_card', 'multiplies_bf16', 'resolve_scale', 'native_precision',
-           'model_config', 'train_config', 'demanded', 'known_fields', 'TaskRule', 'is_task', 'parse_task',
-           'task_vocabulary', 'refuse_few_episodes', 'RunConfig', 'at_work', 'both_configs', 'refuse_idle', 'is_idle',
-           'run_config', 'project_root', 'own_arms', 'half_imported', 'fault_of', 'import_file']
+           'register_part', 'refuse_taken', 'check_fall', 'register_rule', 'register_feed_forward', 'register_norm',
+           'check_parts_fit', 'ffn_matrices', 'block_weights', 'gains', 'parameter_count', 'flops_per_token', 'Arm',
+           'check_label', 'register_arm', 'arm_names', 'parse_arm', 'check_parts', 'arm_name', 'arm_label',
+           'arm_family', 'arm_order', 'compared_arms', 'Scale', 'torch_build', 'has_card', 'multiplies_bf16',
+           'resolve_scale', 'native_precision', 'model_config', 'train_config', 'demanded', 'known_fields', 'TaskRule',
+           'is_task', 'parse_task', 'task_vocabulary', 'refuse_few_episodes', 'RunConfig', 'at_work', 'both_configs',
+           'refuse_idle', 'is_idle', 'run_config', 'project_root', 'own_arms', 'half_imported', 'fault_of',
+           'import_file']
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
 import difflib, importlib.util, math, os, re, sys, traceback
@@ -456,13 +457,18 @@ def part_of(cfg: ModelConfig, field: str) -> Any:
 def register_part(field: str, name: str, part: Any) -> Any:
     "Make `field=name` a choice of `ModelConfig`; a part has to bring its layer, and a name that is not taken."
     if field not in PARTS: raise unknown(f"There is no kind of part called '{field}'.", field, PARTS, "Known kinds")
-    if name in PARTS[field]: raise AblationError(f"A part called '{name}' exists already; choose another name.")
+    refuse_taken(name, "part")
     if part.layer is None:
         raise AblationError(f"The part '{name}' has no layer: give `layer=`, what makes its torch module.")
     if not callable(part.layer):
         raise AblationError(f"The part '{name}' has the layer {part.layer!r}, which makes no module; give a class.")
     PARTS[field][name] = part
     return part
+
+def refuse_taken(name: str, what: str) -> None:
+    "A name that a part or a rule of any kind has is an error: who is asked for `name` looks whether it is one's own."
+    for table in (*PARTS.values(), *RULES.values()):
+        if name in table: raise AblationError(f"A {what} called '{name}' exists already; choose another name.")
 
 def check_fall(name: str, rule: Callable) -> None:
     "A schedule gives a height from 0 to 1 for each share, and begins at 1."
@@ -482,7 +488,7 @@ def register_rule(field: str, name: str, rule: Callable) -> Callable:
     An init is (name, shape, cfg) -> the standard deviation of a matrix, as `glorot_sd`. A schedule is an array of
     shares of the fall, from 0 to 1 -> heights, 1 at the peak and 0 where the rate is at its lowest."""
     if field not in RULES: raise unknown(f"There is no kind of rule called '{field}'.", field, RULES, "Known kinds")
-    if name in RULES[field]: raise AblationError(f"A rule called '{name}' exists already; choose another name.")
+    refuse_taken(name, "rule")
     if not callable(rule): raise AblationError(f"The rule '{name}' is {rule!r}; give a function.")
     if field == "schedule": check_fall(name, rule)
     RULES[field][name] = rule
@@ -1020,7 +1026,7 @@ def at_work(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
     if train.weight_decay == 0: idle.append("decayed")
     flat = train.schedule == "constant" or train.min_lr_ratio == 1
     if flat: idle += ["schedule", "min_lr_ratio"]
-    falls = SCHEDULES[train.schedule](np.linspace(0, 1, 101)).tolist()   # one by another name is no other
+    falls = np.asarray(SCHEDULES[train.schedule](np.linspace(0, 1, 101))).tolist()   # one by another name is no other
     behaves = {"attention": looks, "position": order, "schedule": falls, "flat": flat}
     fields = {**asdict(model), **asdict(train), **behaves}
     return {f: v for f, v in fields.items() if f not in idle}

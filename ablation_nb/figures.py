@@ -134,8 +134,13 @@ def spread_apart(
 LONGEST = 28  # letters of a name in a figure
 
 def drawn_label(arm: str) -> str:
-    "The arm's label as figures write it: without its middle if it is very long. Mathematics stays whole."
+    "The arm's label as figures write it: without its middle if it is a sentence, unless another had the same name."
     label = arm_label(arm)
+    alike = [a for a in ARMS.values() if shortened(a.label) == shortened(label)]
+    return shortened(label) if arm in ARMS and len(alike) == 1 else label   # what is composed stays whole, too
+
+def shortened(label: str) -> str:
+    "A label without its middle, if it is long. Mathematics stays whole."
     if len(label) <= LONGEST or "$" in label: return label
     half = LONGEST // 2 - 1
     first, last = re.match(rf".{{1,{half}}}(?= )", label), re.search(rf"(?<= ).{{1,{half}}}$", label)

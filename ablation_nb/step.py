@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Direction', 'ROUNDOFF', 'TOKENS', 'SHARPER', 'SCORED', 'STEP_CHECKS', 'definition_loss', 'surprises', 'Bounds',
            'rounding_bounds', 'FirstStep', 'scored_window', 'take_step', 'step_again', 'due_rates', 'check_batches',
-           'check_schedule', 'rates_fault', 'check_loss', 'check_gradients', 'score_gap', 'check_scores',
-           'check_update', 'check_momentum', 'check_recipe', 'check_step', 'checks_of']
+           'check_schedule', 'rates_fault', 'check_loss', 'check_gradients', 'due_scores', 'score_gap', 'score_bias',
+           'check_scores', 'check_update', 'check_momentum', 'check_recipe', 'check_step', 'checks_of']
 
 # %% ../nbs/07_step.ipynb #0c7781b5
 import re
@@ -122,6 +122,11 @@ class FirstStep:
     def due_loss(self) -> float:
         "The loss by the definition."
         return loss_at(self, {})
+
+    @cached_property
+    def due_scores(self) -> np.ndarray:
+        "What an evaluation should say of the window, by the definition."
+        return due_scores(self)
 
     @cached_property
     def along(self) -> dict[str, float]:
@@ -281,7 +286,7 @@ def rates_fault(rates: np.ndarray, cfg: TrainConfig) -> str | None:
     "Where rates are not those of a training: the worst step, and what it would have there."
     due = due_rates(cfg)
     if len(rates) != len(due): return f"There are learning rates for {len(rates)} steps where {len(due)}"
-    error = np.abs(rates / due - 1)
+    error = np.abs(rates - due) / np.where(due > 0, due, cfg.lr)   # an own schedule may come to nothing
     worst = int(error.argmax())
     if error[worst] < 1e-5: return None
     return f"The learning rate of step {worst} is {rates[worst]:.6g} where {due[worst]:.6g}"
@@ -348,20 +353,32 @@ def check_gradients(s: FirstStep) -> tuple[bool, str]:
 # %% ../nbs/07_step.ipynb #77972c82
 SCORED = {"fp32": 2e-5, "tf32": 0.01, "bf16": 0.02}   # what rounding explains of the losses of tokens, relative
 
+def due_scores(s: FirstStep) -> np.ndarray:
+    "The losses of the window's tokens, or of an episode's answers, by the definition."
+    ids_1T = s.window[None]
+    if s.scored is None: return surprises(reference_logits(s.used, s.model, ids_1T[:, :-1]), ids_1T[:, 1:])[0]
+    return surprises(reference_logits(s.used, s.model, ids_1T)[:, s.scored], ids_1T[:, s.scored + 1])[0]
+
 def score_gap(s: FirstStep) -> float:
     "How far an evaluation is off the definition: root mean square over tokens, relative to that of their losses."
-    ids_1T = s.window[None]
-    if s.scored is None: due = surprises(reference_logits(s.used, s.model, ids_1T[:, :-1]), ids_1T[:, 1:])[0]
-    else: due = surprises(reference_logits(s.used, s.model, ids_1T)[:, s.scored], ids_1T[:, s.scored + 1])[0]
-    if s.scores.shape != due.shape: return np.inf
-    return float(np.sqrt(np.square(s.scores - due).mean() / np.square(due).mean()))
+    if s.scores.shape != s.due_scores.shape: return np.inf
+    return float(np.sqrt(np.square(s.scores - s.due_scores).mean() / np.square(s.due_scores).mean()))
+
+def score_bias(s: FirstStep) -> float:
+    "How far the mean of an evaluation is off the definition's, relative to it."
+    return float(s.scores.mean() / s.due_scores.mean() - 1)
 
 def check_scores(s: FirstStep) -> tuple[bool, str]:
     "An evaluation gives each token of a window of the validation set the definition's loss."
     gap, most, n = score_gap(s), SCORED[s.train.precision], len(s.scores)
-    if gap < most: return True, f"An evaluation scores {n} tokens as the float64 definition does, to {gap:.0e}."
-    what = f"An evaluation of {n} tokens is off the definition by {gap:.2g}"
-    return False, f"{what}, and rounding in {s.train.precision} explains {most:.0e} of it."
+    mean, most_mean = abs(score_bias(s)), rounding_bounds(s.train.precision, n).loss
+    what = f"An evaluation of {n} tokens is off the definition by"
+    if not gap < most: return False, f"{what} {gap:.2g}, and rounding in {s.train.precision} explains {most:.0e} of it."
+    if not mean < most_mean:
+        explained = f"rounding in {s.train.precision} explains {most_mean:.0e} of it"
+        return False, f"{what} {mean:.2g} in the mean, and {explained}."
+    each = f"each to {gap:.0e} and their mean to {mean:.0e}"
+    return True, f"An evaluation scores {n} tokens as the float64 definition does, {each}."
 
 # %% ../nbs/07_step.ipynb #0f76e116
 NAMES = dict(adamw="AdamW", sgd="SGD", muon="Muon")
@@ -520,7 +537,7 @@ def check_step(
     arm: str = "baseline",             # what its run claims to be
     usual: TrainConfig | None = None,  # training where no arm changes it; None: that of the full scale
 ) -> list[Check]:
-    "Prove that the step of a trainer is what is written down: batches, schedule, loss, gradients, update, recipe."
+    "Prove that a trainer does what is written down: batches, schedule, loss, scores, gradients, update, recipe."
     return checks_of(t, take_step(t, arm, usual))
 
 def checks_of(t: Trainer, s: FirstStep) -> list[Check]:

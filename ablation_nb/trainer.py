@@ -45,7 +45,7 @@ def lr_at(
 
 def fall_of(schedule: str) -> Callable[[float], float]:
     "The fall of a schedule; of one that `register_rule` knows, its rule."
-    return FALLS.get(schedule) or (lambda s: float(SCHEDULES[schedule](np.asarray(s, dtype=float))))
+    return FALLS.get(schedule) or (lambda s: float(np.asarray(SCHEDULES[schedule](np.array([s])))[0]))
 
 # %% ../nbs/06_trainer.ipynb #5650be53
 def resolve_device(device: str = "auto") -> torch.device:

@@ -68,10 +68,21 @@ def test_the_file_changes_nothing_that_all_runs_go_through(project, sh, arm):
     assert not (root / "run").exists()
 
 
-def own_layer():
-    "The file with a layer of its own, as CONTRIBUTING.md has it."
+def block_with(word):
+    "What CONTRIBUTING.md has of an arms.py."
     blocks = [b.split("```")[0] for b in (ROOT / "CONTRIBUTING.md").read_text().split("```python\n")[1:]]
-    return next(b for b in blocks if "register_feed_forward" in b)
+    return next(b for b in blocks if word in b)
+
+
+def own_layer():
+    "The file with a layer of its own."
+    return block_with("register_feed_forward")
+
+
+def test_an_own_rule_stands_in_the_same_file(project, sh):
+    root = project(own_layer() + block_with("register_rule"))
+    succeeded(train(sh, root, "reglu+root", min_lr_ratio=0.0))   # at the end the rate is 0
+    assert json.loads((root / "run" / "result.json").read_text())["status"] == "done"
 
 
 LAYERS = """
