@@ -1705,6 +1705,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ablation_nb.step.length': ('step.html#length', 'ablation_nb/step.py'),
                                   'ablation_nb.step.loss_at': ('step.html#loss_at', 'ablation_nb/step.py'),
                                   'ablation_nb.step.moments_fault': ('step.html#moments_fault', 'ablation_nb/step.py'),
+                                  'ablation_nb.step.most_biased': ('step.html#most_biased', 'ablation_nb/step.py'),
                                   'ablation_nb.step.move_fault': ('step.html#move_fault', 'ablation_nb/step.py'),
                                   'ablation_nb.step.prepare_batch': ('step.html#prepare_batch', 'ablation_nb/step.py'),
                                   'ablation_nb.step.prepare_weights': ('step.html#prepare_weights', 'ablation_nb/step.py'),

@@ -6,7 +6,7 @@
 __all__ = ['Direction', 'ROUNDOFF', 'TOKENS', 'SHARPER', 'SCORED', 'STEP_CHECKS', 'definition_loss', 'surprises', 'Bounds',
            'rounding_bounds', 'FirstStep', 'scored_window', 'take_step', 'step_again', 'due_rates', 'check_batches',
            'check_schedule', 'rates_fault', 'check_loss', 'check_gradients', 'due_scores', 'score_gap', 'score_bias',
-           'check_scores', 'check_update', 'check_momentum', 'check_recipe', 'check_step', 'checks_of']
+           'most_biased', 'check_scores', 'check_update', 'check_momentum', 'check_recipe', 'check_step', 'checks_of']
 
 # %% ../nbs/07_step.ipynb #0c7781b5
 import re
@@ -368,10 +368,14 @@ def score_bias(s: FirstStep) -> float:
     "How far the mean of an evaluation is off the definition's, relative to it."
     return float(s.scores.mean() / s.due_scores.mean() - 1)
 
+def most_biased(s: FirstStep) -> float:
+    "What rounding explains of that: four times what it does of a batch's loss, whose windows are several."
+    return 4 * rounding_bounds(s.train.precision, len(s.scores)).loss
+
 def check_scores(s: FirstStep) -> tuple[bool, str]:
     "An evaluation gives each token of a window of the validation set the definition's loss."
     gap, most, n = score_gap(s), SCORED[s.train.precision], len(s.scores)
-    mean, most_mean = abs(score_bias(s)), rounding_bounds(s.train.precision, n).loss
+    mean, most_mean = abs(score_bias(s)), most_biased(s)
     what = f"An evaluation of {n} tokens is off the definition by"
     if not gap < most: return False, f"{what} {gap:.2g}, and rounding in {s.train.precision} explains {most:.0e} of it."
     if not mean < most_mean:
