@@ -104,6 +104,8 @@ seeds = [0]
 d_ff = 64
 [[grid]]
 d_ff = 100000000000
+[[grid]]
+batch_size = 10000000000000
 """
 
 
@@ -111,8 +113,9 @@ def test_a_run_that_asks_for_too_much_memory_or_raises_is_named(tmp_path, sh):
     root = project(tmp_path)
     done = sh("ablation", "run", write(root, "huge", HUGE), cwd=root)
     assert done.returncode == 1
-    assert "outputs/huge-builtin/d_ff-100000000000/baseline/0.01-s0: RuntimeError" in done.stderr
-    assert "allocate" in done.stderr
+    def said_of(point): return f"outputs/huge-builtin/{point}/baseline/0.01-s0: "
+    assert f"{said_of('d_ff-100000000000')}A model of 1.92e+13 parameters needs" in done.stderr
+    assert f"{said_of('batch_size-10000000000000')}MemoryError: Unable to allocate" in done.stderr
     assert list(results(root, "huge-builtin")) == ["d_ff-64/baseline/0.01-s0"]
 
 
