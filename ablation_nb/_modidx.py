@@ -1699,7 +1699,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ablation_nb.step.dot': ('step.html#dot', 'ablation_nb/step.py'),
                                   'ablation_nb.step.due_move': ('step.html#due_move', 'ablation_nb/step.py'),
                                   'ablation_nb.step.due_rates': ('step.html#due_rates', 'ablation_nb/step.py'),
-                                  'ablation_nb.step.due_scores': ('step.html#due_scores', 'ablation_nb/step.py'),
                                   'ablation_nb.step.due_weight': ('step.html#due_weight', 'ablation_nb/step.py'),
                                   'ablation_nb.step.kind_of_weight': ('step.html#kind_of_weight', 'ablation_nb/step.py'),
                                   'ablation_nb.step.length': ('step.html#length', 'ablation_nb/step.py'),

@@ -492,7 +492,7 @@ class Progress:
         self.study, self.console, self.workers = study, console, workers
         self.jobs: list[Job] = []          # still to end
         self.ended = 0
-        self.made, self.began = 0, time.time()   # runs that this engine has brought to their end
+        self.made, self.began = 0, time.time()   # runs that this engine has ended, and since when
         self.busy_ones: set[Path] = set()
         self.live: Live | None = None
         self.last_lines = time.time()

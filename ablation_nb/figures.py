@@ -146,7 +146,7 @@ def shortened(label: str) -> str:
     first, last = re.match(rf".{{1,{half}}}(?= )", label), re.search(rf"(?<= ).{{1,{half}}}$", label)
     begins = first[0] if first else label[:half]   # with whole words, where it has words
     ends = last[0] if last else label[-half:]
-    return f"{begins.rstrip(' +')} … {ends.lstrip(' +')}"
+    return f"{begins} … {ends}"
 
 def room_for_names(
     arms: Iterable[str],

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Direction', 'ROUNDOFF', 'TOKENS', 'SHARPER', 'SCORED', 'STEP_CHECKS', 'definition_loss', 'surprises', 'Bounds',
            'rounding_bounds', 'FirstStep', 'scored_window', 'take_step', 'step_again', 'due_rates', 'check_batches',
-           'check_schedule', 'rates_fault', 'check_loss', 'check_gradients', 'due_scores', 'score_gap', 'score_bias',
-           'most_biased', 'check_scores', 'check_update', 'check_momentum', 'check_recipe', 'check_step', 'checks_of']
+           'check_schedule', 'rates_fault', 'check_loss', 'check_gradients', 'score_gap', 'score_bias', 'most_biased',
+           'check_scores', 'check_update', 'check_momentum', 'check_recipe', 'check_step', 'checks_of']
 
 # %% ../nbs/07_step.ipynb #0c7781b5
 import re
@@ -125,8 +125,10 @@ class FirstStep:
 
     @cached_property
     def due_scores(self) -> np.ndarray:
-        "What an evaluation should say of the window, by the definition."
-        return due_scores(self)
+        "The losses of the window's tokens, or of an episode's answers, by the definition."
+        ids_1T, scored = self.window[None], self.scored
+        if scored is None: return surprises(reference_logits(self.used, self.model, ids_1T[:, :-1]), ids_1T[:, 1:])[0]
+        return surprises(reference_logits(self.used, self.model, ids_1T)[:, scored], ids_1T[:, scored + 1])[0]
 
     @cached_property
     def along(self) -> dict[str, float]:
@@ -353,12 +355,6 @@ def check_gradients(s: FirstStep) -> tuple[bool, str]:
 # %% ../nbs/07_step.ipynb #77972c82
 SCORED = {"fp32": 2e-5, "tf32": 0.01, "bf16": 0.02}   # what rounding explains of the losses of tokens, relative
 
-def due_scores(s: FirstStep) -> np.ndarray:
-    "The losses of the window's tokens, or of an episode's answers, by the definition."
-    ids_1T = s.window[None]
-    if s.scored is None: return surprises(reference_logits(s.used, s.model, ids_1T[:, :-1]), ids_1T[:, 1:])[0]
-    return surprises(reference_logits(s.used, s.model, ids_1T)[:, s.scored], ids_1T[:, s.scored + 1])[0]
-
 def score_gap(s: FirstStep) -> float:
     "How far an evaluation is off the definition: root mean square over tokens, relative to that of their losses."
     if s.scores.shape != s.due_scores.shape: return np.inf
@@ -381,8 +377,8 @@ def check_scores(s: FirstStep) -> tuple[bool, str]:
     if not mean < most_mean:
         explained = f"rounding in {s.train.precision} explains {most_mean:.0e} of it"
         return False, f"{what} {mean:.2g} in the mean, and {explained}."
-    each = f"each to {gap:.0e} and their mean to {mean:.0e}"
-    return True, f"An evaluation scores {n} tokens as the float64 definition does, {each}."
+    how = f"to {gap:.0e} (root mean square) and to {mean:.0e} in the mean"
+    return True, f"An evaluation scores {n} tokens as the float64 definition does, {how}."
 
 # %% ../nbs/07_step.ipynb #0f76e116
 NAMES = dict(adamw="AdamW", sgd="SGD", muon="Muon")

@@ -171,6 +171,7 @@ def test_an_own_part_of_each_kind_proves_itself_and_trains(project, sh, arm, com
     ("half", "self.ffn(self.norm2(x)) / 2", "self.ffn(self.norm2(x)) / 3", "[placement]"),
     ("capped", "3 * torch.tanh(super().forward(x) / 3)", "2 * torch.tanh(super().forward(x) / 2)", "[output]"),
     ("clipped", "x.clamp(-1, 1)", "x.clamp(-2, 2)", "[norms]"),
+    ("clipped", "ClippedNorm", "Clipped", "[norms] No module is a norm: the class that norm='clipped' makes must have"),
     ("after", "return x + self.norm2(self.ffn(x))", "return x + self.ffn(self.norm2(x))", "[scale]"),
     ("summed", "if causal: scores", "if causal and q.requires_grad: scores", "[causal]"),
     ("tabled", 'self.register_buffer("sin", angles.sin())',
