@@ -7,19 +7,19 @@ __all__ = ['PRECISIONS', 'MAY_BE_ZERO', 'SCHEDULES', 'OPTIMIZERS', 'LARGEST', 'F
            'ATTENTIONS', 'BLOCKS', 'HEADS', 'WRITERS', 'INITS', 'PARTS', 'RULES', 'MODEL_FIELDS', 'TRAIN_FIELDS',
            'ARMS', 'ARMS_FAULT', 'NO_TREATMENT', 'FAMILIES', 'SCALES', 'OF_EVERY_TASK', 'TASKS', 'LATER',
            'IS_THE_PACKAGE', 'OWN_ARMS', 'OWN_PARTS', 'AblationError', 'did_you_mean', 'unknown', 'ModelConfig',
-           'TrainConfig', 'adamw_first', 'sgd_first', 'muon_first', 'trained_by_muon', 'first_move', 'decay_of',
-           'is_of_type', 'check_types', 'check_value', 'swiglu_width', 'plain_width', 'matched_width', 'silu', 'gelu',
-           'unit_rms', 'FeedForward', 'Norm', 'Position', 'rope_angles', 'partial_pairs', 'partial_angles',
-           'alibi_bias', 'sine_vectors', 'Attention', 'Block', 'Head', 'pre_block', 'post_block', 'sandwich_block',
-           'parallel_block', 'glorot_sd', 'gpt2_sd', 'zero_out_sd', 'initial_sd', 'named_part', 'part_of',
-           'register_part', 'refuse_taken', 'check_fall', 'register_rule', 'register_feed_forward', 'register_norm',
-           'check_parts_fit', 'ffn_matrices', 'block_weights', 'gains', 'parameter_count', 'flops_per_token', 'Arm',
-           'check_label', 'register_arm', 'arm_names', 'parse_arm', 'check_parts', 'arm_name', 'arm_label',
-           'arm_family', 'arm_order', 'compared_arms', 'Scale', 'torch_build', 'has_card', 'multiplies_bf16',
-           'resolve_scale', 'native_precision', 'model_config', 'train_config', 'demanded', 'known_fields', 'TaskRule',
-           'is_task', 'parse_task', 'task_vocabulary', 'refuse_few_episodes', 'RunConfig', 'at_work', 'both_configs',
-           'refuse_idle', 'is_idle', 'run_config', 'project_root', 'own_arms', 'half_imported', 'fault_of',
-           'import_file']
+           'TrainConfig', 'Optimizer', 'adamw_move', 'sgd_move', 'muon_move', 'trained_by_muon', 'last_move',
+           'decay_of', 'is_of_type', 'check_types', 'check_value', 'swiglu_width', 'plain_width', 'matched_width',
+           'silu', 'gelu', 'unit_rms', 'FeedForward', 'Norm', 'Position', 'rope_angles', 'partial_pairs',
+           'partial_angles', 'alibi_bias', 'sine_vectors', 'Attention', 'Block', 'Head', 'pre_block', 'post_block',
+           'sandwich_block', 'parallel_block', 'glorot_sd', 'gpt2_sd', 'zero_out_sd', 'initial_sd', 'named_part',
+           'part_of', 'register_part', 'refuse_taken', 'check_fall', 'check_optimizer', 'register_rule',
+           'register_feed_forward', 'register_norm', 'check_parts_fit', 'ffn_matrices', 'block_weights', 'gains',
+           'parameter_count', 'flops_per_token', 'Arm', 'check_label', 'register_arm', 'arm_names', 'parse_arm',
+           'check_parts', 'arm_name', 'arm_label', 'arm_family', 'arm_order', 'compared_arms', 'Scale', 'torch_build',
+           'has_card', 'multiplies_bf16', 'resolve_scale', 'native_precision', 'model_config', 'train_config',
+           'demanded', 'known_fields', 'TaskRule', 'is_task', 'parse_task', 'task_vocabulary', 'refuse_few_episodes',
+           'RunConfig', 'at_work', 'both_configs', 'refuse_idle', 'is_idle', 'run_config', 'project_root', 'own_arms',
+           'half_imported', 'fault_of', 'import_file']
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
 import difflib, importlib.util, math, os, re, sys, traceback
@@ -153,18 +153,32 @@ SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # share of the fal
     "wsd": lambda s: np.minimum(1, (1 - s) / 0.2),  # stable, and linear over the last fifth
 }
 
-def adamw_first(g: np.ndarray, cfg: TrainConfig) -> np.ndarray:
-    "AdamW's first move: moments corrected for their emptiness are the gradient and its square."
-    return g / (np.abs(g) + cfg.adam_eps)
+@dataclass(frozen=True)
+class Optimizer:
+    "How weights move: a formula and, if it is somebody's own, what trains by it."
+    move: Callable[[str, np.ndarray, TrainConfig], np.ndarray]  # (name, gradients so far (K, ...), cfg) -> last move
+    make: Callable[[list, TrainConfig], Any] | None = None   # (pairs of name and parameter, cfg) -> torch optimisers
+    within: float = 1e-3   # what rounding may put a move off, as part of its length
 
-def sgd_first(g: np.ndarray, cfg: TrainConfig) -> np.ndarray:
-    "The first move of gradient descent with momentum: the gradient."
-    return g
+def adamw_move(name: str, g_K: np.ndarray, cfg: TrainConfig) -> np.ndarray:
+    "AdamW's last move: the mean gradient over the root of the mean square, both corrected for their empty beginning."
+    m = v = np.zeros_like(g_K[0])
+    for g in g_K:
+        m = cfg.beta1 * m + (1 - cfg.beta1) * g
+        v = cfg.beta2 * v + (1 - cfg.beta2) * g**2
+    k = len(g_K)
+    return m / (1 - cfg.beta1**k) / (np.sqrt(v / (1 - cfg.beta2**k)) + cfg.adam_eps)
 
-def muon_first(g: np.ndarray, cfg: TrainConfig) -> np.ndarray:
-    "Muon's first move (Jordan et al. 2024), scaled as Liu et al. 2025 (arXiv:2502.16982) do to match AdamW's."
-    g = g * (1 - cfg.momentum) * (1 + cfg.momentum)   # Nesterov's look ahead from an empty buffer
-    x = g / max(float(np.linalg.norm(g)), 1e-7)       # whose size is lost here
+def sgd_move(name: str, g_K: np.ndarray, cfg: TrainConfig) -> np.ndarray:
+    "The last move of gradient descent with momentum: gradients summed, each older one counting less."
+    return sum(cfg.momentum**age * g for age, g in enumerate(g_K[::-1]))
+
+def muon_move(name: str, g_K: np.ndarray, cfg: TrainConfig) -> np.ndarray:
+    "Muon's last move (Jordan et al. 2024), scaled as Liu et al. 2025 (arXiv:2502.16982) do to match AdamW's."
+    if not trained_by_muon(name, g_K[0].shape): return adamw_move(name, g_K, cfg)
+    mean = (1 - cfg.momentum) * sgd_move(name, g_K, cfg)
+    g = (1 - cfg.momentum) * g_K[-1] + cfg.momentum * mean   # Nesterov's look ahead
+    x = g / max(float(np.linalg.norm(g)), 1e-7)              # the size is lost here
     x = x.T if len(g) > len(g.T) else x
     for _ in range(5):
         a = x @ x.T
@@ -172,21 +186,15 @@ def muon_first(g: np.ndarray, cfg: TrainConfig) -> np.ndarray:
     x = x.T if len(g) > len(g.T) else x
     return 0.2 * max(g.shape) ** 0.5 * x
 
-OPTIMIZERS: dict[str, Callable[[np.ndarray, TrainConfig], np.ndarray]] = {  # (gradient, cfg) -> move, a unit of rate
-    "adamw": adamw_first,
-    "sgd": sgd_first,
-    "muon": muon_first,
-}
+OPTIMIZERS = {"adamw": Optimizer(adamw_move), "sgd": Optimizer(sgd_move), "muon": Optimizer(muon_move, within=0.04)}
 
 def trained_by_muon(name: str, shape: Sequence[int]) -> bool:
     "Is a parameter a matrix between layers? Embeddings, output layer and gains are not."
     return len(shape) == 2 and not name.startswith(("embed", "lm_head"))
 
-def first_move(name: str, g: np.ndarray, cfg: TrainConfig) -> np.ndarray:
-    "What the first step takes off a parameter, in units of the learning rate and before decay, by definition."
-    rule = cfg.optimizer
-    if rule == "muon" and not trained_by_muon(name, g.shape): rule = "adamw"
-    return OPTIMIZERS[rule](g, cfg)
+def last_move(name: str, g_K: np.ndarray, cfg: TrainConfig) -> np.ndarray:
+    "What a step takes off a parameter for all gradients so far, in rates and before decay, by definition."
+    return OPTIMIZERS[cfg.optimizer].move(name, g_K, cfg)
 
 def decay_of(name: str, ndim: int, cfg: TrainConfig) -> float:
     "Weight decay of a parameter."
@@ -480,16 +488,32 @@ def check_fall(name: str, rule: Callable) -> None:
     raise AblationError(f"The schedule '{name}' gives {found} for 101 shares from 0 to 1; it must give as many "
                         "heights, 1 at first and none outside of 0 to 1.")
 
-RULES: dict[str, dict[str, Callable]] = {"init": INITS, "schedule": SCHEDULES}   # field -> its table of functions
+RULES: dict[str, dict[str, Any]] = {"init": INITS, "schedule": SCHEDULES, "optimizer": OPTIMIZERS}  # field -> table
 
-def register_rule(field: str, name: str, rule: Callable) -> Callable:
-    """Make `field=name` a choice: an `init` or a `schedule` of one's own.
+def check_optimizer(name: str, rule: Any) -> None:
+    "An optimiser is a formula, which gives a move for each gradient, and what trains by it."
+    if not isinstance(rule, Optimizer) or not callable(rule.make):
+        raise AblationError(f"The optimiser '{name}' is {rule!r}; give Optimizer(move, make), two functions.")
+    if not 0 < rule.within <= 0.1:
+        raise AblationError(f"The optimiser '{name}' may be off by {rule.within} of a move; say 0.1 or less.")
+    g = np.random.default_rng(0).normal(size=(3, 6, 4))
+    for weight, g_K in (("blocks.0.attn.wq.weight", g), ("norm_f.weight", g[:, :, 0])):
+        move = np.asarray(rule.move(weight, g_K, TrainConfig()), dtype=float)
+        if move.shape == g_K[0].shape and np.isfinite(move).all(): continue
+        raise AblationError(f"The optimiser '{name}' moves {weight} of shape {g_K[0].shape} by {move.tolist()}; after "
+                            "each gradient a move has its shape, in finite numbers.")
+
+def register_rule(field: str, name: str, rule: Any) -> Any:
+    """Make `field=name` a choice: an `init`, a `schedule` or an `optimizer` of one's own.
 
     An init is (name, shape, cfg) -> the standard deviation of a matrix, as `glorot_sd`. A schedule is an array of
-    shares of the fall, from 0 to 1 -> heights, 1 at the peak and 0 where the rate is at its lowest."""
+    shares of the fall, from 0 to 1 -> heights, 1 at the peak and 0 where the rate is at its lowest. An optimiser is an
+    `Optimizer`: a formula as `adamw_move`, in rates and before decay, and a function that makes what trains, one or
+    several of torch's optimisers. Gradients reach it clipped; what it remembers is there before its first step."""
     if field not in RULES: raise unknown(f"There is no kind of rule called '{field}'.", field, RULES, "Known kinds")
     refuse_taken(name, "rule")
-    if not callable(rule): raise AblationError(f"The rule '{name}' is {rule!r}; give a function.")
+    if field == "optimizer": check_optimizer(name, rule)
+    elif not callable(rule): raise AblationError(f"The rule '{name}' is {rule!r}; give a function.")
     if field == "schedule": check_fall(name, rule)
     RULES[field][name] = rule
     return rule
@@ -1100,7 +1124,7 @@ def project_root(
 # %% ../nbs/00_config.ipynb #295e1e20
 def own_arms() -> tuple[list[str], list[str]]:
     "Import the project's `arms.py`, if there is one; returns the names of the arms, and of parts and rules, it adds."
-    root, tables = project_root(), list[dict[str, Any]]([ARMS, *PARTS.values(), *RULES.values(), OPTIMIZERS])
+    root, tables = project_root(), list[dict[str, Any]]([ARMS, *PARTS.values(), *RULES.values()])
     file = root / "arms.py"
     if not (root / "settings.ini").is_file() or not file.is_file(): return [], []
     before, waiting = [dict(t) for t in tables], half_imported()
@@ -1113,10 +1137,11 @@ def own_arms() -> tuple[list[str], list[str]]:
         if replaced:
             ARMS_FAULT[:] = [f"arms.py puts something else in place of '{replaced[0]}', which every study knows; "
                              "register it under another name."]
-    arms, *parts, optimizers = ([n for n in now if n not in then] for now, then in zip(tables, before))
-    if optimizers:
-        ARMS_FAULT[:] = [f"arms.py adds the optimiser '{optimizers[0]}', and nothing would train by it; an optimiser "
-                         "of one's own needs a notebook of one's own, as nbs/own_question.ipynb shows."]
+    arms, *parts = ([n for n in now if n not in then] for now, then in zip(tables, before))
+    unmade = [n for n in parts[-1] if not getattr(OPTIMIZERS[n], "make", None)]
+    if unmade:
+        ARMS_FAULT[:] = [f"arms.py adds the optimiser '{unmade[0]}', and nothing would train by it; write "
+                         f"register_rule('optimizer', '{unmade[0]}', Optimizer(move, make))."]
     return arms, [name for names in parts for name in names]
 
 def half_imported() -> dict[str, Any]:

@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['Direction', 'ROUNDOFF', 'TOKENS', 'SHARPER', 'SCORED', 'STEP_CHECKS', 'definition_loss', 'surprises', 'Bounds',
-           'rounding_bounds', 'FirstStep', 'scored_window', 'take_step', 'step_again', 'due_rates', 'check_batches',
-           'check_schedule', 'rates_fault', 'check_loss', 'check_gradients', 'score_gap', 'score_bias', 'most_biased',
-           'check_scores', 'check_update', 'check_momentum', 'check_recipe', 'check_step', 'checks_of']
+           'rounding_bounds', 'clip_of', 'Update', 'FirstStep', 'scored_window', 'overheard', 'aside', 'went_astray',
+           'update_again', 'take_step', 'step_again', 'due_rates', 'check_batches', 'check_schedule', 'rates_fault',
+           'check_loss', 'check_gradients', 'score_gap', 'score_bias', 'most_biased', 'check_scores', 'check_update',
+           'check_momentum', 'check_recipe', 'check_step', 'checks_of']
 
 # %% ../nbs/07_step.ipynb #0c7781b5
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
 from .checks import Check, listed, outcome, shaken_copy
-from .config import (SCHEDULES, ModelConfig, TrainConfig, decay_of, first_move, parse_arm, train_config,
-                                trained_by_muon)
+from .config import (OPTIMIZERS, SCHEDULES, ModelConfig, TrainConfig, decay_of, last_move, parse_arm,
+                                train_config, trained_by_muon)
 from .data import batch, episode_batch
 from .model import reference_logits
 from .trainer import Trainer, used_in_bf16
@@ -80,6 +83,17 @@ TOKENS = 256    # scored in different windows of the batch that is examined: two
 SHARPER = 8     # what is made larger before the logits, by this factor
 
 # %% ../nbs/07_step.ipynb #48d734b4
+def clip_of(norm: float, cfg: TrainConfig) -> float:
+    "By what a gradient of this length is to be divided."
+    return max(1.0, (norm + 1e-6) / (cfg.grad_clip or np.inf))
+
+@dataclass
+class Update:
+    "What an optimiser of one's own made of a gradient."
+    before: Direction   # weights
+    after: Direction    # the same after the update
+    gradient: Direction # before it was clipped
+
 @dataclass
 class FirstStep:
     "What a trainer's first step from empty moments had, and what it left: on the CPU, weights in float64."
@@ -106,6 +120,9 @@ class FirstStep:
     halved: Sequence[str] = ()   # names of the weights that are used in bf16
     window: np.ndarray = field(default_factory=lambda: np.empty(0))   # the first tokens of the validation set
     scores: np.ndarray = field(default_factory=lambda: np.empty(0))   # and what an evaluation says of them, in nats
+    heard: Direction = field(default_factory=dict)    # the clipped gradients that an optimiser of one's own was given
+    updates: Sequence[Update] = ()   # and what it made of them, and of some after them
+    astray: str = ""          # what such a one remembers where a checkpoint does not see it
 
     @property
     def bounds(self) -> Bounds:
@@ -115,6 +132,7 @@ class FirstStep:
     @cached_property
     def gradient(self) -> Direction:
         "What the trainer took for the gradient, before it was clipped."
+        if self.heard: return {name: g * self.clip(self.train) for name, g in self.heard.items()}
         found = {**self.moments.get("exp_avg", {}), **self.moments.get("momentum_buffer", {})}
         return {name: found[name] * self.clip(self.train) / self.portion(name, self.train) for name in self.before}
 
@@ -141,8 +159,8 @@ class FirstStep:
         return across_at_random(self)
 
     def clip(self, cfg: TrainConfig) -> float:
-        "By what the gradient is to be divided."
-        return max(1.0, (self.norm + 1e-6) / (cfg.grad_clip or np.inf))
+        "By what the step's gradient is to be divided."
+        return clip_of(self.norm, cfg)
 
     def portion(self, name: str, cfg: TrainConfig) -> float:
         "What part of a clipped gradient enters what is remembered."
@@ -167,9 +185,9 @@ def slope(s: FirstStep, d: Direction, h: float = 1e-4) -> float:
     return (loss_at(s, d, h) - loss_at(s, d, -h)) / (2 * h)
 
 # %% ../nbs/07_step.ipynb #432398cf
-def copied(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     "Tensors as they are now, on the CPU in float64."
-    return {name: t.detach().cpu().double().clone() for name, t in named.items()}
+    return {name: t.detach().cpu().double().clone() for name, t in tensors.items()}
 
 @torch.no_grad()
 def prepare_weights(t: Trainer) -> None:
@@ -215,6 +233,45 @@ def scored_window(t: Trainer) -> tuple[np.ndarray, np.ndarray]:
     try: return np.asarray(window).astype(np.int64), t.valid_losses()
     finally: t.valid, t.right = whole, right
 
+@contextmanager
+def overheard(t: Trainer) -> Iterator[dict[str, torch.Tensor]]:
+    "The gradients that optimisers of one's own are given, by name of the weight, each time the last ones."
+    names, heard = {id(p): name for name, p in t.model.named_parameters()}, dict[str, torch.Tensor]()
+    def hear(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        heard.update(copied({names[id(p)]: p.grad for p in weights}))
+    hooks = [o.register_step_pre_hook(hear) for o in t.optimizers if t.own]
+    try: yield heard
+    finally:
+        for hook in hooks: hook.remove()
+
+def aside(t: Trainer) -> dict[str, object]:
+    "What optimisers of one's own keep where a checkpoint does not see it, and which tensors it sees."
+    found: dict[str, object] = {f"{kind} of {name}": "a tensor" for kind, kept in t.moments().items() for name in kept}
+    for o in t.optimizers:
+        for kept in (*o.state.values(), *o.param_groups, vars(o)):
+            found |= {k: v for k, v in kept.items() if isinstance(v, (int, float)) and k != "lr"}
+    return found
+
+def went_astray(before: dict[str, object], after: dict[str, object]) -> str:
+    "The first of what has changed, or nothing."
+    return next((k for k in {**before, **after} if k not in before or before[k] != after.get(k)), "")
+
+@torch.no_grad()
+def update_again(t: Trainer, s: FirstStep, longer: int) -> Update:
+    "One more update, by gradients drawn at random, so many times as long as those of the step."
+    gen, used = torch.Generator().manual_seed(longer), {id(p): q for p, q in t.rounded}
+    weights, drawn = dict(t.model.named_parameters()), dict[str, torch.Tensor]()
+    for name, p in weights.items():
+        d = torch.randn(p.shape, generator=gen, dtype=torch.float64)
+        d *= longer * s.gradient[name].norm() / d.norm()
+        q = used.get(id(p), p)
+        q.grad = d.to(q.device, q.dtype)
+        drawn[name] = q.grad.cpu().double()
+    before = copied(weights)
+    t.update(t.lrs[s.at])
+    return Update(before, copied(weights), drawn)
+
 def take_step(
     t: Trainer,                        # a trainer that has made no step; it stays as it is
     arm: str = "baseline",             # what its run claims to be
@@ -222,13 +279,15 @@ def take_step(
 ) -> FirstStep:
     "One step by the path that will train."
     step, at = t.stepper(), max(0, t.cfg.warmup_steps - 1)
-    with t.undone(), torch.random.fork_rng([t.device] if t.device.type == "cuda" else []):
+    own, rng = overheard(t), torch.random.fork_rng([t.device] if t.device.type == "cuda" else [])
+    with t.undone(), rng, own as heard:
         prepare_weights(t)
         share = prepare_batch(t, at)
         t.at.fill_(at)
         ids, targets = (z[:len(share)].cpu().numpy() for z in t.batch(t.at))
         used, before = copied(dict(t.work.named_parameters())), copied(dict(t.model.named_parameters()))
         window, scores = scored_window(t)
+        kept = aside(t) if t.own else {}
         step()
         moments = {kind: copied(kept) for kind, kept in t.moments().items()}
         loss, norm = t.buffer[:, at % t.cfg.log_every].tolist()
@@ -246,7 +305,11 @@ def take_step(
             halved=used_in_bf16(t.model) if t.cfg.precision == "bf16" else (),
             window=window,
             scores=scores)
-        if "momentum_buffer" in moments: step_again(t, s, step)
+        if t.own:
+            s.heard = dict(heard)
+            s.updates = [Update(before, s.after, s.gradient), *(update_again(t, s, longer) for longer in (3, 9))]
+            s.astray = went_astray(kept, aside(t))
+        elif "momentum_buffer" in moments: step_again(t, s, step)
         return s
 
 def step_again(t: Trainer, s: FirstStep, step: Callable[[], None]) -> None:
@@ -386,13 +449,17 @@ STRONG = 0.02   # singular values that bfloat16 resolves, as part of the length 
 MUON_OFF = 0.04 # what bfloat16 explains of a move along those, as part of it
 MUON_DRIFT = 0.01  # and of what looks like decay
 
+def named(optimizer: str) -> str:
+    "An optimiser as sentences call it."
+    return NAMES.get(optimizer, f"'{optimizer}'")
+
 def rule_of(name: str, p: torch.Tensor, cfg: TrainConfig) -> str:
     "The optimiser that is due for a parameter."
     return "adamw" if cfg.optimizer == "muon" and not trained_by_muon(name, p.shape) else cfg.optimizer
 
 def due_move(name: str, g: torch.Tensor, cfg: TrainConfig) -> torch.Tensor:
     "What a first step takes off a weight for a gradient, in rates and before decay, by its formula in float64."
-    return torch.from_numpy(np.ascontiguousarray(first_move(name, g.numpy(), cfg)))
+    return torch.from_numpy(np.ascontiguousarray(last_move(name, g.numpy()[None], cfg)))
 
 def due_weight(name: str, w: torch.Tensor, move: torch.Tensor, lr: float, cfg: TrainConfig) -> torch.Tensor:
     "What a step makes of a weight that decays and moves."
@@ -421,7 +488,7 @@ def move_fault(
     rule, move, u = rule_of(name, w, cfg), due_move(name, g, cfg), ROUNDOFF["fp32"]
     due = due_weight(name, w, move, lr, cfg)
     off = after - due
-    what = f"{name} moved otherwise than {NAMES[rule]} at a rate of {lr:.3g} demands"
+    what = f"{name} moved otherwise than {named(rule)} at a rate of {lr:.3g} demands"
     if rule == "muon":
         gap = strong_gap(off / lr, move, g)
         return None if gap < MUON_OFF else f"{what}: off by {gap:.2g} of the way, where rounding explains {MUON_OFF:g}."
@@ -436,7 +503,7 @@ def moments_fault(s: FirstStep, cfg: TrainConfig) -> str | None:
         rule, by_adamw = rule_of(name, w, cfg), name in s.moments.get("exp_avg", {})
         if by_adamw == (rule == "adamw"): continue
         trained = "AdamW trains" if by_adamw else "Another optimiser than AdamW trains"
-        return f"{trained} {name}, where {NAMES[rule]} is due."
+        return f"{trained} {name}, where {named(rule)} is due."
     counts = {c.item() for c in s.moments.get("step", {}).values()}
     if counts - {1.0}: return f"The optimiser counts {counts} steps where 1 was made."
     clip = s.clip(cfg)
@@ -473,8 +540,35 @@ def decay_fault(s: FirstStep, cfg: TrainConfig) -> str | None:
             return f"Weights decayed by {cfg.weight_decay - decay:.3g} where {cfg.weight_decay:g} is due."
     return None
 
+def all_but_a_few(off: torch.Tensor) -> float:
+    "The length without the largest entry, and one of each million more: a sign may fall otherwise by rounding."
+    few = 1 + off.numel() // 10**6 if off.numel() > 8 else 0
+    return max(0.0, (off.square().sum() - off.abs().flatten().topk(few).values.square().sum()).item()) ** 0.5
+
+def updates_fault(s: FirstStep, cfg: TrainConfig) -> str | None:
+    "Where updates by an optimiser of one's own are not those that a training makes of these gradients."
+    lr, rule, u32 = due_rates(cfg)[s.at], OPTIMIZERS[cfg.optimizer], ROUNDOFF["fp32"]
+    given, drift, size, worst = dict[str, list[torch.Tensor]](), 0.0, 0.0, (1.0, "")
+    for k, u in enumerate(s.updates, 1):
+        clip = clip_of(length(u.gradient), cfg)
+        for name, w in u.before.items():
+            given.setdefault(name, []).append(u.gradient[name] / clip)
+            move = torch.from_numpy(np.array(last_move(name, torch.stack(given[name]).numpy(), cfg), dtype=float))
+            off = u.after[name] - due_weight(name, w, move, lr, cfg)
+            way = max(move.norm().item(), 1e-12)
+            gap, most = all_but_a_few(off) / lr / way, rule.within + 4 * u32 * w.norm().item() / lr / way
+            what = f"Update {k} moved {name} otherwise than {named(cfg.optimizer)} at a rate of {lr:.3g} demands"
+            says = f"{what}: off by {gap:.2g} of the way, where rounding explains {most:.1g}."
+            worst = max(worst, (gap / most, says) if gap == gap else (np.inf, says))
+            drift, size = drift + dot({name: off}, {name: w}), size + length({name: w}) ** 2
+    if worst[1]: return worst[1]
+    decay = drift / size / lr   # what was decayed too little
+    if abs(decay) < 0.01 * cfg.weight_decay + 2 * u32 / lr + rule.within: return None
+    return f"Weights decayed by {cfg.weight_decay - decay:.3g} where {cfg.weight_decay:g} is due."
+
 def step_fault(s: FirstStep, cfg: TrainConfig) -> str | None:
     "Where a step is not the one that a training makes first."
+    if s.updates: return updates_fault(s, cfg)
     if wrong := moments_fault(s, cfg): return wrong
     lr = due_rates(cfg)[s.at]
     for name, w in s.before.items():
@@ -486,13 +580,18 @@ def step_fault(s: FirstStep, cfg: TrainConfig) -> str | None:
 def check_update(s: FirstStep) -> tuple[bool, str]:
     "The step moves the weights as the optimiser does, clipped and decayed, and rounds the working copy anew."
     cfg = s.train
+    if s.astray:
+        return False, (f"{named(cfg.optimizer)} changes '{s.astray}' where no checkpoint sees it: what it remembers "
+                       "has to be tensors in its `state`, there before the first step.")
     if wrong := step_fault(s, cfg): return False, wrong
     for name, w in s.after.items():
         due = rounded(w, torch.bfloat16) if name in s.halved else w
         if not torch.equal(s.working[name], due): return False, f"After the step {name} computes with other weights."
     clip = s.clip(cfg)
     clipped = f"clipped from {s.norm:.2f} to {cfg.grad_clip:g}" if clip > 1 else "not clipped"
-    what = f"The first update is {NAMES[cfg.optimizer]}'s at a rate of {due_rates(cfg)[s.at]:.3g}"
+    whose = f"{NAMES[cfg.optimizer]}'s" if cfg.optimizer in NAMES else f"that of {named(cfg.optimizer)}"
+    what = f"The first update is {whose} at a rate of {due_rates(cfg)[s.at]:.3g}"
+    if s.updates: what += ", and so are two by random gradients"
     return True, f"{what}, gradients {clipped}, decay {cfg.weight_decay:g}."
 
 def check_momentum(s: FirstStep) -> tuple[bool, str]:
@@ -525,7 +624,7 @@ def check_recipe(s: FirstStep) -> tuple[bool, str]:
             return False, f"'{arm.name}' claims another training, but rates and first update are those without it."
         seen.append(f"Held against the training without '{arm.name}': {shown}")
     if seen: return True, " ".join(seen)
-    usual = f"{NAMES[cfg.optimizer]}, {cfg.schedule}, warm-up of {cfg.warmup_steps} steps"
+    usual = f"{named(cfg.optimizer)}, {cfg.schedule}, warm-up of {cfg.warmup_steps} steps"
     limits = f"weight decay {cfg.weight_decay:g} ({cfg.decayed}), clipping at {cfg.grad_clip:g}"
     return True, f"No recipe is on trial: {usual}, {limits}."
 

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['FALLS', 'Parameters', 'LONGER', 'lr_at', 'fall_of', 'resolve_device', 'use_precision', 'used_in_bf16', 'working_copy',
            'keep_memory', 'token_losses', 'by_document', 'by_position', 'answer_scores', 'decay_groups', 'SGD', 'Muon',
-           'make_adamw', 'make_sgd', 'make_muon', 'make_optimizers', 'window_starts', 'on_device', 'episode_starts',
-           'can_compile', 'Stopped', 'Trainer', 'due', 'digest_of', 'read_checkpoint', 'finite']
+           'make_adamw', 'make_sgd', 'make_muon', 'make_own', 'make_optimizers', 'window_starts', 'on_device',
+           'episode_starts', 'can_compile', 'Stopped', 'Trainer', 'due', 'digest_of', 'read_checkpoint', 'finite']
 
 # %% ../nbs/06_trainer.ipynb #3c7b0f50
 import contextlib, copy, ctypes, hashlib, json, math, os, shutil, sys, time, warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from .config import SCHEDULES, AblationError, TrainConfig, decay_of, part_of, project_root, trained_by_muon
+from .config import (OPTIMIZERS, SCHEDULES, AblationError, TrainConfig, decay_of, part_of, project_root,
+                                trained_by_muon)
 from .data import TokenData
 from .model import FlexibleTransformerLM, head_loss, next_token_loss
 from .tasks import Task
@@ -211,14 +213,35 @@ def make_muon(named: Parameters, cfg: TrainConfig, lr: Any) -> torch.optim.Optim
     for _, p in named: optimizer.state[p] = dict(momentum_buffer=torch.zeros_like(p))
     return optimizer
 
+def make_own(
+    named: Parameters,
+    cfg: TrainConfig,
+    make: Callable[[list, TrainConfig], Any],   # as of an `Optimizer`
+) -> list[torch.optim.Optimizer]:
+    "What an optimiser that `register_rule` knows trains by; it has to train each parameter, and each once."
+    own = f"optimizer='{cfg.optimizer}'"
+    try: made = make(list(named), cfg)
+    except Exception as e: raise AblationError(f"{own} cannot be made: {type(e).__name__}: {e}") from e
+    optimizers = [*made] if isinstance(made, (list, tuple)) else [made]
+    for o in optimizers:
+        if isinstance(o, torch.optim.Optimizer): continue
+        raise AblationError(f"{own} makes {o!r}, which is no torch.optim.Optimizer.")
+    trained = Counter(id(p) for o in optimizers for group in o.param_groups for p in group["params"])
+    for name, p in named:
+        if trained[id(p)] == 1: continue
+        raise AblationError(f"{own} has {name} in {trained[id(p)]} groups of parameters; it has to be in one.")
+    return optimizers
+
 def make_optimizers(model: nn.Module, cfg: TrainConfig) -> list[torch.optim.Optimizer]:
     """What trains the parameters, each by one optimiser: AdamW or SGD all of them, or Muon and AdamW between them.
 
-    The learning rate is one tensor, to be filled at every step. What they remember is there before the first."""
+    The learning rate is one tensor, to be filled at every step, but a number for an optimiser of one's own.
+    What they remember is there before the first."""
     named = list(model.named_parameters())
     lr = torch.tensor(cfg.lr, device=named[0][1].device)
     if cfg.optimizer == "adamw": return [make_adamw(named, cfg, lr)]
     if cfg.optimizer == "sgd": return [make_sgd(named, cfg, lr)]
+    if make := OPTIMIZERS[cfg.optimizer].make: return make_own(named, cfg, make)
     matrices = [(name, p) for name, p in named if trained_by_muon(name, p.shape)]
     others = [(name, p) for name, p in named if not trained_by_muon(name, p.shape)]
     return [make_muon(matrices, cfg, lr), make_adamw(others, cfg, lr)]
@@ -292,8 +315,10 @@ class Trainer:
         both = zip(self.model.parameters(), self.work.parameters())
         self.rounded = [(p, q) for p, q in both if p is not q]  # a weight, and what of it is used
         self.optimizers: list[Any] = make_optimizers(self.model, cfg)
+        self.own = OPTIMIZERS[cfg.optimizer].make is not None   # are they somebody's own, who knows no grad_scale?
         nothing = torch.zeros((), device=self.device)
-        for optimizer in self.optimizers: optimizer.found_inf = nothing  # goes with grad_scale: no step is skipped
+        if not self.own:   # it goes with grad_scale: no step is skipped
+            for optimizer in self.optimizers: optimizer.found_inf = nothing
         self.put_on_device()
         self.valid = data.first_stories(cfg.valid_stories)
         self.forward: Callable[..., torch.Tensor] = self.work
@@ -379,13 +404,24 @@ def update(self: Trainer, lr: torch.Tensor) -> torch.Tensor:
     norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     # a fused kernel divides by it on its way: clipping without a pass of its own
     scale = ((norm + 1e-6) / (self.cfg.grad_clip or math.inf)).clamp(min=1)
+    if self.own: torch._foreach_div_([p.grad for p in params if p.grad is not None], scale)
     for optimizer in self.optimizers:
-        optimizer.grad_scale = scale
-        for group in optimizer.param_groups: group["lr"].copy_(lr)
-        optimizer.step()
+        if self.own: self.step_of(optimizer, lr.item())
+        else:
+            optimizer.grad_scale = scale
+            for group in optimizer.param_groups: group["lr"].copy_(lr)
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     self.round_weights()
     return norm
+
+@patch
+def step_of(self: Trainer, optimizer: torch.optim.Optimizer, lr: float) -> None:
+    "A step of somebody's own optimiser, which does not know that a rate may be a tensor."
+    for group in optimizer.param_groups: group["lr"] = lr
+    try: optimizer.step()
+    except Exception as e:
+        raise AblationError(f"optimizer='{self.cfg.optimizer}' fails at a step: {type(e).__name__}: {e}") from e
 
 @patch
 @torch.no_grad()
@@ -400,7 +436,8 @@ def moments(self: Trainer) -> dict[str, dict[str, torch.Tensor]]:
     kept = dict[str, dict[str, torch.Tensor]]()
     for name, p in self.model.named_parameters():
         for optimizer in self.optimizers:
-            for kind, t in optimizer.state.get(p, {}).items(): kept.setdefault(kind, {})[name] = t
+            for kind, t in optimizer.state.get(p, {}).items():
+                if isinstance(t, torch.Tensor): kept.setdefault(kind, {})[name] = t
     return kept
 
 @patch
@@ -410,12 +447,14 @@ def undone(self: Trainer) -> Iterator[None]:
     models = self.model, self.work
     weights = [t for m in models for t in (*m.parameters(), *m.buffers())]
     moments = [t for of_kind in self.moments().values() for t in of_kind.values()]
-    rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
-    state = [*weights, *moments, *rates, self.starts, self.at, self.buffer]
+    groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+    rates, tables = [group["lr"] for group in groups], (self.starts, self.at, self.buffer)
+    state = [*weights, *moments, *tables, *(rate for rate in rates if not self.own)]
     kept = [t.detach().clone() for t in state]
     try: yield
     finally:
         with torch.no_grad(): torch._foreach_copy_(state, kept)
+        for group, rate in zip(groups, rates): group["lr"] = rate
 
 @patch
 def recorded(self: Trainer) -> Callable[[], None]:
@@ -435,8 +474,8 @@ def recorded(self: Trainer) -> Callable[[], None]:
 @patch
 def stepper(self: Trainer) -> Callable[[], None]:
     "The step that `fit` runs: on a card the recorded one (recorded once), elsewhere `step` itself."
-    # torch's Muon asks for its rate as a number of the host, which a recording cannot give
-    if self.device.type != "cuda" or self.cfg.optimizer == "muon": return self.step
+    # torch's Muon asks for its rate as a number of the host, which a recording cannot give; so may somebody's own
+    if self.device.type != "cuda" or self.own or self.cfg.optimizer == "muon": return self.step
     if self.replay is None: self.replay = self.recorded()
     return self.replay
 

@@ -79,10 +79,33 @@ def own_layer():
     return block_with("register_feed_forward")
 
 
-def test_an_own_rule_stands_in_the_same_file(project, sh):
-    root = project(own_layer() + block_with("register_rule"))
-    succeeded(train(sh, root, "reglu+root", min_lr_ratio=0.0))   # at the end the rate is 0
-    assert json.loads((root / "run" / "result.json").read_text())["status"] == "done"
+def of_every_kind(promised="", trained=""):
+    "The file with what CONTRIBUTING.md has of layers, rules and optimisers, or another text in place of one there."
+    text = own_layer() + block_with("register_rule") + block_with("class Lion")
+    assert promised in text
+    return text.replace(promised, trained) if promised else text
+
+
+def test_own_rules_stand_in_the_same_file(project, sh):
+    root = project(of_every_kind())
+    succeeded(train(sh, root, "lion+reglu+root", min_lr_ratio=0.0))   # at the end the rate is 0
+    result = json.loads((root / "run" / "result.json").read_text())
+    assert result["status"] == "done"
+    said = {c["name"]: c["says"] for c in result["checks"]}
+    assert said["update"].startswith("The first update is that of 'lion' at a rate of 0.01, and so are two by random")
+    assert "Held against the training without 'lion'" in said["recipe"]
+
+
+@pytest.mark.parametrize("promised, trained, words", [
+    ("mean.lerp_(p.grad, 1 - later)", "mean.lerp_(p.grad, 1 - now)", "[update] Update 3 moved"),
+    ("mean=torch.zeros_like(p)", "", "optimizer='lion' fails at a step: KeyError: 'mean'"),
+    ("dict(lr=cfg.lr, betas", "dict(lr=cfg.rate, betas", "optimizer='lion' cannot be made: AttributeError:"),
+    ("Optimizer(lion, Lion)", "lion", "arms.py, line"),
+])
+def test_an_own_optimiser_that_is_not_its_formula_does_not_train(project, sh, promised, trained, words):
+    root = project(of_every_kind(promised, trained))
+    refused(train(sh, root, "lion"), words)
+    assert not (root / "run" / "metrics.jsonl").exists()
 
 
 LAYERS = """
