@@ -158,7 +158,11 @@ class Optimizer:
     "How weights move: a formula and, if it is somebody's own, what trains by it."
     move: Callable[[str, np.ndarray, TrainConfig], np.ndarray]  # (name, gradients so far (K, ...), cfg) -> last move
     make: Callable[[list, TrainConfig], Any] | None = None   # (pairs of name and parameter, cfg) -> torch optimisers
-    within: float = 1e-3   # what rounding may put a move off, as part of its length
+    within: float | Callable[[str], float] = 1e-3   # what rounding may put a move off, as part of it; or by name
+
+    def slack(self, name: str) -> float:
+        "What rounding may put a move of this weight off, as part of its length."
+        return self.within(name) if callable(self.within) else self.within
 
 def adamw_move(name: str, g_K: np.ndarray, cfg: TrainConfig) -> np.ndarray:
     "AdamW's last move: the mean gradient over the root of the mean square, both corrected for their empty beginning."
@@ -186,7 +190,11 @@ def muon_move(name: str, g_K: np.ndarray, cfg: TrainConfig) -> np.ndarray:
     x = x.T if len(g) > len(g.T) else x
     return 0.2 * max(g.shape) ** 0.5 * x
 
-OPTIMIZERS = {"adamw": Optimizer(adamw_move), "sgd": Optimizer(sgd_move), "muon": Optimizer(muon_move, within=0.04)}
+OPTIMIZERS = {
+    "adamw": Optimizer(adamw_move),
+    "sgd": Optimizer(sgd_move),
+    "muon": Optimizer(muon_move, within=0.08),   # in bfloat16
+}
 
 def trained_by_muon(name: str, shape: Sequence[int]) -> bool:
     "Is a parameter a matrix between layers? Embeddings, output layer and gains are not."
@@ -494,14 +502,17 @@ def check_optimizer(name: str, rule: Any) -> None:
     "An optimiser is a formula, which gives a move for each gradient, and what trains by it."
     if not isinstance(rule, Optimizer) or not callable(rule.make):
         raise AblationError(f"The optimiser '{name}' is {rule!r}; give Optimizer(move, make), two functions.")
-    if not 0 < rule.within <= 0.1:
-        raise AblationError(f"The optimiser '{name}' may be off by {rule.within} of a move; say 0.1 or less.")
     g = np.random.default_rng(0).normal(size=(3, 6, 4))
-    for weight, g_K in (("blocks.0.attn.wq.weight", g), ("norm_f.weight", g[:, :, 0])):
-        move = np.asarray(rule.move(weight, g_K, TrainConfig()), dtype=float)
-        if move.shape == g_K[0].shape and np.isfinite(move).all(): continue
-        raise AblationError(f"The optimiser '{name}' moves {weight} of shape {g_K[0].shape} by {move.tolist()}; after "
-                            "each gradient a move has its shape, in finite numbers.")
+    matrices = "embed.weight", "blocks.0.attn.wq.weight", "lm_head.weight"
+    for weight, g_K in (*((m, g) for m in matrices), ("norm_f.weight", g[:, :, 0])):
+        slack = rule.slack(weight)
+        if not 0 < slack <= 0.1:
+            raise AblationError(f"The optimiser '{name}' may be off by {slack} of a move; say 0.1 or less.")
+        for k in (1, 3):
+            move = np.asarray(rule.move(weight, g_K[:k], TrainConfig()), dtype=float)
+            if move.shape == g_K[0].shape and np.isfinite(move).all(): continue
+            raise AblationError(f"The optimiser '{name}' moves {weight} of shape {g_K[0].shape} by {move.tolist()} for "
+                                f"{k} gradients; a move has its shape, in finite numbers.")
 
 def register_rule(field: str, name: str, rule: Any) -> Any:
     """Make `field=name` a choice: an `init`, a `schedule` or an `optimizer` of one's own.

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'STAMPS', 'GIVEN', 'WORDING', 'TINY', 'TAKING', 'FAR', 'PASSED_THROUGH', 'real_file', 'write_json',
-           'hash_of', 'described', 'identity_of', 'identity', 'code_only', 'imported_files', 'is_own', 'fields_of',
-           'module_text', 'stamps', 'refuse_edited', 'cells_read', 'package_hash', 'code_hash', 'kept_answer',
-           'own_hash', 'data_named', 'Draw', 'NotebookRun', 'NotebookCode', 'notebook_identity', 'notebook_code',
-           'numbers_of', 'numbers_in', 'kind_of', 'torch_version', 'numbers_afar', 'sizes_in', 'fingerprint', 'close',
-           'proofs_file', 'read_proofs', 'behind', 'proven', 'code_now', 'same_notebook', 'same_code', 'version_here',
-           'prove', 'replaced', 'put_in_place', 'files_behind', 'git_sha', 'device_name', 'device_kind',
-           'torch_release', 'environment']
+           'hash_of', 'described', 'identity_of', 'identity', 'code_only', 'imported_files', 'is_own', 'by_own_rule',
+           'fields_of', 'module_text', 'stamps', 'refuse_edited', 'cells_read', 'package_hash', 'code_hash',
+           'kept_answer', 'own_hash', 'data_named', 'Draw', 'NotebookRun', 'NotebookCode', 'notebook_identity',
+           'notebook_code', 'numbers_of', 'numbers_in', 'kind_of', 'torch_version', 'numbers_afar', 'sizes_in',
+           'fingerprint', 'close', 'proofs_file', 'read_proofs', 'behind', 'proven', 'code_now', 'same_notebook',
+           'same_code', 'version_here', 'prove', 'replaced', 'put_in_place', 'files_behind', 'git_sha', 'device_name',
+           'device_kind', 'torch_release', 'environment']
 
 # %% ../nbs/10_provenance.ipynb #15e42953
 import ast, hashlib, importlib.util, inspect, io, itertools, json, math, os
@@ -238,6 +238,10 @@ def is_own(arm: str, fields: dict | None = None) -> bool:  # `fields`: as by `fi
     "Does a run stand on `arms.py`: by its arm, or by a part or a rule that its settings name?"
     if fields and {fields.get(field) for field in (*PARTS, *RULES)} & set(OWN_PARTS): return True
     return any(a in OWN_ARMS for a in str(arm).split("+"))
+
+def by_own_rule(arm: str) -> bool:
+    "Does an arm train by a rule of `arms.py`? A few steps of a small model may not show what that does later."
+    return any(v in OWN_PARTS for part in parse_arm(arm) for f, v in part.change.items() if f in RULES)
 
 def fields_of(cfg: RunConfig) -> dict:
     "Every field of a run's model and training."
@@ -707,7 +711,7 @@ def same_code(
         if proofs is None: proofs = read_proofs()
         if proven(arm, precision, a, b, proofs): return True
     if any(ours.get(k) != theirs.get(k) for k in ("torch", "platform")): return False
-    if len(own) == 2 and not is_own(arm): return False   # own parts that settings name are in no fingerprint
+    if len(own) == 2 and (by_own_rule(arm) or not is_own(arm)): return False   # parts of settings are in no fingerprint
     kind = kind_of(precision)
     def kept(env: dict, part: str) -> list[float]:
         return env.get("fingerprint", {}).get(part, {}).get(kind, [])

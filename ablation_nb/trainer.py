@@ -230,6 +230,7 @@ def make_own(
     for name, p in named:
         if trained[id(p)] == 1: continue
         raise AblationError(f"{own} has {name} in {trained[id(p)]} groups of parameters; it has to be in one.")
+    if len(trained) > len(named): raise AblationError(f"{own} trains parameters that are none of the model's.")
     return optimizers
 
 def make_optimizers(model: nn.Module, cfg: TrainConfig) -> list[torch.optim.Optimizer]:

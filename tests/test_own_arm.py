@@ -97,7 +97,7 @@ def test_own_rules_stand_in_the_same_file(project, sh):
 
 
 @pytest.mark.parametrize("promised, trained, words", [
-    ("mean.lerp_(p.grad, 1 - later)", "mean.lerp_(p.grad, 1 - now)", "[update] Update 3 moved"),
+    ("mean.lerp_(p.grad, 1 - later)", "mean.lerp_(p.grad, 1 - now)", "[update] Update 2 moved"),
     ("mean=torch.zeros_like(p)", "", "optimizer='lion' fails at a step: KeyError: 'mean'"),
     ("dict(lr=cfg.lr, betas", "dict(lr=cfg.rate, betas", "optimizer='lion' cannot be made: AttributeError:"),
     ("Optimizer(lion, Lion)", "lion", "arms.py, line"),
