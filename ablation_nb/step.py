@@ -576,7 +576,7 @@ def update_fault(
     "Where an optimiser of one's own moved a weight, or let it decay, otherwise than due."
     u32, rule, decay = ROUNDOFF["fp32"], OPTIMIZERS[cfg.optimizer], decay_of(name, w.ndim, cfg)
     off = after - due_weight(name, w, move, lr, cfg)
-    way, size = max(move.norm().item(), 1e-12), w.norm().item()
+    way, size = (max(z.norm().item(), 1e-12) for z in (move, w))
     most = rule.slack(name) + 4 * u32 * size / lr / way     # as part of the way
     kept = (off * w).sum().item() / size**2 / lr            # what was decayed too little
     most_kept = 0.01 * decay + 4 * u32 / lr + 6 * most * way / size / w.numel() ** .5
