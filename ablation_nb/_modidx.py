@@ -1739,7 +1739,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ablation_nb.step.take_step': ('step.html#take_step', 'ablation_nb/step.py'),
                                   'ablation_nb.step.update_again': ('step.html#update_again', 'ablation_nb/step.py'),
                                   'ablation_nb.step.update_fault': ('step.html#update_fault', 'ablation_nb/step.py'),
-                                  'ablation_nb.step.updates_fault': ('step.html#updates_fault', 'ablation_nb/step.py')},
+                                  'ablation_nb.step.updates_faults': ('step.html#updates_faults', 'ablation_nb/step.py')},
             'ablation_nb.stories': { 'ablation_nb.stories.Cast': ('stories.html#cast', 'ablation_nb/stories.py'),
                                      'ablation_nb.stories.Cast.__init__': ('stories.html#cast.__init__', 'ablation_nb/stories.py'),
                                      'ablation_nb.stories.Cast.__missing__': ('stories.html#cast.__missing__', 'ablation_nb/stories.py'),

@@ -587,21 +587,21 @@ def update_fault(
     what = f"moved {name} otherwise than {named(cfg.optimizer)} demands at a rate of {lr:.3g}"
     return gap / most, f"{what}: off by {gap:.2g} of the way, where rounding explains {most:.1g}."
 
-def updates_fault(s: FirstStep, cfg: TrainConfig) -> str | None:
-    "Where updates by an optimiser of one's own are not those that a training makes of these gradients."
-    given = dict[str, list[torch.Tensor]]()
+def updates_faults(s: FirstStep, cfg: TrainConfig) -> list[tuple[float, str]]:
+    "Where updates by an optimiser of one's own are not those of a training: how far beyond rounding, and what to say."
+    given, wrong = dict[str, list[torch.Tensor]](), list[tuple[float, str]]()
     for k, u in enumerate(s.updates, 1):
         clip, lr, found = clip_of(length(u.gradient), cfg), due_rates(cfg)[s.at] * u.rate, list[tuple[float, str]]()
         for name, w in u.before.items():
             given.setdefault(name, []).append(u.gradient[name] / clip)
             found.append(update_fault(name, w, u.after[name], by_formula(name, given[name], cfg), lr, cfg))
         worst, says = max(found)
-        if worst > 1: return f"Update {k} {says}"
-    return None
+        if worst > 1: wrong.append((worst, f"Update {k} {says}"))
+    return wrong
 
 def step_fault(s: FirstStep, cfg: TrainConfig) -> str | None:
     "Where a step is not the one that a training makes first."
-    if s.updates: return updates_fault(s, cfg)
+    if s.updates: return next((says for _, says in updates_faults(s, cfg)), None)   # the first leads to the others
     if wrong := moments_fault(s, cfg): return wrong
     lr = due_rates(cfg)[s.at]
     for name, w in s.before.items():
@@ -624,8 +624,9 @@ def check_update(s: FirstStep) -> tuple[bool, str]:
     clipped = f"clipped from {s.norm:.2f} to {cfg.grad_clip:g}" if clip > 1 else "not clipped"
     whose = f"{NAMES[cfg.optimizer]}'s" if cfg.optimizer in NAMES else f"that of {named(cfg.optimizer)}"
     what = f"The first update is {whose} at a rate of {due_rates(cfg)[s.at]:.3g}"
-    if s.updates: what += ", and so are two by random gradients; from a checkpoint it goes on to the same bits"
-    return True, f"{what}, gradients {clipped}, decay {cfg.weight_decay:g}."
+    what += f", gradients {clipped}, decay {cfg.weight_decay:g}."
+    if s.updates: what += " So are two by random gradients, and from a checkpoint it goes on to the same bits."
+    return True, what
 
 def check_momentum(s: FirstStep) -> tuple[bool, str]:
     "From buffers that are not empty, the step remembers and moves by what its momentum makes of them."
@@ -652,7 +653,9 @@ def check_recipe(s: FirstStep) -> tuple[bool, str]:
         if not arm.recipe: continue
         without = replace(cfg, **{f: getattr(s.usual, f) for f in arm.recipe})
         wrong = rates_fault(s.rates, without)
-        shown = f"{wrong} is due." if wrong else step_fault(s, without)
+        if wrong: shown: str | None = f"{wrong} is due."
+        elif s.updates: shown = max(updates_faults(s, without), default=(0, None))[1]   # what shows it best
+        else: shown = step_fault(s, without)
         if shown is None:
             first = "three updates" if s.updates else "update"
             return False, f"'{arm.name}' claims another training, but rates and first {first} are those without it."

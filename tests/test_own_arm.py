@@ -92,7 +92,8 @@ def test_own_rules_stand_in_the_same_file(project, sh):
     result = json.loads((root / "run" / "result.json").read_text())
     assert result["status"] == "done"
     said = {c["name"]: c["says"] for c in result["checks"]}
-    assert said["update"].startswith("The first update is that of 'lion' at a rate of 0.01, and so are two by random")
+    assert said["update"].startswith("The first update is that of 'lion' at a rate of 0.01, gradients clipped from ")
+    assert said["update"].endswith("So are two by random gradients, and from a checkpoint it goes on to the same bits.")
     assert "Held against the training without 'lion'" in said["recipe"]
 
 
