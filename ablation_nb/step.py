@@ -122,8 +122,7 @@ class FirstStep:
     halved: Sequence[str] = ()   # names of the weights that are used in bf16
     window: np.ndarray = field(default_factory=lambda: np.empty(0))   # the first tokens of the validation set
     scores: np.ndarray = field(default_factory=lambda: np.empty(0))   # and what an evaluation says of them, in nats
-    heard: Direction = field(default_factory=dict)    # the clipped gradients that an optimiser of one's own was given
-    updates: Sequence[Update] = ()   # and what it made of them, and of some after them
+    updates: Sequence[Update] = ()   # by an optimiser of one's own: the step's, and some after it
     astray: str = ""          # why such a one could not go on from a checkpoint
 
     @property
@@ -134,7 +133,7 @@ class FirstStep:
     @cached_property
     def gradient(self) -> Direction:
         "What the trainer took for the gradient, before it was clipped."
-        if self.heard: return {name: g * self.clip(self.train) for name, g in self.heard.items()}
+        if self.updates: return dict(self.updates[0].gradient)
         found = {**self.moments.get("exp_avg", {}), **self.moments.get("momentum_buffer", {})}
         return {name: found[name] * self.clip(self.train) / self.portion(name, self.train) for name in self.before}
 
@@ -317,8 +316,8 @@ def take_step(
             window=window,
             scores=scores)
         if t.own:
-            s.heard = dict(heard)
-            s.updates = [Update(1.0, before, s.after, s.gradient), *(update_again(t, s, *how) for how in FURTHER)]
+            s.updates = [Update(1.0, before, s.after, {name: g * s.clip(t.cfg) for name, g in heard.items()})]
+            s.updates += [update_again(t, s, *how) for how in FURTHER]
             s.astray = astray(t, s)
         elif "momentum_buffer" in moments: step_again(t, s, step)
         return s
