@@ -119,8 +119,9 @@ class ParallelTrainer(Trainer):
 
 # %% ../nbs/13_parallel.ipynb #21500018
 def say(**words: Any) -> None:
-    "A line for whoever started the processes."
-    print(json.dumps(words), flush=True)
+    "A line for whoever started the processes, written at once: a killed one leaves no half line to glue it to."
+    sys.stdout.write(f"\n{json.dumps(words)}\n")
+    sys.stdout.flush()
 
 def own_settings(cfg: RunConfig, rank: int, world: int) -> RunConfig:
     "A run's settings for this process: its card, or its part of the cores."
