@@ -40,6 +40,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'ablation_nb.beside': { 'ablation_nb.beside.baseline_config': ('beside.html#baseline_config', 'ablation_nb/beside.py'),
                                     'ablation_nb.beside.baseline_of': ('beside.html#baseline_of', 'ablation_nb/beside.py'),
                                     'ablation_nb.beside.beside_baseline': ('beside.html#beside_baseline', 'ablation_nb/beside.py'),
+                                    'ablation_nb.beside.is_done': ('beside.html#is_done', 'ablation_nb/beside.py'),
                                     'ablation_nb.beside.next_step': ('beside.html#next_step', 'ablation_nb/beside.py'),
                                     'ablation_nb.beside.places': ('beside.html#places', 'ablation_nb/beside.py'),
                                     'ablation_nb.beside.settings_asked': ('beside.html#settings_asked', 'ablation_nb/beside.py'),

@@ -31,12 +31,21 @@ def baseline_config(cfg: RunConfig) -> RunConfig:
     fields = {**settings_asked(cfg), "precision": cfg.train.precision, "device": cfg.train.device}
     return run_config("baseline", cfg.scale, cfg.corpus, **fields)
 
-def places() -> Iterator[Path]:
-    "The studies of the project and the points of their grids: where runs may lie."
+def places(scale: str) -> Iterator[Path]:
+    "The studies of the project at a scale and the points of their grids: where its runs may lie."
     for study in sorted((project_root() / "outputs").glob("*/")):
-        yield study
-        try: yield from [study / point for point in read_json(study / "study.json")["grid"] if point]
-        except (AblationError, OSError, LookupError, TypeError): continue   # a report writes it anew
+        points: list[str] = []
+        try:
+            settings = read_json(study / "study.json")
+            if settings["scale"] != scale: continue   # its archive of runs takes a while to open
+            points = [point for point in settings["grid"] if point]
+        except (AblationError, OSError, LookupError, TypeError): pass   # a report writes it anew
+        yield from (study, *[study / point for point in points])
+
+def is_done(folder: Path, cfg: RunConfig, run: Any) -> bool:
+    "Whether a folder holds the finished run of a configuration. Damage in another study is no reason to stop."
+    try: return run_state(folder, cfg, run.data) == "done"
+    except (AblationError, OSError): return False
 
 # %% ../nbs/27_beside.ipynb #5e1b0207
 def baseline_of(
@@ -46,8 +55,8 @@ def baseline_of(
     cfg = baseline_config(run.cfg)
     lone = run_folder(project_root() / "out", cfg)
     lone = lone.with_name(f"{lone.name}-{identity(cfg, run.data)[:6]}")
-    folders = [run_folder(place, cfg) for place in places()]
-    return next((f for f in (*folders, lone) if run_state(f, cfg, run.data) == "done"), None)
+    folders = [run_folder(place, cfg) for place in places(cfg.scale)]
+    return next((f for f in (*folders, lone) if is_done(f, cfg, run)), None)
 
 # %% ../nbs/27_beside.ipynb #5e1b0209
 def verdicts_on(cfg: RunConfig) -> list[str]:
