@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy   # whose parts are loaded once they are used: a run uses none
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
 
 from .config import AblationError, arm_order, did_you_mean
 
@@ -45,7 +45,7 @@ def mean_interval(
     mean = x.mean(-1) if n else np.nan
     if n < 2: return Interval(n, mean, np.nan, np.nan, np.nan)
     sd = x.std(-1, ddof=1)
-    t = stats.t.ppf((1 + level) / 2, n - 1)
+    t = scipy.stats.t.ppf((1 + level) / 2, n - 1)
     half = t * sd / np.sqrt(n)
     return Interval(n, mean, sd, mean - half, mean + half)
 
@@ -148,20 +148,20 @@ def paired_power(
     level: float = .95,  # of the interval that must exclude zero
 ) -> float:              # probability that it does
     "How often `n` pairs detect an effect: two-sided one-sample t test, exactly."
-    t = stats.t.ppf((1 + level) / 2, n - 1)
+    t = scipy.stats.t.ppf((1 + level) / 2, n - 1)
     shift = effect * np.sqrt(n)
-    above = stats.nct.sf(t, n - 1, shift)
-    below = stats.nct.sf(t, n - 1, -shift)
+    above = scipy.stats.nct.sf(t, n - 1, shift)
+    below = scipy.stats.nct.sf(t, n - 1, -shift)
     return above + below
 
 @cache
 def _detected(n: int, power: float, level: float) -> float:
     "The effect that `n` pairs detect with this power, in units of a standard deviation."
-    t = stats.t.ppf((1 + level) / 2, n - 1)
+    t = scipy.stats.t.ppf((1 + level) / 2, n - 1)
     far = (4 * t + 10) / np.sqrt(n)
     def lacking(effect: float) -> float:
         return paired_power(effect, n, level) - power
-    return optimize.brentq(lacking, 0, far)
+    return scipy.optimize.brentq(lacking, 0, far)
 
 def smallest_effect(
     n: int,              # pairs
@@ -202,7 +202,7 @@ def with_rounding(
     if len(np.unique(values)) <= 2: step = min(filter(None, (step, step_of(others))), default=0.)
     sd = step / np.sqrt(6)
     if i.sd >= sd: return i
-    half = stats.t.ppf(.975, i.n - 1) * sd / np.sqrt(i.n)
+    half = scipy.stats.t.ppf(.975, i.n - 1) * sd / np.sqrt(i.n)
     return Interval(i.n, i.mean, sd, i.mean - half, i.mean + half)
 
 # %% ../nbs/09_statistics.ipynb #630abc3a
@@ -318,7 +318,7 @@ def ratio_interval(
     ratio = x.mean() / y.mean() if n and y.mean() else np.nan
     unbounded = Interval(n, ratio, np.nan, np.nan, np.nan)
     if n < 2: return unbounded
-    t = stats.t.ppf((1 + level) / 2, n - 1)
+    t = scipy.stats.t.ppf((1 + level) / 2, n - 1)
     lo, hi = _fieller(x.mean(), y.mean(), np.cov(x, y) / n, t)
     return Interval(n, ratio, np.nan, lo, hi)
 
@@ -388,8 +388,8 @@ def studies_trend(
     total, centre, xx, mean, slope, left = _line(y, 1 / (s**2 + between[..., None]), x)
     wider = np.sqrt(np.maximum(1, left / df)) if df else 1
     mean_se, slope_se = wider / np.sqrt(total), wider / np.sqrt(xx)
-    half = stats.t.ppf((1 + level) / 2, df) * slope_se
-    p = 2 * stats.t.sf(np.abs(slope) / slope_se, df)
+    half = scipy.stats.t.ppf((1 + level) / 2, df) * slope_se
+    p = 2 * scipy.stats.t.sf(np.abs(slope) / slope_se, df)
     return StudiesTrend(
         k, slope, slope - half, slope + half, p, slope_se,
         np.sqrt(between), centre, mean, mean_se)
@@ -403,7 +403,7 @@ def line_at(
     "The line at some sizes with its interval; NaN ends for fewer than three studies."
     away = np.log2(np.asarray(sizes, dtype=float)) - trend.centre
     height = trend.mean + trend.slope * away
-    t = stats.t.ppf((1 + level) / 2, trend.n - 2)
+    t = scipy.stats.t.ppf((1 + level) / 2, trend.n - 2)
     half = t * np.sqrt(trend.mean_se**2 + (away * trend.slope_se)**2)
     return height, height - half, height + half
 
@@ -413,7 +413,7 @@ def turning_size(
 ) -> Interval:           # n: studies; NaN: sd, and lo and hi if the line may be level
     "The size at which the line crosses zero, with Fieller's interval."
     if not trend.slope: return Interval(trend.n, *[np.nan] * 4)
-    t = stats.t.ppf((1 + level) / 2, trend.n - 2)
+    t = scipy.stats.t.ppf((1 + level) / 2, trend.n - 2)
     cov = np.diag([trend.mean_se**2, trend.slope_se**2])
     ends = _fieller(-trend.mean, trend.slope, cov, t)
     crossing, lo, hi = np.exp2(trend.centre + np.array([-trend.mean / trend.slope, *ends]))
@@ -437,11 +437,11 @@ def rank_agreement(
     def drawn(of: str) -> np.ndarray:
         mean, se, pairs = (both[f"{name}_{of}"].to_numpy(dtype=float) for name in ("mean", "se", "n"))
         return mean + se * rng.standard_t(np.maximum(pairs - 1, 1), (draws, len(both)))
-    ranks = (stats.rankdata(drawn(of), axis=1) for of in "ab")
+    ranks = (scipy.stats.rankdata(drawn(of), axis=1) for of in "ab")
     x, y = (r - r.mean(1, keepdims=True) for r in ranks)
     rhos = (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
     lo, hi = np.quantile(rhos, (.025, .975))
-    return found | dict(rho=stats.spearmanr(both.mean_a, both.mean_b).statistic, lo=lo, hi=hi)
+    return found | dict(rho=scipy.stats.spearmanr(both.mean_a, both.mean_b).statistic, lo=lo, hi=hi)
 
 # %% ../nbs/09_statistics.ipynb #f5969a17
 class CrossedInterval(NamedTuple):
@@ -499,7 +499,7 @@ def crossed_interval(
     quantiles = np.quantile(deviation, ends, axis=-1)
     tails = quantiles / np.where(spread, spread, 1)
     sides = np.array([-1, 1]).reshape(2, *[1] * mean.ndim)
-    t = stats.t.ppf((1 + level) / 2, S - 1) * sides
+    t = scipy.stats.t.ppf((1 + level) / 2, S - 1) * sides
     se = np.sqrt(v_seed + v_doc)
     reach = (v_seed * t + v_doc * tails) / np.where(se, se, 1)
     lo, hi = mean + reach
@@ -553,7 +553,7 @@ def unpaired_interval(
     if n < 2: return Interval(n, mean, *[np.nan] * 3)
     va, vb = a.var(-1, ddof=1) / n, b.var(-1, ddof=1) / n
     with np.errstate(invalid="ignore"): df = (n - 1) * (va + vb)**2 / (va**2 + vb**2)
-    t = np.nan_to_num(stats.t.ppf((1 + level) / 2, df))  # no spread at all has no degrees of freedom, and no width
+    t = np.nan_to_num(scipy.stats.t.ppf((1 + level) / 2, df))   # no spread has no degrees of freedom, and no width
     half = t * np.sqrt(va + vb)
     return Interval(n, mean, np.nan, mean - half, mean + half)
 
@@ -589,7 +589,7 @@ def difference_p(
 ) -> np.ndarray:     # NaN for fewer than two pairs
     "p-value of the paired t test against no difference, two-sided."
     t = np.abs(_t_ratio(mean, n, sd))
-    return 2 * stats.t.sf(t, np.asarray(n) - 1)
+    return 2 * scipy.stats.t.sf(t, np.asarray(n) - 1)
 
 def equivalence_p(
     n: ArrayLike,    # pairs
@@ -599,7 +599,7 @@ def equivalence_p(
 ) -> np.ndarray:     # NaN for fewer than two pairs
     "p-value of the two one-sided tests against a difference of at least `margin`."
     t = _t_ratio(margin - np.abs(mean), n, sd)
-    return stats.t.sf(t, np.asarray(n) - 1)
+    return scipy.stats.t.sf(t, np.asarray(n) - 1)
 
 def _t_ratio(
     distance: ArrayLike,
@@ -696,7 +696,7 @@ def _corrected(
     if not (planned == counted).all():
         by_arm = dict(zip(effects.arm, p_holm))
         p_holm = np.array([by_arm[twin or arm] for arm, twin in zip(effects.arm, effects.twin_of)])
-    t = stats.t.ppf(level, n - 1)
+    t = scipy.stats.t.ppf(level, n - 1)
     within = np.abs(effects["mean"]) + t * effects.sd / np.sqrt(n)
     return effects.assign(p_holm=p_holm, within=within)
 
@@ -741,13 +741,13 @@ EARNABLE = .5  # power below which a test would more often miss what is true tha
 def _spreads_seen(n: int) -> np.ndarray: # (4000,)
     "What `n` pairs show of a standard deviation of 1, as often as each."
     shares = (np.arange(4000) + .5) / 4000
-    return np.sqrt(stats.chi2.ppf(shares, n - 1) / (n - 1))
+    return np.sqrt(scipy.stats.chi2.ppf(shares, n - 1) / (n - 1))
 
 def widest_spread(
     n: int,  # pairs
 ) -> float:  # in standard deviations seen; NaN below two pairs
     "The largest standard deviation that a sample leaves open: in nine of ten samples the true one lies below it."
-    return float(1 / np.sqrt(stats.chi2.ppf(.1, n - 1) / (n - 1))) if n > 1 else np.nan
+    return float(1 / np.sqrt(scipy.stats.chi2.ppf(.1, n - 1) / (n - 1))) if n > 1 else np.nan
 
 def equivalence_power(
     n: int,             # pairs
@@ -758,8 +758,8 @@ def equivalence_power(
     "How often `n` pairs of an arm that equals the baseline are called equivalent."
     if n < 2 or np.isnan(sd): return np.nan
     if sd == 0: return 1.
-    room = margin / sd * np.sqrt(n) - stats.t.ppf(level, n - 1) * _spreads_seen(n)
-    return float(np.clip(2 * stats.norm.cdf(room) - 1, 0, 1).mean())
+    room = margin / sd * np.sqrt(n) - scipy.stats.t.ppf(level, n - 1) * _spreads_seen(n)
+    return float(np.clip(2 * scipy.stats.norm.cdf(room) - 1, 0, 1).mean())
 
 # %% ../nbs/09_statistics.ipynb #9a17002b
 def largest_spread(
@@ -771,7 +771,7 @@ def largest_spread(
     "The largest standard deviation of paired differences at which `n` pairs show equivalence with this power."
     if n < 2: raise AblationError(f"n={n} is no number of pairs that shows anything; give two or more.")
     def lacking(sd: float) -> float: return equivalence_power(n, sd, 1., level) - power
-    return margin * optimize.brentq(lacking, 1e-6, 10 * np.sqrt(n))
+    return margin * scipy.optimize.brentq(lacking, 1e-6, 10 * np.sqrt(n))
 
 MOST_PAIRS = 2**20   # more than anybody runs
 
@@ -893,7 +893,7 @@ def _corrected_over_looks(
     p_equivalent = _over_looks(2 * effects.p_equivalent.to_numpy(), n, looks) / 2
     def reach(errors: np.ndarray) -> np.ndarray:
         tails = np.array([_level_now(k, looks, e) for k, e in zip(n, errors)]) / 2
-        return stats.t.isf(tails, n - 1) * effects.sd / np.sqrt(n)
+        return scipy.stats.t.isf(tails, n - 1) * effects.sd / np.sqrt(n)
     half = reach(np.full(len(n), 1 - level))
     return effects.assign(
         lo=effects["mean"] - half, hi=effects["mean"] + half,
@@ -982,7 +982,7 @@ def errors_left(
     df: int,  # degrees of freedom of a standard error
 ) -> float:   # 2 where there are many; below them a number lies in 97.7 % of cases
     "How many standard errors a number may be off, to one side."
-    return float(stats.t.ppf(stats.norm.cdf(2), df))
+    return float(scipy.stats.t.ppf(scipy.stats.norm.cdf(2), df))
 
 # %% ../nbs/09_statistics.ipynb #e0866bd4
 def window_losses(
