@@ -38,7 +38,7 @@ from PIL import Image
 
 from .config import AblationError, ARMS, FAMILIES, arm_family, arm_label, arm_order, compared_arms
 from .data import replacing
-from .results import ACCURACIES, RUN, curves_of, done_runs, gaps, mean_and_range
+from .results import ACCURACIES, RUN, curves_of, done_runs, gaps, mean_and_range, one_objective
 from .statistics import (
     StudiesTrend, family_effects, line_at, looks_behind, mean_interval, paired_differences, signed, unsigned, verdicts)
 
@@ -682,7 +682,7 @@ def ablation_comparison(
     (upper,), (lower,) = fig.subfigures(2, 1, squeeze=False)
     train, val = upper.subplots(1, 2)
     schedule, left = lower.subplots(1, 2, width_ratios=(1, 1.25))
-    plot_losses(train, simple, metrics, "train_loss")
+    plot_losses(train, one_objective(simple), metrics, "train_loss")
     plot_losses(val, simple, metrics, "val_loss")
     plot_schedule(schedule, simple, metrics)
     plot_differences(left, runs, margin)

@@ -10,28 +10,28 @@ __all__ = ['JUDGEMENTS', 'AT_ONCE', 'UNJUDGED', 'FITS', 'AXES', 'UNITS', 'TRENDS
            'only_planned', 'clock_of', 'read_results', 'at_own_rates', 'setups', 'most_arms', 'rate_of', 'setup_words',
            'of', 'count_words', 'amount', 'joined', 'span_of', 'span', 'effect_sentence', 'points', 'point_words',
            'power_sentence', 'equality_sentence', 'seeds_words', 'ran_words', 'effect_words', 'lost_words',
-           'by_verdict', 'set_sentence', 'on_their_text', 'text_sentence', 'tuning_words', 'comparable', 'one_rate',
-           'tuning_sentence', 'axis_of', 'level_text', 'finished_losses', 'half_way_to_guessing', 'not_learned',
-           'of_learners', 'trend_words', 'bend_words', 'moves', 'nowhere', 'by_trend', 'along', 'swept', 'over_points',
-           'luck_sentence', 'together_sentence', 'on_the_ladder', 'hanging_verdicts', 'rates_sentence',
-           'doubts_over_points', 'verdicts_at_one_rate', 'refuted_rates', 'on_rates', 'findings_in_words', 'opening',
-           'with_baseline', 'at_setup', 'beginning', 'listed_once', 'times_words', 'facts', 'fact_list',
-           'barely_trained', 'unfinished', 'warnings', 'asked_before', 'all_settings', 'misfits', 'Shown', 'stem_of',
-           'Section', 'section', 'fine_words', 'findings', 'longer_answers', 'answers', 'answers_over_grid',
-           'answers_by_point', 'both_rates', 'losses_by_seed', 'every_seed', 'several_rates', 'ladder_figures',
-           'ladder_tables', 'strayed_words', 'above_another_rate', 'rates', 'with_curves', 'curves_table', 'drawn_arms',
-           'drawn', 'drawn_words', 'curves_figure', 'time_words', 'dynamics', 'shown_positions', 'losses_by_position',
-           'probed', 'ended_well', 'asked_of', 'verdict_words', 'ability_words', 'what_models_can', 'combines',
-           'interaction_figures', 'interaction_tables', 'interactions', 'noise_table', 'evaluations_table',
-           'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables', 'beside_the_report', 'run_words',
-           'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories', 'grid_table', 'point_sections',
-           'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files', 'write_text', 'with_plain_words',
-           'write_report', 'find_study', 'standing', 'also_along', 'front_findings', 'finished_seeds', 'ladder_words',
-           'front_setting', 'front_table', 'front_picture', 'front_beside', 'study_question', 'read_sizes',
-           'find_study_in', 'size_of', 'rates_words', 'one_a_size', 'scale_effects', 'settings_of', 'verdicts_by_size',
-           'crossing_words', 'sides', 'turn_words', 'in_doubt_words', 'scale_sentence', 'scale_sentences', 'confounded',
-           'settings_table', 'ranked_alike', 'scale_parts', 'effects_shown', 'trends_shown', 'write_scale',
-           'front_scale']
+           'by_verdict', 'set_sentence', 'on_their_text', 'text_sentence', 'objective_sentence', 'tuning_words',
+           'comparable', 'one_rate', 'tuning_sentence', 'axis_of', 'level_text', 'finished_losses',
+           'half_way_to_guessing', 'not_learned', 'of_learners', 'trend_words', 'bend_words', 'moves', 'nowhere',
+           'by_trend', 'along', 'swept', 'over_points', 'luck_sentence', 'together_sentence', 'on_the_ladder',
+           'hanging_verdicts', 'rates_sentence', 'doubts_over_points', 'verdicts_at_one_rate', 'refuted_rates',
+           'on_rates', 'findings_in_words', 'opening', 'with_baseline', 'at_setup', 'beginning', 'listed_once',
+           'times_words', 'facts', 'fact_list', 'barely_trained', 'unfinished', 'warnings', 'asked_before',
+           'all_settings', 'misfits', 'Shown', 'stem_of', 'Section', 'section', 'fine_words', 'findings',
+           'longer_answers', 'answers', 'answers_over_grid', 'answers_by_point', 'both_rates', 'losses_by_seed',
+           'every_seed', 'several_rates', 'ladder_figures', 'ladder_tables', 'strayed_words', 'above_another_rate',
+           'rates', 'with_curves', 'curves_table', 'drawn_arms', 'drawn', 'drawn_words', 'curves_figure', 'time_words',
+           'dynamics', 'shown_positions', 'losses_by_position', 'probed', 'ended_well', 'asked_of', 'verdict_words',
+           'ability_words', 'what_models_can', 'combines', 'interaction_figures', 'interaction_tables', 'interactions',
+           'noise_table', 'evaluations_table', 'noise_is_known', 'noise_tables', 'noise', 'last_set', 'report_tables',
+           'beside_the_report', 'run_words', 'there_words', 'left_out', 'proofs', 'first_stories', 'quoted', 'stories',
+           'grid_table', 'point_sections', 'grid_page', 'grid_parts', 'study_files', 'point_labels', 'grid_files',
+           'write_text', 'with_plain_words', 'write_report', 'find_study', 'standing', 'also_along', 'front_findings',
+           'finished_seeds', 'ladder_words', 'front_setting', 'front_table', 'front_picture', 'front_beside',
+           'study_question', 'read_sizes', 'find_study_in', 'size_of', 'rates_words', 'one_a_size', 'scale_effects',
+           'settings_of', 'verdicts_by_size', 'crossing_words', 'sides', 'turn_words', 'in_doubt_words',
+           'scale_sentence', 'scale_sentences', 'confounded', 'settings_table', 'ranked_alike', 'scale_parts',
+           'effects_shown', 'trends_shown', 'write_scale', 'front_scale']
 
 # %% ../nbs/23_report.ipynb #3b62aba6
 import html, itertools, re
@@ -58,8 +58,8 @@ from .figures import (
     interactions_figure, positions_figure, save_figure, scale_figure, sensitivity_figure, sweep_figure)
 from .results import (
     ACCURACIES, PROMPTS, RUN, beside_the_runs, each_file_once, every_field, folder_of, home, load_doc_losses,
-    load_metrics, load_position_losses, load_probes, load_stories, main_lr, planned_looks, planned_seeds, point_fields,
-    read_json, title_of, trusted_runs)
+    load_metrics, load_position_losses, load_probes, load_stories, main_lr, one_objective, planned_looks, planned_seeds,
+    point_fields, read_json, title_of, trusted_runs)
 from .statistics import (
     EARNABLE, best_of_evaluations, looks_behind, mean_interval, noise_budget,
     paired_differences, pairs_wanted, rank_agreement, signed, twins, unmoved, unsigned, verdicts)
@@ -607,6 +607,7 @@ def on_their_text(runs: pd.DataFrame, margin: float) -> pd.DataFrame:
 
     Rows of `judged` for the training loss of the last steps, by arm; the baseline is what both are compared with."""
     if "final_train_loss" not in runs: return pd.DataFrame()
+    runs = one_objective(runs)
     unseen, seen = (judged(runs, margin, v).set_index("arm") for v in ("final_val_loss", "final_train_loss"))
     turned = unseen.verdict.map(dict(worse="better", better="worse"))
     return seen[seen.verdict == turned]
@@ -620,6 +621,13 @@ def text_sentence(r: Results, name: str) -> str:
     words = [f"{arm_label(str(arm))} {FITS[e.verdict]} (training loss {interval_words(e['mean'], e.lo, e.hi)})"
              for arm, e in on_their_text(r.sets[name], r.margin).iterrows()]
     return f"{setup_words(name).capitalize()}, against the baseline: {'; '.join(words)}." if words else ""
+
+def objective_sentence(r: Results) -> str:
+    "Which arms train by another objective than the baseline; mostly nothing."
+    arms = arm_order(r.runs.arm.drop(one_objective(r.runs).index).unique())
+    if not arms: return ""
+    labels = ", ".join(map(arm_label, arms))
+    return f"Trained by an objective of its own: {labels}. Its training losses are compared with no other arm's."
 
 def tuning_words(t: pd.Series) -> str:
     """What becomes of a difference with tuning, where the test says that it changes.
@@ -1045,7 +1053,7 @@ def findings_in_words(
     if points(r) != [""]: return [*(along(r) or over_points(r)), *on_rates(r)]
     sentences = [together_sentence(r)]
     sentences += along(r) or [say(r, name) for name in r.sets for say in (set_sentence, text_sentence)]
-    sentences += [tuning_sentence(r), rates_sentence(r)]
+    sentences += [tuning_sentence(r), rates_sentence(r), objective_sentence(r)]
     return [s for s in sentences if s]
 
 # %% ../nbs/23_report.ipynb #7a5c0605

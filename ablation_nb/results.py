@@ -37,9 +37,9 @@ __all__ = ['PACKED', 'READ', 'Found', 'WAYS_OUT', 'WHO', 'LOSSES', 'METRICS', 'F
            'rows_fault', 'read_checked', 'standing_at', 'folder_of', 'files_below', 'run_folders', 'who', 'cut_short',
            'load_runs', 'load_metrics', 'load_stories', 'load_arrays', 'load_doc_losses', 'load_position_losses',
            'whose', 'load_probes', 'load_weights', 'with_weights', 'mean_and_range', 'curves_of', 'done_runs',
-           'main_lr', 'gaps', 'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not', 'trusted_runs',
-           'differences', 'notebook_differences', 'run_state', 'lacks_metric', 'run_folder', 'Busy', 'alone', 'busy',
-           'pack_runs', 'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
+           'one_objective', 'main_lr', 'gaps', 'planned_seeds', 'planned_looks', 'point_fields', 'fault', 'why_not',
+           'trusted_runs', 'differences', 'notebook_differences', 'run_state', 'lacks_metric', 'run_folder', 'Busy',
+           'alone', 'busy', 'pack_runs', 'sha256_of', 'made_of', 'written_files', 'keep_record', 'is_current']
 
 # %% ../nbs/11_results.ipynb #8d8d92fc
 PACKED = "runs.zip"
@@ -685,6 +685,11 @@ def done_runs(runs: pd.DataFrame) -> pd.DataFrame:
     if runs.empty or not runs.status.eq("done").any():
         raise AblationError("No run is done, so there is nothing to draw; run the study first.")
     return runs[runs.status == "done"]
+
+def one_objective(runs: pd.DataFrame) -> pd.DataFrame:
+    "The runs whose training losses can be compared: those with the baseline's objective, or all without a baseline."
+    usual = runs.objective[runs.arm == "baseline"] if "objective" in runs else []
+    return runs[runs.objective.isin(usual)] if len(usual) else runs
 
 def main_lr(runs: pd.DataFrame) -> float:
     "The learning rate with the most finished runs; of several, the one with the lowest mean loss."

@@ -21,8 +21,8 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from .config import (OPTIMIZERS, SCHEDULES, AblationError, TrainConfig, decay_of, part_of, project_root,
-                                trained_by_muon)
+from .config import (OBJECTIVES, OPTIMIZERS, SCHEDULES, AblationError, TrainConfig, decay_of, part_of,
+                                project_root, trained_by_muon)
 from .data import TokenData
 from .model import FlexibleTransformerLM, head_loss, next_token_loss
 from .tasks import Task
@@ -321,6 +321,7 @@ class Trainer:
         if not self.own:   # it goes with grad_scale: no step is skipped
             for optimizer in self.optimizers: optimizer.found_inf = nothing
         self.put_on_device()
+        self.try_objective()
         self.valid = data.first_stories(cfg.valid_stories)
         self.forward: Callable[..., torch.Tensor] = self.work
         self.loss: Callable[..., torch.Tensor] = self.chunked_loss
@@ -369,16 +370,33 @@ def batch(self: Trainer, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return window_BT[:, :-1], window_BT[:, 1:]
 
 @patch
+def try_objective(self: Trainer) -> None:
+    "An objective of one's own gives each token a number, and gradients pass through it; else this is an error."
+    name, V = self.cfg.objective, self.model.cfg.vocab_size
+    own, who = OBJECTIVES[name].loss, f"objective='{name}'"
+    if own is None: return
+    logits_NV = torch.linspace(-3, 3, 4 * V, device=self.device).view(4, V).requires_grad_()
+    try: losses_N = own(logits_NV, torch.arange(4, device=self.device) % V)
+    except Exception as e: raise AblationError(f"{who} fails: {type(e).__name__}: {e}") from e
+    given = f"shape {(*losses_N.shape,)}" if isinstance(losses_N, torch.Tensor) else repr(losses_N)
+    if given != "shape (4,)": raise AblationError(f"{who} gives {given} for 4 tokens; it must give each a loss.")
+    if not losses_N.requires_grad:
+        raise AblationError(f"{who} gives losses without a gradient; compute them from the logits, in torch.")
+
+@patch
 def plain_loss(self: Trainer, x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
     "Mean loss of a batch, by its definition."
     with self.autocast(): logits_BTV = self.work(x_BT)
     if self.scored is not None: logits_BTV, y_BT = (z.index_select(1, self.scored) for z in (logits_BTV, y_BT))
-    return next_token_loss(logits_BTV, y_BT)
+    own = OBJECTIVES[self.cfg.objective].loss
+    if own is None: return next_token_loss(logits_BTV, y_BT)
+    return own(logits_BTV.flatten(0, 1).float(), y_BT.flatten()).mean()
 
 @patch
 def chunked_loss(self: Trainer, x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
     "The same without holding all logits, where these are known to be products with a matrix."
-    if part_of(self.work.cfg, "head").layer: return self.plain_loss(x_BT, y_BT)   # somebody's own may do more
+    own = part_of(self.work.cfg, "head").layer or OBJECTIVES[self.cfg.objective].loss
+    if own: return self.plain_loss(x_BT, y_BT)   # which may do more
     with self.autocast(): x_BTD = self.work.hidden(x_BT)
     if self.scored is not None: x_BTD, y_BT = (z.index_select(1, self.scored) for z in (x_BTD, y_BT))
     w_VD: Any = self.work.lm_head.weight
@@ -476,7 +494,8 @@ def recorded(self: Trainer) -> Callable[[], None]:
 def stepper(self: Trainer) -> Callable[[], None]:
     "The step that `fit` runs: on a card the recorded one (recorded once), elsewhere `step` itself."
     # torch's Muon asks for its rate as a number of the host, which a recording cannot give; so may somebody's own
-    if self.device.type != "cuda" or self.own or self.cfg.optimizer == "muon": return self.step
+    asks = self.own or self.cfg.optimizer == "muon" or OBJECTIVES[self.cfg.objective].loss
+    if self.device.type != "cuda" or asks: return self.step
     if self.replay is None: self.replay = self.recorded()
     return self.replay
 

@@ -1,10 +1,11 @@
 "A part of one's own for each kind, as arms.py may bring them. The formulas are in numpy, what trains is in torch."
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ablation_nb.config import (
-    Arm, Attention, Block, Head, Norm, Position, register_arm, register_part, register_rule)
+    Arm, Attention, Block, Head, Norm, Objective, Position, register_arm, register_part, register_rule, surprises)
 from ablation_nb.layers import CausalSelfAttention, Linear, TiedHead
 from ablation_nb.model import TransformerBlock
 
@@ -128,3 +129,7 @@ register_arm(Arm("summed", "Summed", "one head of keys, by einsum", {"attention"
 register_arm(Arm("tabled", "Tabled", "slow turns from a table", {"position": "tabled"}))
 register_arm(Arm("narrow", "Narrow", "linear maps from N(0, 0.03²)", {"init": "narrow"}))
 register_arm(Arm("root", "Root", "the rate falls by a square root", {"schedule": "root"}))
+register_rule("objective", "smooth", Objective(
+    lambda z, t: 0.9 * surprises(z, t) + 0.1 * (np.logaddexp.reduce(z, -1) - z.mean(-1)),
+    lambda z, t: F.cross_entropy(z, t, reduction="none", label_smoothing=0.1)))
+register_arm(Arm("smooth", "Smooth", "labels smoothed by a tenth", {"objective": "smooth"}))

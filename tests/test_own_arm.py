@@ -80,21 +80,22 @@ def own_layer():
 
 
 def of_every_kind(promised="", trained=""):
-    "The file with what CONTRIBUTING.md has of layers, rules and optimisers, or another text in place of one there."
-    text = own_layer() + block_with("register_rule") + block_with("class Lion")
+    "The file with what CONTRIBUTING.md has of layers and rules, or another text in place of one there."
+    text = own_layer() + block_with("register_rule") + block_with("class Lion") + block_with("def z_loss")
     assert promised in text
     return text.replace(promised, trained) if promised else text
 
 
 def test_own_rules_stand_in_the_same_file(project, sh):
     root = project(of_every_kind())
-    succeeded(train(sh, root, "lion+reglu+root", min_lr_ratio=0.0))   # at the end the rate is 0
+    succeeded(train(sh, root, "lion+reglu+root+z_loss", min_lr_ratio=0.0))   # at the end the rate is 0
     result = json.loads((root / "run" / "result.json").read_text())
     assert result["status"] == "done"
     said = {c["name"]: c["says"] for c in result["checks"]}
     assert said["update"].startswith("The first update is that of 'lion' at a rate of 0.01, gradients clipped from ")
     assert said["update"].endswith("So are two by random gradients, and from a checkpoint it goes on to the same bits.")
-    assert "Held against the training without 'lion'" in said["recipe"]
+    for arm in ("lion", "z_loss"): assert f"Held against the training without '{arm}'" in said["recipe"]
+    assert said["objective"].startswith("'z_loss' gives 64 tokens the losses of its formula to ")
 
 
 @pytest.mark.parametrize("promised, trained, words", [
@@ -176,7 +177,7 @@ PARTS = (ROOT / "tests" / "own_parts.py").read_text()   # one of each kind that 
 
 
 @pytest.mark.parametrize("arm, compiled", [
-    ("near+squashed+half+capped+clipped", True),
+    ("near+squashed+half+capped+clipped+smooth", True),
     ("half_tied+one_kv", False),
     ("after+summed+tabled+narrow+root", False),
 ])
@@ -205,6 +206,7 @@ def test_an_own_part_of_each_kind_proves_itself_and_trains(project, sh, arm, com
      "[repeats] The same text has other logits each time: something in tabled is random"),
     ("tabled", "a * sin + b * cos", "b * sin + a * cos", "[rotation]"),
     ("narrow", "0.03)", "(2 / sum(shape)) ** 0.5)", "[paired] 'narrow' draws every matrix as large as"),
+    ("smooth", "label_smoothing=0.1", "label_smoothing=0.11", "[objective] The losses of 'smooth' are off its formula"),
     ("root", "1 - np.sqrt(share)", "np.cos(np.pi / 2 * share) ** 2", "schedule='root' is idle"),
 ])
 def test_an_own_part_that_is_not_its_formula_does_not_train(project, sh, arm, promised, trained, check):
@@ -226,4 +228,5 @@ def test_own_parts_are_there_whichever_module_is_imported_first(project, sh, fir
             "print(config.ARMS_FAULT, *sorted(config.OWN_PARTS))\n")
     root = project(PARTS.replace("import torch\n", "import torch\nimport ablation_nb.trainer\n"))
     done = succeeded(sh("python", "-c", code, cwd=root))
-    assert done.stdout == "[] after capped clipped half half_tied narrow near one_kv root squashed summed tabled\n"
+    names = "after capped clipped half half_tied narrow near one_kv root smooth squashed summed tabled"
+    assert done.stdout == f"[] {names}\n"
