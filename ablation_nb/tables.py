@@ -28,7 +28,7 @@ import pandas as pd
 
 import ablation_nb
 from .config import AblationError, arm_label, arm_order, parse_arm, project_root
-from .results import ACCURACIES, RUN, gaps
+from .results import ACCURACIES, RUN, gaps, one_objective
 from .statistics import (
     LARGE, SAME_IN_A_PAIR, add_factors, crossed_effects, equivalence_power, errors_left, factorial_effects,
     family_effects, holm, look_levels, looks_behind, mean_interval, off_ladder, paired_differences, paired_effects,
@@ -754,6 +754,7 @@ def precision_table(
         min_train_loss="min_train",
         final_train_loss="final_train")
     ours = arm_means(runs, list(names))
+    ours.loc[~ours.arm.isin(one_objective(runs).arm), ["min_train_loss", "final_train_loss"]] = np.nan
     theirs = SEED_REPORT.reset_index()[["arm", *names]]
     theirs = theirs[theirs.arm.isin(ours.arm)]
     both = pd.concat([theirs.assign(whose="report"), ours.assign(whose="here")])
