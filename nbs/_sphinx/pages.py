@@ -312,6 +312,13 @@ def curve():
     return next(code for c in cells if "run.metrics" in (code := "".join(c["source"])))
 
 
+def settings_of(run):
+    "The training of a run that its files say, with what was usual where they do not."
+    usual = SimpleNamespace(**vars(train_config()))
+    try: return SimpleNamespace(**vars(usual) | read_json(run / "config.json")["train"])
+    except (AblationError, OSError, LookupError, TypeError): return usual
+
+
 def with_curve(nb, run):
     """Where an executed notebook of a run kept no picture, its curves are drawn again from `metrics.jsonl`.
 
@@ -321,7 +328,7 @@ def with_curve(nb, run):
         if any("image/png" in o.get("data", {}) for o in cell["outputs"]): continue
         rows = pd.DataFrame(read_rows(run / "metrics.jsonl"))
         if not {"train_loss", "val_loss", "grad_norm"} <= {*rows}: continue
-        names = dict(plt=plt, run=SimpleNamespace(metrics=rows))
+        names = dict(plt=plt, run=SimpleNamespace(metrics=rows, cfg=SimpleNamespace(train=settings_of(run))))
         exec(curve(), names)
         png = BytesIO()
         names["fig"].savefig(png, dpi=150, bbox_inches="tight")   # as notebooks show it, with all of its labels
