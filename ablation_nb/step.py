@@ -674,7 +674,7 @@ def objective_shown(s: FirstStep, usual: str) -> tuple[bool, str]:
     other, size = replace(s, train=replace(s.train, objective=usual)), length(s.gradient)
     unit = {name: g / size for name, g in s.gradient.items()}
     if not abs(slope(s, unit) / slope(other, unit) - 1) > 1e-6:
-        return False, f"has the gradients of objective='{usual}'; a constant changes no training."
+        return False, f"moves the gradient of objective='{usual}' by less than a millionth, and so no training."
     got, due = s.loss - s.usual_loss, s.due_loss - other.due_loss
     beside = f"beside '{usual}' the loss of a step differs by"
     if not abs(got - due) < 0.1 * abs(due):
