@@ -14,8 +14,7 @@ from typing import Any
 import pandas as pd
 
 from .config import SCALES, AblationError, RunConfig, arm_label, project_root, run_config
-from .engine import fields_of
-from .provenance import identity
+from .provenance import fields_of, identity
 from .results import read_json, run_folder, run_state
 from .study import Study, read_study, read_toml
 from .tables import tested_words

@@ -29,7 +29,7 @@ from .config import (
 from .data import prepare
 from .kernels import NURSERY, run_notebook
 from .provenance import (
-    NotebookCode, NotebookRun, code_cells, device_name, notebook_environment, package_hash,
+    NotebookCode, NotebookRun, code_cells, device_name, fields_of, notebook_environment, package_hash,
     torch_version, values_set, write_json)
 from ablation_nb.results import (
     FAILED, KEPT_FILES, Busy, Damaged, alone, beside_the_runs, cut_short, has, numbers_left, read_json, run_folders,
@@ -78,12 +78,6 @@ def otherwise_words(root: Path) -> str:
     if not values: return ""
     words = ", ".join(f"{k} = {v}" for k, v in values.items())
     return f"nbs/train.ipynb was saved with {words} in its parameters cell; every run of a study takes the study's own."
-
-def fields_of(cfg: RunConfig) -> dict:
-    "The fields of model and training, in one."
-    model = {k: getattr(cfg.model, k) for k in MODEL_FIELDS}
-    train = {k: getattr(cfg.train, k) for k in TRAIN_FIELDS}
-    return {**model, **train}
 
 # %% ../nbs/15_engine.ipynb #12808d62
 def execute(

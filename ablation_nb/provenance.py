@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'STAMPS', 'GIVEN', 'WORDING', 'TINY', 'TAKING', 'FAR', 'PASSED_THROUGH', 'real_file', 'write_json',
-           'hash_of', 'described', 'identity_of', 'identity', 'code_only', 'imported_files', 'is_own', 'by_own_rule',
-           'fields_of', 'module_text', 'stamps', 'refuse_edited', 'cells_read', 'package_hash', 'code_hash',
-           'kept_answer', 'own_hash', 'data_named', 'Draw', 'NotebookRun', 'NotebookCode', 'notebook_identity',
-           'notebook_code', 'numbers_of', 'numbers_in', 'kind_of', 'torch_version', 'numbers_afar', 'sizes_in',
-           'fingerprint', 'close', 'proofs_file', 'read_proofs', 'behind', 'proven', 'code_now', 'same_notebook',
-           'same_code', 'version_here', 'prove', 'replaced', 'put_in_place', 'files_behind', 'git_sha', 'device_name',
-           'device_kind', 'torch_release', 'environment']
+           'hash_of', 'described', 'identity_of', 'identity', 'code_only', 'imported_files', 'is_own',
+           'beyond_fingerprints', 'fields_of', 'module_text', 'stamps', 'refuse_edited', 'cells_read', 'package_hash',
+           'code_hash', 'kept_answer', 'own_hash', 'data_named', 'Draw', 'NotebookRun', 'NotebookCode',
+           'notebook_identity', 'notebook_code', 'numbers_of', 'numbers_in', 'kind_of', 'torch_version', 'numbers_afar',
+           'sizes_in', 'fingerprint', 'close', 'proofs_file', 'read_proofs', 'behind', 'proven', 'code_now',
+           'same_notebook', 'same_code', 'version_here', 'prove', 'replaced', 'put_in_place', 'files_behind', 'git_sha',
+           'device_name', 'device_kind', 'torch_release', 'environment']
 
 # %% ../nbs/10_provenance.ipynb #15e42953
 import ast, hashlib, importlib.util, inspect, io, itertools, json, math, os
@@ -239,9 +239,14 @@ def is_own(arm: str, fields: dict | None = None) -> bool:  # `fields`: as by `fi
     if fields and {fields.get(field) for field in (*PARTS, *RULES)} & set(OWN_PARTS): return True
     return any(a in OWN_ARMS for a in str(arm).split("+"))
 
-def by_own_rule(arm: str) -> bool:
-    "Does an arm train by a rule of `arms.py`? A few steps of a small model may not show what that does later."
-    return any(v in OWN_PARTS for part in parse_arm(arm) for f, v in part.change.items() if f in RULES)
+def beyond_fingerprints(arm: str, fields: Mapping) -> bool:   # `fields`: of its run
+    """Does a run stand on something of `arms.py` that no fingerprint of its arm shows?
+
+    That is a rule, since a few steps of a small model may not show what it does later, and a part that the arm does
+    not name and the run's settings do."""
+    own = [f for f in (*PARTS, *RULES) if fields.get(f) in OWN_PARTS]
+    named = {f for part in parse_arm(arm) for f in part.change}
+    return any(f in RULES or f not in named for f in own)
 
 def fields_of(cfg: RunConfig) -> dict:
     "Every field of a run's model and training."
@@ -695,7 +700,7 @@ def same_notebook(arm: str, ours: dict, theirs: dict) -> bool:
 
 def same_code(
     arm: str,
-    precision: str,
+    fields: Mapping,  # of the run's model and training, by name
     ours: dict,       # package_hash, own_hash, torch, platform, as `code_now` or an env.json has them
     theirs: dict,     # the same of another run, with its fingerprint
     numbers: Callable[[str, str], list[float]] | None = None,  # `fingerprint`; None: `ours` holds ours
@@ -709,10 +714,10 @@ def same_code(
         a, b = ours["package_hash"], theirs["package_hash"]
         if in_parts or a == b: return a == b and len(own) < 2
         if proofs is None: proofs = read_proofs()
-        if proven(arm, precision, a, b, proofs): return True
+        if proven(arm, fields["precision"], a, b, proofs): return True
     if any(ours.get(k) != theirs.get(k) for k in ("torch", "platform")): return False
-    if len(own) == 2 and (by_own_rule(arm) or not is_own(arm)): return False   # parts of settings are in no fingerprint
-    kind = kind_of(precision)
+    if len(own) == 2 and (beyond_fingerprints(arm, fields) or not is_own(arm)): return False
+    kind = kind_of(fields["precision"])
     def kept(env: dict, part: str) -> list[float]:
         return env.get("fingerprint", {}).get(part, {}).get(kind, [])
     def of_ours(part: str) -> list[float]:

@@ -23,7 +23,7 @@ from .config import is_of_type, is_task, parameter_count, parse_arm, project_roo
 from .data import TokenData, sha256_file
 from .provenance import (
     GIVEN, NotebookCode, NotebookRun, notebook_code, notebook_identity,
-    code_now, device_kind, fingerprint, identity, identity_of, hash_of, own_hash,
+    code_now, device_kind, fields_of, fingerprint, identity, identity_of, hash_of, own_hash,
     proofs_file, same_code, torch_release, write_json)
 from .tasks import find_task
 
@@ -730,8 +730,11 @@ def planned_looks(plan: dict) -> tuple[int, ...]:
 
 # %% ../nbs/11_results.ipynb #5c1e0a03
 def point_fields(point: str) -> dict:
-    "What the name of a grid's point says: 'n_layers-8_lr-0.01' -> {'n_layers': '8', 'lr': '0.01'}."
-    return dict(re.findall(r"([^\W\d_][^\W_]*(?:_[^\W_]+)*)-([^_]+)", point))
+    """What the name of a grid's point says: 'n_layers-8_lr-0.01' -> {'n_layers': '8', 'lr': '0.01'}.
+
+    A value may hold a _ where no other field follows."""
+    name = r"[^\W\d_][^\W_]*(?:_[^\W_]+)*"
+    return dict(re.findall(rf"({name})-(.+?)(?=_{name}-|$)", point))
 
 # %% ../nbs/11_results.ipynb #5c1e0a05
 def is_written(value: Any, text: str) -> bool:
@@ -951,7 +954,7 @@ def code_names(root: Path, runs: pd.DataFrame) -> dict:
     versions, names = list[dict](), dict[str, str]()
     for r in runs.itertuples():
         env = read_json(root / r.folder / "env.json")
-        version = next((v for v in versions if same_code(r.arm, r.precision, v, env)), None)
+        version = next((v for v in versions if same_code(r.arm, r._asdict(), v, env)), None)
         if version is None:
             of_this_text = sum(v["package_hash"] == env["package_hash"] for v in versions)  # it is arms.py that differs
             name = env["package_hash"] + f" ({of_this_text + 1})" * bool(of_this_text)
@@ -1062,7 +1065,7 @@ def differences(env: dict, cfg: RunConfig | NotebookRun, data: TokenData | Noteb
     if env["tokenizer_hash"] != data.tokenizer_hash: words.append("tokenizer")
     if not words and env["identity"] != identity(cfg, data): words.append("settings")
     now = code_now(cfg)
-    if not same_code(cfg.arm, cfg.train.precision, now, env, fingerprint): words.append("code")
+    if not same_code(cfg.arm, fields_of(cfg), now, env, fingerprint): words.append("code")
     return words
 
 def notebook_differences(env: dict, cfg: NotebookRun, now: NotebookCode) -> list[str]:
@@ -1076,7 +1079,7 @@ def notebook_differences(env: dict, cfg: NotebookRun, now: NotebookCode) -> list
     ours = dict(
         package_hash=now.code_hash, torch=now.packages.get("torch", ""), platform=platform.platform(),
         fingerprint={cfg.arm: dict(smoke=numbers)})
-    return words if same_code(cfg.arm, "", ours, env) else [*words, "code"]
+    return words if same_code(cfg.arm, {}, ours, env) else [*words, "code"]
 
 def run_state(
     folder: Path,
