@@ -321,7 +321,7 @@ def grid_points(
         name = point_name(p)
         if point_fields(name) == {k: str(v) for k, v in p.items()}: continue
         raise wrong("grid", p, f"cannot be read back from its folder's name, {name}; "
-                               "let a name begin with a letter, and a value hold no _.")
+                               "let a name begin with a letter, and what has a value with a _ in it come last.")
     names = [point_name({k: unpointed(v) for k, v in sorted(p.items())}) for p in points]
     if twice := repeated(names): raise wrong("grid", grid, f"has the point {twice[0]} 2 times; give each once.")
     return points

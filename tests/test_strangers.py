@@ -328,7 +328,7 @@ NOWHERE = dict(kernelspec=dict(name="nowhere", language="python", display_name="
     ("is no value that a run keeps", dict(study=COIN_STUDY + "[overrides]\nbias = 2020-01-01\n")),
     ("is no value that a run keeps", dict(study=COIN_STUDY + "[overrides]\nbias = nan\n")),
     ("is no value that a run keeps", dict(study=COIN_STUDY + "[grid]\nbias = [[1, 2], [3]]\n")),
-    ("cannot be read back from its folder's name", dict(study=COIN_STUDY + '[grid]\nbias = ["a_b"]\n')),
+    ("cannot be read back from its folder's name", dict(study=COIN_STUDY + '[grid]\nbias = ["a_b-c"]\n')),
     ("is not Python in code cell 2, line 1", dict(code="x = = 3")),
 ])
 def test_what_cannot_run_is_said_before_the_first_run(tmp_path, sh, words, changes):
