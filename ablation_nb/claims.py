@@ -8,12 +8,12 @@ __all__ = ['CLAIM_VERDICTS', 'KINDS', 'TESTS', 'WIDTH_WITH_NORM', 'OFFICIAL', 'M
            'model_module', 'parameters', 'smaller', 'same_parameters', 'vocabulary', 'tokens_of', 'tokens', 'widths',
            'matrices', 'ffn_operations', 'flops_saved', 'percent', 'perplexity', 'extreme', 'range_below',
            'before_training', 'untrained', 'first_loss', 'first_losses', 'first_ratio', 'excess_beyond_logits',
-           'order_visible', 'lr_words', 'mean_words', 'Evidence', 'has_arms', 'clocked', 'lost_runs', 'evaluation_step',
-           'runs_with', 'effects_on', 'effect', 'size', 'below', 'could_be', 'between', 'ordered', 'largest', 'ranking',
-           'only', 'nothing_from', 'learnt', 'trains', 'finishes', 'narrower', 'narrowest', 'trains_at_the_rate_of',
-           'trend', 'spread_interval', 'seed_spread', 'within_luck', 'crowned', 'level', 'reached', 'settled_by',
-           'local_context', 'past_the_end', 'extrapolates', 'beyond', 'interacts', 'together', 'needed', 'without',
-           'less_sensitive', 'harder']
+           'order_visible', 'lr_words', 'mean_words', 'Evidence', 'has_arms', 'comparable', 'lost_runs',
+           'evaluation_step', 'runs_with', 'effects_on', 'effect', 'size', 'below', 'could_be', 'between', 'ordered',
+           'largest', 'ranking', 'only', 'nothing_from', 'learnt', 'trains', 'finishes', 'narrower', 'narrowest',
+           'trains_at_the_rate_of', 'trend', 'spread_interval', 'seed_spread', 'within_luck', 'crowned', 'level',
+           'reached', 'settled_by', 'local_context', 'past_the_end', 'extrapolates', 'beyond', 'interacts', 'together',
+           'needed', 'without', 'less_sensitive', 'harder']
 
 # %% ../nbs/24_claims.ipynb #d5d9925b
 import math
@@ -33,7 +33,7 @@ from .config import arm_label, arm_order, model_config, parse_arm, train_config
 from .report import (
     AT_ONCE, TRENDS, UNJUDGED, Results, bend_words, count_words, evaluations_table, half_way_to_guessing,
     joined, not_learned, of, on_the_ladder, point_words, points)
-from .results import RUN
+from .results import RUN, one_objective
 from ablation_nb.statistics import (
     EARNABLE, Interval, mean_interval, noise_budget,
     paired_differences)
@@ -428,9 +428,10 @@ def has_arms(e: Evidence, *arms: str) -> bool:
     "Are the baseline and these arms among the runs that ended?"
     return {"baseline", *arms} <= set(e.runs.arm[e.runs.status != "partial"])
 
-def clocked(e: Evidence, value: str, *arms: str) -> bool:
-    "Times count where the arms had their turns; other values anywhere."
-    return value != "seconds" or {"baseline", *arms} <= set(e.r.timed.arm)
+def comparable(e: Evidence, value: str, *arms: str) -> bool:
+    "Times count where the arms had their turns, training losses where the objective is one; other values anywhere."
+    if value == "seconds": return {"baseline", *arms} <= set(e.r.timed.arm)
+    return value != "generalisation_gap" or {"baseline", *arms} <= set(one_objective(e.runs).arm)
 
 def lost_runs(e: Evidence, *arms: str) -> str:
     "How many runs of these arms diverged, in words; empty if none did."
@@ -616,7 +617,7 @@ def effect(
     clear: beyond what counts as none; all arms must agree."""
     step = None
     if at is not None and (step := evaluation_step(e, at)) is None: return None
-    if not has_arms(e, *arms) or not clocked(e, value, *arms): return None
+    if not has_arms(e, *arms) or not comparable(e, value, *arms): return None
     unit, margin = ("%", 1.) if value == "seconds" else ("nats", e.r.margin)
     beyond = margin if clear else None
     effects = effects_on(e, value, step).loc[arms]
@@ -651,7 +652,7 @@ def below(
     value: str = "final_val_loss",
 ) -> Settled | None:
     "Do the intervals lie within so many per cent of the baseline?"
-    if not has_arms(e, *arms) or not clocked(e, value, *arms): return None
+    if not has_arms(e, *arms) or not comparable(e, value, *arms): return None
     effects = effects_on(e, value).loc[arms]
     if value != "seconds":   # which are in per cent already
         runs = runs_with(e, value)
