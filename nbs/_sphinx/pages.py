@@ -38,7 +38,7 @@ from ablation_nb.layers import ATTENTION_LAYERS, FEED_FORWARD_LAYERS, NORM_LAYER
 from ablation_nb.ledger import settings_kept
 from ablation_nb.model import BLOCK_LAYERS
 from ablation_nb.report import study_question
-from ablation_nb.results import natural, read_json, read_rows, run_folders, who
+from ablation_nb.results import every_field, natural, read_json, read_rows, run_folders, who
 from ablation_nb.tables import inert
 from dark import dark_figure
 from extension import arm_anchor, coloured
@@ -314,9 +314,8 @@ def curve():
 
 def settings_of(run):
     "The training of a run that its files say, with what was usual where they do not."
-    usual = SimpleNamespace(**vars(train_config()))
-    try: return SimpleNamespace(**vars(usual) | read_json(run / "config.json")["train"])
-    except (AblationError, OSError, LookupError, TypeError): return usual
+    try: return SimpleNamespace(**every_field(read_json(run / "config.json")))
+    except (AblationError, OSError, LookupError, TypeError): return train_config()
 
 
 def with_curve(nb, run):
