@@ -8,26 +8,26 @@ __all__ = ['PRECISIONS', 'MAY_BE_ZERO', 'SCHEDULES', 'OPTIMIZERS', 'OBJECTIVES',
            'TRAIN_FIELDS', 'ARMS', 'ARMS_FAULT', 'NO_TREATMENT', 'FAMILIES', 'SCALES', 'OF_EVERY_TASK', 'TASKS',
            'LATER', 'IS_THE_PACKAGE', 'OWN_ARMS', 'OWN_PARTS', 'AblationError', 'did_you_mean', 'unknown',
            'ModelConfig', 'TrainConfig', 'Optimizer', 'adamw_move', 'sgd_move', 'muon_move', 'trained_by_muon',
-           'last_move', 'decay_of', 'surprises', 'Objective', 'losses_by', 'is_of_type', 'check_types', 'check_value',
-           'swiglu_width', 'plain_width', 'matched_width', 'silu', 'gelu', 'unit_rms', 'FeedForward', 'Norm',
-           'Position', 'rope_angles', 'partial_pairs', 'partial_angles', 'alibi_bias', 'sine_vectors', 'Attention',
-           'Block', 'Head', 'pre_block', 'post_block', 'sandwich_block', 'parallel_block', 'glorot_sd', 'gpt2_sd',
-           'zero_out_sd', 'initial_sd', 'named_part', 'part_of', 'register_part', 'refuse_taken', 'check_fall',
-           'check_optimizer', 'some_logits', 'check_objective', 'register_rule', 'register_feed_forward',
-           'register_norm', 'check_parts_fit', 'ffn_matrices', 'block_weights', 'gains', 'parameter_count',
-           'flops_per_token', 'Arm', 'check_label', 'register_arm', 'arm_names', 'parse_arm', 'check_parts', 'arm_name',
-           'arm_label', 'arm_family', 'arm_order', 'compared_arms', 'Scale', 'torch_build', 'has_card',
-           'multiplies_bf16', 'resolve_scale', 'native_precision', 'model_config', 'train_config', 'demanded',
-           'known_fields', 'TaskRule', 'is_task', 'parse_task', 'task_vocabulary', 'refuse_few_episodes', 'RunConfig',
-           'at_work', 'both_configs', 'refuse_idle', 'is_idle', 'run_config', 'project_root', 'own_arms',
+           'last_move', 'decay_of', 'surprises', 'Objective', 'losses_by', 'some_tokens', 'losses_shown',
+           'usual_or_own', 'is_of_type', 'check_types', 'check_value', 'swiglu_width', 'plain_width', 'matched_width',
+           'silu', 'gelu', 'unit_rms', 'FeedForward', 'Norm', 'Position', 'rope_angles', 'partial_pairs',
+           'partial_angles', 'alibi_bias', 'sine_vectors', 'Attention', 'Block', 'Head', 'pre_block', 'post_block',
+           'sandwich_block', 'parallel_block', 'glorot_sd', 'gpt2_sd', 'zero_out_sd', 'initial_sd', 'named_part',
+           'part_of', 'register_part', 'refuse_taken', 'check_fall', 'check_optimizer', 'register_rule',
+           'register_feed_forward', 'register_norm', 'check_parts_fit', 'ffn_matrices', 'block_weights', 'gains',
+           'parameter_count', 'flops_per_token', 'Arm', 'check_label', 'register_arm', 'arm_names', 'parse_arm',
+           'check_parts', 'arm_name', 'arm_label', 'arm_family', 'arm_order', 'compared_arms', 'Scale', 'torch_build',
+           'has_card', 'multiplies_bf16', 'resolve_scale', 'native_precision', 'model_config', 'train_config',
+           'demanded', 'known_fields', 'TaskRule', 'is_task', 'parse_task', 'task_vocabulary', 'refuse_few_episodes',
+           'RunConfig', 'at_work', 'both_configs', 'refuse_idle', 'is_idle', 'run_config', 'project_root', 'own_arms',
            'half_imported', 'fault_of', 'import_file']
 
 # %% ../nbs/00_config.ipynb #b6c0d17d
 import difflib, importlib.util, math, os, re, sys, traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,7 @@ def surprises(z: np.ndarray, targets: np.ndarray) -> np.ndarray:
     due = np.take_along_axis(z, targets[..., None], -1)[..., 0]
     return np.log(np.exp(z).sum(-1)) - due
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Objective:
     "What training makes smaller, token by token: a formula and, if it is somebody's own, what computes it in torch."
     formula: Callable[[np.ndarray, np.ndarray], np.ndarray]   # (logits (N, V), targets (N,)) -> losses (N,), in float64
@@ -227,11 +227,48 @@ OBJECTIVES = {"cross_entropy": Objective(surprises)}
 
 def losses_by(name: str, rule: Objective, z_NV: np.ndarray, targets_N: np.ndarray) -> np.ndarray:
     "What the objective called `name` has for each of N tokens, by its formula; `(N,)`."
-    who = f"The formula of objective='{name}'"
-    try: losses_N = np.asarray(rule.formula(z_NV, targets_N), dtype=float)
-    except Exception as e: raise AblationError(f"{who} fails: {type(e).__name__}: {e}") from e
+    who, of = f"The formula of objective='{name}'", f"{len(targets_N)} tokens of {z_NV.shape[-1]} logits"
+    try: losses_N = np.asarray(rule.formula(z_NV.copy(), targets_N.copy()), dtype=float)   # it may work in place
+    except Exception as e: raise AblationError(f"{who} fails for {of}: {type(e).__name__}: {e}") from e
     if losses_N.shape == targets_N.shape: return losses_N
-    raise AblationError(f"{who} gives shape {losses_N.shape} for {len(targets_N)} tokens; it must give each a loss.")
+    raise AblationError(f"{who} gives shape {losses_N.shape} for {of}; it must give each token a loss.")
+
+def some_tokens(V: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """What to try an objective with, by kind: logits (n, V), as fp32 holds them, and targets (n,).
+
+    Targets are as unlikely as the rest and as good as certain, and each of V tokens is one, or as many as a second
+    allows. Last come logits that are large or far from zero."""
+    rng = np.random.default_rng(6)
+    z_NV, targets_N = rng.normal(size=(256, V)).astype(np.float32).astype(float), rng.integers(0, V, 64)
+    few_NV = z_NV[:64]
+    yield "logits of some 3", 3 * few_NV, targets_N
+    for ahead in (0, 3, 5, 7, 10, 20):
+        due_NV = few_NV.copy()
+        due_NV[np.arange(64), targets_N] = (few_NV.max(-1) + ahead).astype(np.float32)
+        yield f"targets {ahead} ahead of the next logit" if ahead else "targets as likely as any", due_NV, targets_N
+    for ids in np.array_split(rng.permutation(V)[:2**24 // V], math.ceil(min(V, 2**24 // V) / 256)):
+        yield "each token as target", 3 * z_NV[:len(ids)], ids
+    for spread, middle in ((0.1, 0), (30, 0), (100, 0), (3, 100), (3, -100)):
+        words = f"logits of some {spread}" if not middle else f"logits near {middle}"
+        yield words, (middle + spread * few_NV).astype(np.float32).astype(float), targets_N
+
+@lru_cache(maxsize=16)
+def losses_shown(name: str, rule: Objective, V: int) -> np.ndarray:
+    "What an objective has for tokens of many kinds; an error unless all are finite."
+    shown = list[np.ndarray]()
+    for kind, z_NV, targets_N in some_tokens(V):
+        losses_N = losses_by(name, rule, z_NV, targets_N)
+        if not np.isfinite(losses_N).all():
+            lost = losses_N[~np.isfinite(losses_N)][0]
+            raise AblationError(f"The formula of objective='{name}' gives {lost} for {kind}; each token must have a "
+                                "finite loss.")
+        shown.append(losses_N)
+    return np.concatenate(shown)
+
+def usual_or_own(name: str, V: int) -> str:
+    "The name of an objective, or that of cross-entropy if it is the same."
+    usual, shown = (losses_shown(n, OBJECTIVES[n], V) for n in ("cross_entropy", name))
+    return "cross_entropy" if np.allclose(usual, shown, rtol=0, atol=1e-9) else name
 
 # %% ../nbs/00_config.ipynb #ef51d215
 LARGEST = 2**63 - 1  # whole number that every tool on the way can hold: torch, arrays, tables
@@ -544,19 +581,6 @@ def check_optimizer(name: str, rule: Any) -> None:
             raise AblationError(f"The optimiser '{name}' moves {weight} of shape {g_K[0].shape} by {move.tolist()} for "
                                 f"{k} gradients; a move has its shape, in finite numbers.")
 
-def some_logits() -> tuple[np.ndarray, np.ndarray]:
-    "Logits (6, 5) and targets (6,) to try an objective with."
-    return 3 * np.random.default_rng(0).normal(size=(6, 5)), np.array([0, 1, 2, 3, 4, 0])
-
-def check_objective(name: str, rule: Any) -> None:
-    "An objective is a formula, which gives each token a loss, and what computes it in torch."
-    if not isinstance(rule, Objective) or not callable(rule.loss):
-        raise AblationError(f"The objective '{name}' is {rule!r}; give Objective(formula, loss), two functions.")
-    losses_N = losses_by(name, rule, *some_logits())
-    if np.isfinite(losses_N).all(): return
-    raise AblationError(f"The formula of objective='{name}' gives {losses_N.tolist()} for logits of some 3; each token "
-                        "must have a finite loss.")
-
 def register_rule(field: str, name: str, rule: Any) -> Any:
     """Make `field=name` a choice: an `init`, a `schedule`, an `optimizer` or an `objective` of one's own.
 
@@ -569,7 +593,9 @@ def register_rule(field: str, name: str, rule: Any) -> Any:
     if field not in RULES: raise unknown(f"There is no kind of rule called '{field}'.", field, RULES, "Known kinds")
     refuse_taken(name, "rule")
     if field == "optimizer": check_optimizer(name, rule)
-    elif field == "objective": check_objective(name, rule)
+    elif field == "objective":
+        if not isinstance(rule, Objective) or not callable(rule.formula) or not callable(rule.loss):
+            raise AblationError(f"The objective '{name}' is {rule!r}; give Objective(formula, loss), two functions.")
     elif not callable(rule): raise AblationError(f"The rule '{name}' is {rule!r}; give a function.")
     if field == "schedule": check_fall(name, rule)
     RULES[field][name] = rule
@@ -1109,8 +1135,8 @@ def at_work(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
     flat = train.schedule == "constant" or train.min_lr_ratio == 1
     if flat: idle += ["schedule", "min_lr_ratio"]
     falls = np.asarray(SCHEDULES[train.schedule](np.linspace(0, 1, 101))).tolist()   # one by another name is no other
-    asked = losses_by(train.objective, OBJECTIVES[train.objective], *some_logits()).round(9).tolist()  # nor is this
-    behaves = {"attention": looks, "position": order, "schedule": falls, "flat": flat, "objective": asked}
+    behaves = {"attention": looks, "position": order, "schedule": falls, "flat": flat}
+    if len(OBJECTIVES) > 1: behaves["objective"] = usual_or_own(train.objective, model.vocab_size)   # nor is this
     fields = {**asdict(model), **asdict(train), **behaves}
     return {f: v for f, v in fields.items() if f not in idle}
 
@@ -1167,6 +1193,8 @@ def run_config(
     for kind in PARTS: part_of(made[0], kind)
     if made[0].init not in INITS: raise unknown(f"init='{made[0].init}' is unknown.", made[0].init, INITS, "Known")
     refuse_idle(ablation, name, overrides)
+    asked = made[1].objective
+    if OBJECTIVES[asked].loss: losses_shown(asked, OBJECTIVES[asked], made[0].vocab_size)
     if is_task(text): refuse_few_episodes(text, made[1])
     return RunConfig(arm_name(ablation), name, text, *made)
 

@@ -55,10 +55,14 @@ class ParallelTrainer(Trainer):
         # tables of positions are the same everywhere
         self.shared = DistributedDataParallel(BatchLoss(self.work, self.loss), card, broadcast_buffers=False)
 
+    def portions(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        "This process's share of the batch, in parts."
+        own = [z.tensor_split(self.world)[self.rank].chunk(self.accumulate) for z in self.batch(self.at)]
+        return list(zip(*own))
+
     def step(self) -> None:
         "One optimiser step of all processes together."
-        own = [z.tensor_split(self.world)[self.rank].chunk(self.accumulate) for z in self.batch(self.at)]
-        portions = list(zip(*own))
+        portions = self.portions()
         loss = torch.zeros((), device=self.device)
         for i, (x_BT, y_BT) in enumerate(portions):
             is_last = i == len(portions) - 1

@@ -370,16 +370,31 @@ def batch(self: Trainer, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return window_BT[:, :-1], window_BT[:, 1:]
 
 @patch
+def portions(self: Trainer) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    "What the step that comes next takes at a time: the whole batch, (B, T) each."
+    return [self.batch(self.at)]
+
+@patch(as_prop=True)
+def own_loss(self: Trainer) -> Callable[..., torch.Tensor] | None:
+    "What makes the losses of tokens where the objective is somebody's own."
+    return OBJECTIVES[self.cfg.objective].loss
+
+@patch
 def try_objective(self: Trainer) -> None:
-    "An objective of one's own gives each token a number, and gradients pass through it; else this is an error."
-    name, V = self.cfg.objective, self.model.cfg.vocab_size
-    own, who = OBJECTIVES[name].loss, f"objective='{name}'"
-    if own is None: return
-    logits_NV = torch.linspace(-3, 3, 4 * V, device=self.device).view(4, V).requires_grad_()
-    try: losses_N = own(logits_NV, torch.arange(4, device=self.device) % V)
-    except Exception as e: raise AblationError(f"{who} fails: {type(e).__name__}: {e}") from e
-    given = f"shape {(*losses_N.shape,)}" if isinstance(losses_N, torch.Tensor) else repr(losses_N)
-    if given != "shape (4,)": raise AblationError(f"{who} gives {given} for 4 tokens; it must give each a loss.")
+    "An objective of one's own gives each token of a batch an fp32 number that has a gradient; else this is an error."
+    if self.own_loss is None: return
+    V, y_BT, who = self.model.cfg.vocab_size, self.portions()[0][1], f"objective='{self.cfg.objective}'"
+    if self.scored is not None: y_BT = y_BT.index_select(1, self.scored)
+    n = y_BT.numel()
+    logits_NV = torch.linspace(-3, 3, V, device=self.device).repeat(n, 1).requires_grad_()
+    try: losses_N = self.own_loss(logits_NV.clone(), y_BT.flatten())
+    except Exception as e:
+        raise AblationError(f"{who} fails for {n} tokens of {V} logits: {type(e).__name__}: {e}") from e
+    found = type(losses_N).__name__
+    if isinstance(losses_N, torch.Tensor): found = f"shape {(*losses_N.shape,)} of {losses_N.dtype}"
+    if found != f"shape {(n,)} of torch.float32":
+        raise AblationError(f"{who} gives {found} for {n} tokens of {V} logits; it must give each a loss, in "
+                            "torch.float32 as its logits are.")
     if not losses_N.requires_grad:
         raise AblationError(f"{who} gives losses without a gradient; compute them from the logits, in torch.")
 
@@ -388,15 +403,13 @@ def plain_loss(self: Trainer, x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch.T
     "Mean loss of a batch, by its definition."
     with self.autocast(): logits_BTV = self.work(x_BT)
     if self.scored is not None: logits_BTV, y_BT = (z.index_select(1, self.scored) for z in (logits_BTV, y_BT))
-    own = OBJECTIVES[self.cfg.objective].loss
-    if own is None: return next_token_loss(logits_BTV, y_BT)
-    return own(logits_BTV.flatten(0, 1).float(), y_BT.flatten()).mean()
+    if self.own_loss is None: return next_token_loss(logits_BTV, y_BT)
+    return self.own_loss(logits_BTV.flatten(0, 1).float(), y_BT.flatten()).mean()
 
 @patch
 def chunked_loss(self: Trainer, x_BT: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
     "The same without holding all logits, where these are known to be products with a matrix."
-    own = part_of(self.work.cfg, "head").layer or OBJECTIVES[self.cfg.objective].loss
-    if own: return self.plain_loss(x_BT, y_BT)   # which may do more
+    if part_of(self.work.cfg, "head").layer or self.own_loss: return self.plain_loss(x_BT, y_BT)   # which may do more
     with self.autocast(): x_BTD = self.work.hidden(x_BT)
     if self.scored is not None: x_BTD, y_BT = (z.index_select(1, self.scored) for z in (x_BTD, y_BT))
     w_VD: Any = self.work.lm_head.weight
@@ -494,7 +507,7 @@ def recorded(self: Trainer) -> Callable[[], None]:
 def stepper(self: Trainer) -> Callable[[], None]:
     "The step that `fit` runs: on a card the recorded one (recorded once), elsewhere `step` itself."
     # torch's Muon asks for its rate as a number of the host, which a recording cannot give; so may somebody's own
-    asks = self.own or self.cfg.optimizer == "muon" or OBJECTIVES[self.cfg.objective].loss
+    asks = self.own or self.cfg.optimizer == "muon" or self.own_loss
     if self.device.type != "cuda" or asks: return self.step
     if self.replay is None: self.replay = self.recorded()
     return self.replay
