@@ -104,7 +104,7 @@ def test_own_rules_stand_in_the_same_file(project, sh):
     assert said["update"].startswith("The first update is that of 'lion' at a rate of 0.01, gradients clipped from ")
     assert said["update"].endswith("So are two by random gradients, and from a checkpoint it goes on to the same bits.")
     for arm in ("lion", "z_loss"): assert f"Held against the training without '{arm}'" in said["recipe"]
-    assert said["objective"].startswith("'z_loss' gives 1,280 tokens, sure and unsure ones, the losses of its formula to ")
+    assert said["objective"].startswith("'z_loss' gives 1,280 tokens, sure and unsure ones, the losses of its formula ")
 
 
 @pytest.mark.parametrize("promised, trained, words", [
