@@ -21,7 +21,7 @@ from .config import AblationError, RunConfig
 from .data import TokenData, prepare
 from .layers import CausalSelfAttention
 from .model import FlexibleTransformerLM, next_token_loss
-from .provenance import code_now, fields_of, fingerprint, same_code, write_json
+from .provenance import changed_pieces, code_now, fingerprint, same_code, write_json
 from .ready import refuse_offline
 from .results import has, read_array, read_checked, read_json, whose, why_not, with_weights
 from .trainer import finite
@@ -50,8 +50,7 @@ def trained(folder: Path) -> FlexibleTransformerLM:
     cfg, env = settings_in(folder), read_json(folder / "env.json")
     require_finished(folder)
     now = code_now(cfg)
-    parts_changed = env.get("own_hash") not in (None, now["own_hash"])
-    if parts_changed and not same_code(cfg.arm, fields_of(cfg), now, env, fingerprint):
+    if changed_pieces(now, env) and not same_code(cfg.arm, cfg.train.precision, now, env, fingerprint):
         raise AblationError(f"{folder} was trained with another arms.py; take that back, or run the study again with "
                             "--rerun-stale.")
     return with_weights(FlexibleTransformerLM(cfg.model, None), folder)   # as it was trained and scored

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['COMPUTING', 'STAMPS', 'GIVEN', 'WORDING', 'TINY', 'TAKING', 'FAR', 'PASSED_THROUGH', 'real_file', 'write_json',
-           'hash_of', 'described', 'identity_of', 'identity', 'code_only', 'imported_files', 'is_own',
-           'beyond_fingerprints', 'fields_of', 'module_text', 'stamps', 'refuse_edited', 'cells_read', 'package_hash',
-           'code_hash', 'kept_answer', 'own_hash', 'data_named', 'Draw', 'NotebookRun', 'NotebookCode',
+           'hash_of', 'described', 'identity_of', 'identity', 'code_only', 'imported_files', 'own_pieces', 'fields_of',
+           'module_text', 'stamps', 'refuse_edited', 'cells_read', 'package_hash', 'code_hash', 'kept_answer',
+           'own_texts', 'own_hash', 'own_code', 'data_named', 'Draw', 'NotebookRun', 'NotebookCode',
            'notebook_identity', 'notebook_code', 'numbers_of', 'numbers_in', 'kind_of', 'torch_version', 'numbers_afar',
-           'sizes_in', 'fingerprint', 'close', 'proofs_file', 'read_proofs', 'behind', 'proven', 'code_now',
-           'same_notebook', 'same_code', 'version_here', 'prove', 'replaced', 'put_in_place', 'files_behind', 'git_sha',
-           'device_name', 'device_kind', 'torch_release', 'environment']
+           'sizes_in', 'fingerprint', 'close', 'proofs_file', 'read_proofs', 'behind', 'proven', 'code_now', 'own_of',
+           'changed_pieces', 'beyond_fingerprints', 'same_notebook', 'same_code', 'version_here', 'prove', 'replaced',
+           'put_in_place', 'files_behind', 'git_sha', 'device_name', 'device_kind', 'torch_release', 'environment']
 
 # %% ../nbs/10_provenance.ipynb #15e42953
 import ast, hashlib, importlib.util, inspect, io, itertools, json, math, os
@@ -234,19 +234,10 @@ def module_files(base: Path, name: str) -> list[Path]:
     return [f for f in (*on_the_way, base.joinpath(*parts).with_suffix(".py")) if f.is_file()]
 
 # %% ../nbs/10_provenance.ipynb #bed3ae7a
-def is_own(arm: str, fields: dict | None = None) -> bool:  # `fields`: as by `fields_of`, if they are known
-    "Does a run stand on `arms.py`: by its arm, or by a part or a rule that its settings name?"
-    if fields and {fields.get(field) for field in (*PARTS, *RULES)} & set(OWN_PARTS): return True
-    return any(a in OWN_ARMS for a in str(arm).split("+"))
-
-def beyond_fingerprints(arm: str, fields: Mapping) -> bool:   # `fields`: of its run
-    """Does a run stand on something of `arms.py` that no fingerprint of its arm shows?
-
-    That is a rule, since a few steps of a small model may not show what it does later, and a part that the arm does
-    not name and the run's settings do."""
-    own = [f for f in (*PARTS, *RULES) if fields.get(f) in OWN_PARTS]
-    named = {f for part in parse_arm(arm) for f in part.change}
-    return any(f in RULES or f not in named for f in own)
+def own_pieces(arm: str, fields: Mapping) -> frozenset[str]:   # `fields`: as by `fields_of`, or some of them
+    "What a run stands on of `arms.py`: names of arms, and of parts and rules as `ffn=reglu`."
+    named = {f"{f}={fields[f]}" for f in (*PARTS, *RULES) if fields.get(f) in OWN_PARTS}
+    return frozenset(named | ({*str(arm).split("+")} & {*OWN_ARMS}))
 
 def fields_of(cfg: RunConfig) -> dict:
     "Every field of a run's model and training."
@@ -358,15 +349,27 @@ def kept_answer(
     return value
 
 @once
-def own_hash() -> str | None:
-    "Hash of `arms.py`, of what it imports from below the root, and of files that these name; None where there is none."
+def own_texts() -> tuple[str, list[str]] | None:
+    """`arms.py`, and all else below the root that it depends on; None where there is no such file.
+
+    That is what it imports from there, and hashes of the files that these name."""
     refuse_edited()
     root = project_root()
     if not (root / "arms.py").is_file(): return None
-    files = imported_files(root / "arms.py", root)
-    read = [f for file in files for f in data_named(file, root)]
-    data = [hashlib.sha256(f.read_bytes()).hexdigest() for f in read]
-    return hash_of([*(code_only(python_of(f)) for f in files), *data])
+    arms, *imported = imported_files(root / "arms.py", root)
+    data = [hashlib.sha256(f.read_bytes()).hexdigest() for file in (arms, *imported) for f in data_named(file, root)]
+    return python_of(arms), [*(code_only(python_of(f)) for f in imported), *data]
+
+def own_hash() -> str | None:
+    "Hash of `arms.py` with all of that; None where there is none."
+    texts = own_texts()
+    return hash_of([code_only(texts[0]), *texts[1]]) if texts else None
+
+@once
+def own_code(pieces: frozenset[str]) -> dict[str, str]:  # as `own_pieces` names them
+    "Piece of `arms.py` -> hash of what it needs there, and of all that is imported."
+    texts = own_texts() if pieces else None
+    return {p: hash_of([needed_for(p, texts[0]), *texts[1]]) for p in sorted(pieces)} if texts else {}
 
 def data_named(file: Path, root: Path) -> list[Path]:
     "The files below `root` that code names and that are no Python, as in `open('slopes.json')` or Path('a') / 'b.npy'."
@@ -376,6 +379,67 @@ def data_named(file: Path, root: Path) -> list[Path]:
     places = [folder / text for folder in (file.parent, root) for text in dict.fromkeys(texts) if "\0" not in text]
     found = dict.fromkeys(p.resolve() for p in places if os.path.isfile(p) and p.suffix not in (".py", ".ipynb"))
     return [p for p in found if p.is_relative_to(root.resolve())]
+
+# %% ../nbs/10_provenance.ipynb #c15e1a00
+OPAQUE = {"globals", "locals", "vars", "exec", "eval", "__import__", "__dict__", "modules"}   # roads to any name
+OF_KIND = dict(register_norm="norm", register_feed_forward="ffn")   # as `register_part` takes it
+
+def registered(statement: ast.stmt) -> str | None:
+    "The piece that a statement registers and does nothing else, as `own_pieces` names it; None for any other."
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    if not isinstance(call, ast.Call): return None
+    how = ast.unparse(call.func).rpartition(".")[2]
+    if how == "register_arm" and call.args and isinstance(call.args[0], ast.Call): call = call.args[0]
+    texts = [a.value for a in call.args[:2] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    if how == "register_arm": return texts[0] if call.args[:1] and texts else None
+    if how in OF_KIND: return f"{OF_KIND[how]}={texts[0]}" if texts else None
+    return "=".join(texts) if how in ("register_part", "register_rule") and len(texts) == 2 else None
+
+def only_names(statement: ast.stmt) -> list[str]:
+    "The names that a statement gives a meaning, if it does nothing else: it is left out where nobody needs them."
+    if isinstance(statement, (ast.Import, ast.ImportFrom)): return [bound_by(a) for a in statement.names]
+    calls = any(isinstance(n, (ast.Call, ast.NamedExpr)) for n in ast.walk(statement))
+    if isinstance(statement, ast.FunctionDef):
+        given = [*statement.args.defaults, *filter(None, statement.args.kw_defaults)]
+        plain = all(isinstance(n, (ast.Constant, ast.Name)) for n in given) and not statement.decorator_list
+        return [statement.name] if plain else []
+    if isinstance(statement, ast.ClassDef):
+        inside = all(isinstance(n, (ast.FunctionDef, ast.Pass)) or isinstance(n, ast.Expr) and
+                     isinstance(n.value, ast.Constant) for n in statement.body)
+        return [statement.name] if inside and not statement.decorator_list else []
+    if isinstance(statement, ast.Assign) and not calls:
+        return [n.id for n in statement.targets if isinstance(n, ast.Name)] if len(statement.targets) == 1 else []
+    return []
+
+def bound_by(alias: ast.alias) -> str:
+    "The name that an import gives."
+    return alias.asname or alias.name.partition(".")[0]
+
+def needed_for(piece: str, source: str) -> str:
+    """What a piece of `arms.py` stands on there: all that is not plainly another's.
+
+    Left out are statements that register other pieces, and functions, classes, constants and imports that nothing
+    of the rest names. Where code may reach names without writing them, everything stays."""
+    statements, lines = ast.parse(source).body, source.split("\n")
+    names = {s: {getattr(n, "id", None) or getattr(n, "attr", "") for n in ast.walk(s)} for s in statements}
+    starred = any(a.name == "*" for s in statements if isinstance(s, ast.ImportFrom) for a in s.names)
+    if starred or OPAQUE & set().union(*names.values()): return code_only(source)
+    kept = [s for s in statements if not only_names(s) and registered(s) in (None, piece)]
+    wanted = set().union(*(names[s] for s in kept))
+    while more := [s for s in statements if s not in kept and wanted & {*only_names(s)}]:
+        kept += more
+        wanted = wanted.union(*(names[s] for s in more))
+    texts, imported = list[str](), dict[str, dict]()   # of an import, whose line may serve others too, what it names
+    for s in (s for s in statements if s in kept):
+        if isinstance(s, (ast.Import, ast.ImportFrom)):
+            below = "." * s.level + (s.module or "") if isinstance(s, ast.ImportFrom) else ""
+            for a in s.names: imported.setdefault(bound_by(a), {})[f"{bound_by(a)}: {below} {a.name}"] = None
+            continue
+        above = getattr(s, "decorator_list", [])
+        first = above[0].lineno if above else s.lineno
+        texts.append(code_only("\n".join(lines[first - 1:s.end_lineno])))
+    needed = [text for name in sorted(imported) if name in wanted for text in imported[name]]
+    return "\n".join(filter(None, [*needed, *texts]))
 
 # %% ../nbs/10_provenance.ipynb #20f00002
 @dataclass(frozen=True)
@@ -616,7 +680,7 @@ def fingerprint(
     precision: str,  # fp32 | bf16
 ) -> list[float]:
     "What this code computes of one arm. Half a second the first time, then from the cache."
-    own = own_hash() if is_own(arm) else None
+    own = own_code(own_pieces(arm, {f: v for part in parse_arm(arm) for f, v in part.change.items()}))
     version = [package_hash(), own, torch_version(), platform.platform(), arm, precision, TINY, *([FAR] if own else [])]
     def computed() -> list[float]:
         text = tiny_text(cache_folder() / "fingerprints" / "text")
@@ -687,9 +751,29 @@ def proven(
 # %% ../nbs/10_provenance.ipynb #886da2ea
 def code_now(cfg: RunConfig) -> dict:
     "What the code is, here and now, for a run: its hashes, torch, and the system."
-    own = own_hash() if is_own(cfg.arm, fields_of(cfg)) else None
+    own = own_code(own_pieces(cfg.arm, fields_of(cfg)))
     system = dict(torch=torch_version(), platform=platform.platform())
-    return dict(package_hash=package_hash(), own_hash=own, **system)
+    return dict(package_hash=package_hash(), own_hash=own_hash() if own else None, own=own, **system)
+
+def own_of(env: dict) -> dict[str, str]:
+    "The hashes of what a run stood on of `arms.py`, by piece; the whole file is one for runs that knew no pieces."
+    whole = {"arms.py": env["own_hash"]} if env.get("own_hash") else {}
+    return env.get("own") or whole
+
+def changed_pieces(ours: dict, theirs: dict) -> set[str]:
+    "The pieces of `arms.py` that two runs stand on and that are not the same."
+    a, b = own_of(ours), own_of(theirs)
+    if a and b and ("arms.py" in a) != ("arms.py" in b): return {*a, *b}   # they cannot be told apart
+    return {p for p in a.keys() & b if a[p] != b[p]}
+
+def beyond_fingerprints(arm: str, piece: str) -> bool:
+    """Does no fingerprint of an arm show what a piece of `arms.py` does?
+
+    That is so of a rule, since a few steps of a small model may not show what it does later, and of a part that the
+    run's settings name and the arm does not."""
+    field, is_value, _ = piece.partition("=")
+    if not is_value: return piece == "arms.py"
+    return field in RULES or field not in {f for part in parse_arm(arm) for f in part.change}
 
 def same_notebook(arm: str, ours: dict, theirs: dict) -> bool:
     "The same of two runs of somebody's notebook: by text, or by the short runs that it offers."
@@ -700,24 +784,24 @@ def same_notebook(arm: str, ours: dict, theirs: dict) -> bool:
 
 def same_code(
     arm: str,
-    fields: Mapping,  # of the run's model and training, by name
-    ours: dict,       # package_hash, own_hash, torch, platform, as `code_now` or an env.json has them
+    precision: str,
+    ours: dict,       # package_hash, own, torch, platform, as `code_now` or an env.json has them
     theirs: dict,     # the same of another run, with its fingerprint
     numbers: Callable[[str, str], list[float]] | None = None,  # `fingerprint`; None: `ours` holds ours
     proofs: list[dict] | None = None,  # None: those of the project
 ) -> bool:
     "Does the code of two runs make the same numbers for an arm: by text, by proof, or by fingerprints of one machine?"
     if "packages" in theirs: return same_notebook(arm, ours, theirs)
-    own = {ours.get("own_hash"), theirs.get("own_hash")} - {None}
+    own = changed_pieces(ours, theirs)
     in_parts = {"processes", "accumulate"} & {*ours, *theirs}   # proofs and fingerprints are of one process
-    if in_parts or len(own) < 2:
+    if in_parts or not own:
         a, b = ours["package_hash"], theirs["package_hash"]
-        if in_parts or a == b: return a == b and len(own) < 2
+        if in_parts or a == b: return a == b and not own
         if proofs is None: proofs = read_proofs()
-        if proven(arm, fields["precision"], a, b, proofs): return True
+        if proven(arm, precision, a, b, proofs): return True
     if any(ours.get(k) != theirs.get(k) for k in ("torch", "platform")): return False
-    if len(own) == 2 and (beyond_fingerprints(arm, fields) or not is_own(arm)): return False
-    kind = kind_of(fields["precision"])
+    if any(beyond_fingerprints(arm, piece) for piece in own): return False
+    kind = kind_of(precision)
     def kept(env: dict, part: str) -> list[float]:
         return env.get("fingerprint", {}).get(part, {}).get(kind, [])
     def of_ours(part: str) -> list[float]:
@@ -950,6 +1034,7 @@ def environment(cfg: RunConfig, data: TokenData) -> dict:
         tokenizer_hash=data.tokenizer_hash,
         package_hash=code["package_hash"],
         own_hash=code["own_hash"],
+        own=code["own"],
         git_sha=git_sha(),
         python=platform.python_version(),
         torch=code["torch"],
@@ -961,4 +1046,4 @@ def environment(cfg: RunConfig, data: TokenData) -> dict:
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         fingerprint=numbers,
     )
-    return {k: v for k, v in env.items() if v or k not in ("own_hash", "fingerprint")}
+    return {k: v for k, v in env.items() if v or k not in ("own_hash", "own", "fingerprint")}

@@ -23,7 +23,7 @@ from .config import is_of_type, is_task, parameter_count, parse_arm, project_roo
 from .data import TokenData, sha256_file
 from .provenance import (
     GIVEN, NotebookCode, NotebookRun, notebook_code, notebook_identity,
-    code_now, device_kind, fields_of, fingerprint, identity, identity_of, hash_of, own_hash,
+    code_now, device_kind, fingerprint, identity, identity_of, hash_of, own_hash, own_of,
     proofs_file, same_code, torch_release, write_json)
 from .tasks import find_task
 
@@ -300,6 +300,7 @@ SHAPES: dict[str, dict[str, str]] = {  # file -> key, and what stands there
         **dict.fromkeys((*HASHES, "torch", "device", "precision"), "text"),
         **dict.fromkeys(("own_hash", "platform", "git_sha"), "text or nothing"),
         "threads": "whole number or nothing",
+        "own": "table of texts or nothing",
         "fingerprint": "table of fingerprints or nothing"},
     "result.json": {
         **dict.fromkeys(COUNTED, "number"),
@@ -954,13 +955,13 @@ def code_names(root: Path, runs: pd.DataFrame) -> dict:
     versions, names = list[dict](), dict[str, str]()
     for r in runs.itertuples():
         env = read_json(root / r.folder / "env.json")
-        version = next((v for v in versions if same_code(r.arm, r._asdict(), v, env)), None)
+        version = next((v for v in versions if same_code(r.arm, r.precision, v, env)), None)
         if version is None:
             of_this_text = sum(v["package_hash"] == env["package_hash"] for v in versions)  # it is arms.py that differs
             name = env["package_hash"] + f" ({of_this_text + 1})" * bool(of_this_text)
-            version = env | dict(fingerprint={}, name=name)
+            version = env | dict(fingerprint={}, own_hash=None, own={}, name=name)
             versions.append(version)
-        version["own_hash"] = version.get("own_hash") or env.get("own_hash")
+        version["own"] = own_of(env) | version["own"]   # of which each arm has its own pieces
         known = version["fingerprint"]
         for arm, numbers in env.get("fingerprint", {}).items(): known[arm] = {**numbers, **known.get(arm, {})}
         names[r.folder] = version["name"]
@@ -1065,7 +1066,7 @@ def differences(env: dict, cfg: RunConfig | NotebookRun, data: TokenData | Noteb
     if env["tokenizer_hash"] != data.tokenizer_hash: words.append("tokenizer")
     if not words and env["identity"] != identity(cfg, data): words.append("settings")
     now = code_now(cfg)
-    if not same_code(cfg.arm, fields_of(cfg), now, env, fingerprint): words.append("code")
+    if not same_code(cfg.arm, cfg.train.precision, now, env, fingerprint): words.append("code")
     return words
 
 def notebook_differences(env: dict, cfg: NotebookRun, now: NotebookCode) -> list[str]:
@@ -1079,7 +1080,7 @@ def notebook_differences(env: dict, cfg: NotebookRun, now: NotebookCode) -> list
     ours = dict(
         package_hash=now.code_hash, torch=now.packages.get("torch", ""), platform=platform.platform(),
         fingerprint={cfg.arm: dict(smoke=numbers)})
-    return words if same_code(cfg.arm, {}, ours, env) else [*words, "code"]
+    return words if same_code(cfg.arm, "", ours, env) else [*words, "code"]
 
 def run_state(
     folder: Path,

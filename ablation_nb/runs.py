@@ -28,7 +28,7 @@ from .config import did_you_mean, project_root, run_config, train_config
 from .data import prepare, refuse_short_validation, write_atomic, write_through
 from .model import FlexibleTransformerLM, generate_batch
 from .provenance import TAKING, described, environment, fields_of, imported_files
-from .provenance import is_own, put_in_place, replaced, write_json
+from .provenance import own_pieces, put_in_place, replaced, write_json
 from .ready import refuse_too_large
 from .results import LOSSES, METRICS, PROMPTS
 from .results import alone, differences, has, read_json, read_rows
@@ -232,7 +232,7 @@ def refuse_replaced(cfg: RunConfig) -> None:
     "An arms.py that changes the package itself, or what it stands on, is an error, for the baseline too."
     file = project_root() / "arms.py"
     names = put_in_place(imported_files(file, file.parent)) if file.is_file() else []
-    if is_own(cfg.arm, fields_of(cfg)): names = names or replaced()
+    if own_pieces(cfg.arm, fields_of(cfg)): names = names or replaced()
     if not names: return
     rule = "an arm changes fields and brings parts of its own, and leaves the rest as it is"
     raise AblationError(f"arms.py puts something else in place of {' and '.join(names)}; {rule}.")

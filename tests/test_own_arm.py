@@ -1,5 +1,6 @@
 "An arm from outside the package: arms.py at the project's root. README's own walk stands in test_site.py."
 import json
+import re
 import shutil
 
 import pytest
@@ -141,6 +142,18 @@ def test_an_own_layer_goes_from_one_file_to_the_report(project, sh):
 
     def parameters(arm): return json.loads((study / arm / "0.01-s0" / "result.json").read_text())["parameters"]
     assert parameters("reglu") == parameters("baseline")
+
+    # a second arm leaves the runs of the first where they are, and an edit of it too
+    (root / "arms.py").write_text(own_layer() + block_with("def z_loss"))
+    (root / "studies" / "own.toml").write_text(LAYERS.replace('"reglu"', '"reglu", "z_loss"', 1))
+    done = succeeded(sh("ablation", "run", "studies/own.toml", cwd=root))
+    assert re.search(r"^2 runs in .*, 8 of 8 usable$", done.stdout, re.M), done.stdout
+    succeeded(sh("ablation", "report", "studies/own.toml", cwd=root))
+    assert "Nothing is: all 8 runs are done." in (study / "report.md").read_text()
+    (root / "arms.py").write_text(own_layer() + block_with("def z_loss").replace("1e-4", "2e-4"))
+    plan = succeeded(sh("ablation", "plan", "studies/own.toml", cwd=root)).stdout
+    stale = {row.split()[1] for row in plan.splitlines() if re.match(r"│ \S+ +│ 0.01 │ 2 +│ 0 +│ 2 +│", row)}
+    assert stale == {"z_loss"}, plan
 
     # beside a study on real text it is a trial, which the ledger does without
     shutil.copytree(ROOT / "outputs" / "reduced-tinystories", root / "outputs" / "reduced-tinystories")
