@@ -215,7 +215,8 @@ def test_runs_that_wait_to_be_made_again_are_told_of_once_they_have_begun(tmp_pa
         code = COIN + SLOW.replace("LOSS", str(loss)).replace("PAUSE", str(pause))
         root = coin(tmp_path / "coin", code, study=STUDY)
         asked = "run", "coin.toml", "--workers", 1, "--log", "tensorboard", "--log", "mlflow", *options
-        succeeded(sh("ablation", *asked, cwd=root, MLFLOW_TRACKING_URI=""))
+        done = succeeded(sh("ablation", *asked, cwd=root, MLFLOW_TRACKING_URI=""))
+        assert "The tracker fails" not in done.stdout + done.stderr, done.stdout + done.stderr
         return root
     run(100, 0)
     root = run(200, 0.5, "--rerun-stale")
