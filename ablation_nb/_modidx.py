@@ -1761,6 +1761,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ablation_nb.step.rule_of': ('step.html#rule_of', 'ablation_nb/step.py'),
                                   'ablation_nb.step.score_bias': ('step.html#score_bias', 'ablation_nb/step.py'),
                                   'ablation_nb.step.score_gap': ('step.html#score_gap', 'ablation_nb/step.py'),
+                                  'ablation_nb.step.scored_logits': ('step.html#scored_logits', 'ablation_nb/step.py'),
                                   'ablation_nb.step.scored_window': ('step.html#scored_window', 'ablation_nb/step.py'),
                                   'ablation_nb.step.sharpen': ('step.html#sharpen', 'ablation_nb/step.py'),
                                   'ablation_nb.step.sharper_step': ('step.html#sharper_step', 'ablation_nb/step.py'),

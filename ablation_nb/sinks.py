@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .config import AblationError, project_root
-from .provenance import hash_of
+from .provenance import hash_of, own_of
 from .results import has, read_json, read_rows, rows_written
 from .runs import board_writer, show
 from .study import OUT
@@ -100,7 +100,7 @@ class Follower:
     def followed(self, folder: Path) -> Followed:
         "The run in the tracker: begun, or gone on with. One that no longer stands in its folder ends."
         env, name = read_json(folder / "env.json"), folder.relative_to(self.study).as_posix()
-        parts = [env["own_hash"]] if "own_hash" in env else []   # of arms.py
+        parts = [own] if (own := own_of(env)) else []   # of arms.py
         key = hash_of([env["identity"], env["package_hash"], *parts, self.study.name, name])[:16]
         run = self.runs.get(folder)
         if run and run.key == key: return run
